@@ -1,0 +1,257 @@
+"""The configuration of a run: every field, its default and its meaning.
+
+Files in configs/ start from `default()` and override what their experiment
+changes; the command line overrides both:
+
+  python -m iqa_jax.main --config=demo --workdir=runs/demo --config.seed=1
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import json
+import os
+import pathlib
+import sys
+
+import ml_collections
+
+
+def default() -> ml_collections.ConfigDict:
+  """Returns the default configuration, which configs/*.py override."""
+  c = ml_collections.ConfigDict()
+  c.seed = 0
+  # Ask XLA for deterministic kernels (GPU); CPU and TPU have no others.
+  c.deterministic = False
+
+  c.task = ml_collections.ConfigDict()
+  c.task.name = 'quality'  # quality | grade | criteria
+  c.task.usable = 'inadequate'  # EyeQ's Usable: inadequate|adequate|exclude
+  c.task.loss = 'cross_entropy'  # cross_entropy | focal
+  c.task.focal_gamma = 2.0
+  c.task.label_smoothing = 0.0
+  c.task.class_weights = 'none'  # none | balanced
+  c.task.verdict_weight = 1.0  # criteria task: verdict beside the criteria
+
+  c.data = ml_collections.ConfigDict()
+  c.data.name = 'fundus_sim'  # fundus_sim | eyeq | brset, '+' mixes training
+  c.data.builder_config = ''  # '' = the builder's default
+  c.data.data_dir = ''  # prepared records; '' = ~/tensorflow_datasets
+  c.data.manual_dir = ''  # what you downloaded (eyeq, brset)
+  c.data.allow_missing = False  # build from the photographs that are there
+  c.data.image_size = 224
+  c.data.folds = 5  # patients are dealt to this many folds
+  c.data.fold = 0  # the fold that validates (and, BRSet, the next one tests)
+  # Restrict a split to cameras, e.g. train on ('Canon CR',); () = all.
+  c.data.train_cameras = ()
+  c.data.test_cameras = ()
+  c.data.test_name = ''  # test on another dataset; '' = data.name
+  c.data.test_manual_dir = ''
+  c.data.balance = 'none'  # none | sampling | subset (training split only)
+  c.data.max_train_examples = 0  # 0 = all
+
+  c.data.augment = ml_collections.ConfigDict()
+  c.data.augment.flip = True  # left-right; the eye is swapped with it
+  c.data.augment.rotation = 0.0  # up to +- this many degrees
+  c.data.augment.scale = 0.0  # whole field smaller by up to this share
+  # Simulated faults put into real Adequate training photographs: the share of
+  # them that gets each (see iqa_jax/simulation).
+  c.data.faults = ml_collections.ConfigDict()
+  c.data.faults.focus = 0.0
+  c.data.faults.illumination = 0.0
+  c.data.faults.artifacts = 0.0
+
+  c.model = ml_collections.ConfigDict()
+  c.model.name = 'resnet50'  # resnet50 | vgg16 (iqa_jax.models lists them)
+  c.model.head = 'linear'  # linear | mlp | imagenet (iqa_jax.models.heads)
+  c.model.width = 1.0  # multiplies every channel count
+  c.model.depth = 1.0  # multiplies the blocks of every stage
+  c.model.dropout = 0.5  # of the mlp and imagenet heads
+  c.model.dtype = 'float32'  # compute type; bfloat16 on GPU and TPU
+  # A tag (resnet50.tv_in1k), a .safetensors or .pth file, a run directory, or
+  # '' for random initialisation.
+  c.model.pretrained = ''
+
+  c.train = ml_collections.ConfigDict()
+  c.train.batch_size = 64  # over all devices and hosts
+  c.train.accumulate = 1  # gradient accumulation steps
+  c.train.clip_norm = 0.0  # global gradient norm; 0 = off
+  c.train.ema_decay = 0.0  # evaluated weights' moving average; 0 = off
+  c.train.checkpoint_every = 200  # steps; also at the end of every epoch
+  c.train.early_stop = 0  # epochs without improvement; 0 = off
+  c.train.cache_gb = 4.0  # feature cache budget of frozen phases; 0 = off
+  c.train.phases = (phase(epochs=10),)
+
+  c.eval = ml_collections.ConfigDict()
+  c.eval.batch_size = 64
+  c.eval.select_by = 'auc'  # best checkpoint: auc | loss | balanced_accuracy
+  c.eval.calibration = 'temperature'  # none|temperature|platt|isotonic
+  # youden | sensitivity | specificity | cost | percentile | fixed, and its
+  # target (0.95, cost ratio, percentage, threshold).
+  c.eval.operating_point = 'youden'
+  c.eval.operating_target = 0.95
+  c.eval.uncertain_share = 0.1  # sent to a person: least certain share
+  c.eval.flip_tta = False
+  c.eval.bootstrap = 2000
+
+  c.explain = ml_collections.ConfigDict()
+  c.explain.method = 'gradcam'
+  c.explain.layer = ''  # '' = the last feature map
+  c.explain.target = 'predicted'
+  c.explain.examples = 24  # test photographs shown in the report
+  return c
+
+
+def phase(**changes) -> ml_collections.ConfigDict:
+  """Returns one training phase; `changes` override its defaults.
+
+  Raises:
+    ValueError: a change names no field of a phase.
+  """
+  p = ml_collections.ConfigDict()
+  p.name = ''
+  p.epochs = 1
+  # head | <stage>+head, e.g. stage4+head, block5+head | all | a regular
+  # expression over parameter paths such as backbone/stage4/block0/conv1/kernel
+  p.learns = 'all'
+  p.optimizer = 'adamw'  # adam | adamw | sgd
+  p.learning_rate = 1e-3
+  p.schedule = 'constant'  # constant | cosine | linear
+  p.warmup_epochs = 0.0
+  p.weight_decay = 0.0
+  p.momentum = 0.9  # sgd
+  # Each stage below the head learns this much slower than the one above.
+  p.layer_decay = 1.0
+  p.backbone_scale = 1.0  # learning rate of the backbone over the head's
+  p.reset_optimizer = True  # False keeps the state of what goes on learning
+  for key, value in changes.items():
+    if key not in p:
+      near = difflib.get_close_matches(key, list(p), 1)
+      hint = f'; did you mean {near[0]!r}?' if near else ''
+      raise ValueError(f'a training phase has no field {key!r}{hint}')
+    with p.ignore_type():
+      p[key] = value
+  return p
+
+
+def directory() -> pathlib.Path:
+  """Returns the folder of the configs that come with iqa_jax.
+
+  A wheel carries configs/ inside the package; a checkout has it beside.
+  """
+  installed = importlib.resources.files('iqa_jax') / 'configs'
+  if installed.is_dir():
+    return pathlib.Path(str(installed))
+  return pathlib.Path(__file__).resolve().parent.parent / 'configs'
+
+
+def names() -> list[str]:
+  """Returns the names of the configs that come with iqa_jax."""
+  return sorted(p.stem for p in directory().glob('*.py'))
+
+
+def find(name: str) -> str:
+  """Returns the path of a config given as a path, `configs/x.py` or `x`.
+
+  Raises:
+    FileNotFoundError: no such config; the message lists those there are.
+  """
+  if os.path.isfile(name):
+    return name
+  shipped = directory() / f'{pathlib.Path(name).stem}.py'
+  if pathlib.Path(name).parent.name in ('', 'configs') and shipped.is_file():
+    return str(shipped)
+  raise FileNotFoundError(
+    f'no config {name!r}: give a file, or one of {", ".join(names())} '
+    f'(in {directory()})'
+  )
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+  """Returns the configuration as indented JSON with sorted keys."""
+  return json.dumps(_plain(config), indent=2, sort_keys=True) + '\n'
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+  """Returns the configuration that `to_json` wrote, defaults filled in.
+
+  Raises:
+    ValueError: the text is not JSON, or names fields that do not exist.
+  """
+  config = default()
+  try:
+    saved = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise ValueError(f'not a JSON configuration: {error}') from error
+  _fill(config, saved, '')
+  return config
+
+
+def diff(
+  saved: ml_collections.ConfigDict, new: ml_collections.ConfigDict
+) -> list[str]:
+  """Returns one line a field in which two configurations differ."""
+  a, b = _flat(_plain(saved)), _flat(_plain(new))
+  return [
+    f'{key}: {a.get(key, "absent")!r} -> {b.get(key, "absent")!r}'
+    for key in sorted(a.keys() | b.keys())
+    if a.get(key) != b.get(key)
+  ]
+
+
+def resolve_arguments(argv: list[str]) -> list[str]:
+  """Returns `argv` with --config=NAME turned into --config=PATH.
+
+  Exits with a message when there is no such config.
+  """
+  resolved = list(argv)
+  for i, argument in enumerate(resolved):
+    flag, _, value = argument.partition('=')
+    if flag not in ('--config', '-config'):
+      continue
+    try:
+      if value:
+        resolved[i] = f'--config={find(value)}'
+      elif i + 1 < len(resolved):
+        resolved[i + 1] = find(resolved[i + 1])
+    except FileNotFoundError as error:
+      sys.exit(str(error))
+  return resolved
+
+
+def _plain(value):
+  if isinstance(value, ml_collections.ConfigDict):
+    return {key: _plain(value[key]) for key in value}
+  if isinstance(value, (list, tuple)):
+    return [_plain(item) for item in value]
+  return value
+
+
+def _flat(value, prefix='') -> dict:
+  if isinstance(value, dict):
+    items = ((f'{prefix}.{k}' if prefix else k, v) for k, v in value.items())
+  elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+    items = ((f'{prefix}[{i}]', v) for i, v in enumerate(value))
+  else:
+    return {prefix: value}
+  return {k: v for key, item in items for k, v in _flat(item, key).items()}
+
+
+def _fill(config, saved, prefix) -> None:
+  if not isinstance(saved, dict):
+    raise ValueError(f'configuration field {prefix or "/"!r} is not a mapping')
+  for key, value in saved.items():
+    path = f'{prefix}{key}'
+    if key not in config:
+      near = difflib.get_close_matches(key, list(config), 1)
+      hint = f'; did you mean {near[0]!r}?' if near else ''
+      raise ValueError(f'there is no configuration field {path!r}{hint}')
+    if path == 'train.phases':
+      config[key] = tuple(phase(**p) for p in value)
+    elif isinstance(config[key], ml_collections.ConfigDict):
+      _fill(config[key], value, f'{path}.')
+    elif isinstance(value, list):
+      config[key] = tuple(value)
+    else:
+      config[key] = value

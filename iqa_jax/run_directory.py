@@ -1,0 +1,230 @@
+"""What a run directory holds, and how it is read and written safely.
+
+  config.json        the configuration, all fields
+  environment.json   git revision, versions, devices, where the weights came from
+  run.lock           held while a process writes here
+  history.jsonl      one line an epoch and phase; history.csv the same
+  tensorboard/       the same for TensorBoard
+  checkpoints/       orbax: the latest training states, to resume from
+  model/             the best model, self-contained: what evaluation, export
+                     and fine-tuning read (variables.safetensors, model.json)
+  metrics.json       the evaluation, schema in iqa_jax/evaluation/README.md
+  predictions.csv    every image of every evaluated split once
+  figures/ report/   what people look at
+
+A model directory is data only: safetensors and JSON. Nothing in it is ever
+executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+MODEL_FORMAT = 1
+
+
+class RunDirectoryError(RuntimeError):
+  """A run directory is missing, foreign, damaged or in use."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+  """A model as it lies on disk.
+
+  Attributes:
+    variables: {'params': tree, 'batch_stats': tree} of float32 arrays.
+    record: what model.json holds: 'config' (the run's configuration as nested
+      dict), 'outputs' (logit names), 'image_size', 'step', 'epoch',
+      'operating_point', 'calibration', 'uncertain_band', 'source'.
+    digest: sha256 of variables.safetensors, hex.
+  """
+
+  variables: dict[str, Any]
+  record: dict[str, Any]
+  digest: str
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields a temporary path that replaces `path` when the block succeeds.
+
+  The temporary file lies in the same folder, so the replacement is atomic; it
+  is removed when the block raises, so a full disk leaves the old file intact.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, name = tempfile.mkstemp(prefix='.tmp-', dir=path.parent)
+  os.close(handle)
+  temporary = pathlib.Path(name)
+  try:
+    yield temporary
+    with open(temporary, 'rb+') as written:
+      os.fsync(written.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes `text` to `path` atomically, as UTF-8."""
+  with atomic_path(path) as temporary:
+    temporary.write_text(text, encoding='utf-8')
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes `value` to `path` atomically; NaN is refused (not JSON)."""
+  write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    RunDirectoryError: the file is missing or not JSON.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  except FileNotFoundError as error:
+    raise RunDirectoryError(f'{path} does not exist') from error
+  except (ValueError, RecursionError) as error:
+    raise RunDirectoryError(f'{path} is not valid JSON: {error}') from error
+
+
+@contextlib.contextmanager
+def lock(workdir: str | os.PathLike) -> Iterator[None]:
+  """Holds the run directory for this process; released when it ends.
+
+  Raises:
+    RunDirectoryError: another process is writing there.
+  """
+  path = pathlib.Path(workdir) / 'run.lock'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'a+', encoding='utf-8') as handle:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      handle.seek(0)
+      raise RunDirectoryError(
+        f'{workdir} is in use by another run ({handle.read().strip()}); '
+        'wait for it, stop it, or choose another --workdir'
+      ) from None
+    handle.truncate(0)
+    handle.write(f'process {os.getpid()} on {os.uname().nodename}\n')
+    handle.flush()
+    yield
+
+
+def save_model(
+  workdir: str | os.PathLike,
+  variables: Mapping[str, Any],
+  record: Mapping[str, Any],
+) -> str:
+  """Writes the model directory of a run and returns its digest.
+
+  The weights are written first under a name that holds their digest, then
+  model.json, which names them, replaces the old one: a reader sees either the
+  old model or the new one, never a mixture.
+  """
+  import safetensors.numpy  # pylint: disable=import-outside-toplevel
+
+  folder = pathlib.Path(workdir) / 'model'
+  folder.mkdir(parents=True, exist_ok=True)
+  flat = {k: np.ascontiguousarray(v) for k, v in _flatten(variables).items()}
+  data = safetensors.numpy.save(flat)
+  digest = hashlib.sha256(data).hexdigest()
+  name = f'variables-{digest[:12]}.safetensors'
+  with atomic_path(folder / name) as temporary:
+    temporary.write_bytes(data)
+  write_json(
+    folder / 'model.json',
+    {
+      **record,
+      'format': MODEL_FORMAT,
+      'weights': name,
+      'sha256': digest,
+    },
+  )
+  for old in folder.glob('variables-*.safetensors'):
+    if old.name != name:
+      old.unlink()
+  return digest
+
+
+def update_model_record(workdir: str | os.PathLike, **fields: Any) -> None:
+  """Adds fields (operating point, calibration) to a saved model's record."""
+  path = pathlib.Path(workdir) / 'model' / 'model.json'
+  write_json(path, {**read_json(path), **fields})
+
+
+def load_model(workdir: str | os.PathLike) -> SavedModel:
+  """Reads the model of a run directory.
+
+  Raises:
+    RunDirectoryError: there is none, or it is damaged or of another format.
+  """
+  import safetensors  # pylint: disable=import-outside-toplevel
+  import safetensors.numpy  # pylint: disable=import-outside-toplevel
+
+  folder = pathlib.Path(workdir) / 'model'
+  if not (folder / 'model.json').is_file():
+    raise RunDirectoryError(
+      f'{workdir} holds no trained model (model/model.json is missing); give '
+      'the --workdir of a run of iqa_jax.main that has finished an epoch'
+    )
+  record = read_json(folder / 'model.json')
+  if not isinstance(record, dict) or record.get('format') != MODEL_FORMAT:
+    raise RunDirectoryError(
+      f'{folder}/model.json is not of format {MODEL_FORMAT}'
+    )
+  # Only the base name: a foreign record can't point outside its directory.
+  weights = folder / pathlib.Path(str(record.get('weights'))).name
+  try:
+    data = weights.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != record.get('sha256'):
+      raise RunDirectoryError(
+        f'{weights} is damaged: its sha256 is {digest[:12]}..., model.json '
+        f'says {str(record.get("sha256"))[:12]}...; restore it or train again'
+      )
+    flat = safetensors.numpy.load(data)
+  except OSError as error:
+    raise RunDirectoryError(f'{weights} cannot be read: {error}') from error
+  except safetensors.SafetensorError as error:
+    raise RunDirectoryError(f'{weights} is not safetensors: {error}') from error
+  return SavedModel(_unflatten(flat), record, digest)
+
+
+def _flatten(tree, prefix=''):
+  flat = {}
+  for key, value in tree.items():
+    path = f'{prefix}{key}'
+    if isinstance(value, Mapping):
+      flat.update(_flatten(value, f'{path}/'))
+    else:
+      flat[path] = np.asarray(value)
+  return flat
+
+
+def _unflatten(flat):
+  tree: dict[str, Any] = {}
+  for path, value in flat.items():
+    *parents, leaf = path.split('/')
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = value
+  return tree

@@ -1,0 +1,208 @@
+"""What is being judged: the one place that knows a task's outputs and loss.
+
+A task turns the network's logits into a loss, into probabilities and into the
+scores that an explanation differentiates. Three exist:
+
+  quality   two logits (adequate, inadequate), softmax
+  grade     three logits (good, usable, reject), softmax; EyeQ's labels
+  criteria  four logits (a fault of focus, illumination, image field,
+            artifacts), sigmoids; the verdict is the noisy-or of the four and
+            is supervised too; BRSet's labels
+
+Batches are dicts whose labels are int32 with -1 where absent: `quality` [b],
+`grade` [b], `criteria` [b, 4].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from iqa_jax import labels as L
+
+_NAMES = ('quality', 'grade', 'criteria')
+_EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One way of judging a photograph; hashable, so it can be a static argument.
+
+  Attributes:
+    name: 'quality', 'grade' or 'criteria'.
+    usable: what EyeQ's Usable counts as in the binary verdict.
+    loss_name: 'cross_entropy' or 'focal' (Lin et al. 2017, eq. 4).
+    focal_gamma: focusing parameter of the focal loss.
+    label_smoothing: share of the label spread evenly over the classes.
+    class_weights: one weight a class (softmax tasks) or one weight of the
+      positive class a criterion (criteria task, then the verdict's weight of
+      the positive class as a fifth); () for none.
+    verdict_weight: weight of the verdict's loss beside the mean over the
+      criteria (criteria task only).
+  """
+
+  name: str = 'quality'
+  usable: str = 'inadequate'
+  loss_name: str = 'cross_entropy'
+  focal_gamma: float = 2.0
+  label_smoothing: float = 0.0
+  class_weights: tuple[float, ...] = ()
+  verdict_weight: float = 1.0
+
+  def __post_init__(self):
+    if self.name not in _NAMES:
+      raise ValueError(f'task {self.name!r} is none of {_NAMES}')
+    if self.usable not in L.USABLE:
+      raise ValueError(f'usable={self.usable!r} is none of {L.USABLE}')
+    if self.loss_name not in ('cross_entropy', 'focal'):
+      raise ValueError(
+        f'loss {self.loss_name!r} is none of cross_entropy, focal'
+      )
+    if self.class_weights and len(self.class_weights) != self._num_weights:
+      raise ValueError(
+        f'task {self.name} takes {self._num_weights} class weights, '
+        f'got {len(self.class_weights)}'
+      )
+
+  @property
+  def _num_weights(self) -> int:
+    return 5 if self.name == 'criteria' else self.num_outputs
+
+  @property
+  def outputs(self) -> tuple[str, ...]:
+    """The names of the logits, in order."""
+    return {'quality': L.QUALITY, 'grade': L.GRADES, 'criteria': L.CRITERIA}[
+      self.name
+    ]
+
+  @property
+  def num_outputs(self) -> int:
+    return len(self.outputs)
+
+  @property
+  def targets(self) -> tuple[str, ...]:
+    """What can be explained: every logit, then the margin of the verdict."""
+    return self.outputs + ('margin',)
+
+  def scores(self, logits: jax.Array) -> jax.Array:
+    """Returns the explainable scores [b, len(targets)] of logits [b, k].
+
+    The margin is the verdict's log-odds, positive towards inadequate. For the
+    quality task it is logit(inadequate) - logit(adequate).
+    """
+    return jnp.concatenate([logits, self.margin(logits)[:, None]], axis=1)
+
+  def margin(self, logits: jax.Array) -> jax.Array:
+    """Returns the log-odds [b] that the photograph is inadequate."""
+    if self.name == 'criteria':
+      # Noisy-or: P(adequate) = prod(1 - p_i), so log P(adequate) is a sum.
+      log_adequate = -jax.nn.softplus(logits).sum(axis=1)
+      log_adequate = jnp.minimum(log_adequate, -_EPS)
+      return jnp.log(-jnp.expm1(log_adequate)) - log_adequate
+    positive = list(self._inadequate_columns)
+    negative = [i for i in range(self.num_outputs) if i not in positive]
+    return jax.nn.logsumexp(logits[:, positive], axis=1) - jax.nn.logsumexp(
+      logits[:, negative], axis=1
+    )
+
+  @property
+  def _inadequate_columns(self) -> tuple[int, ...]:
+    if self.name == 'quality':
+      return (L.INADEQUATE,)
+    return (2,) if self.usable == 'adequate' else (1, 2)
+
+  def p_inadequate(self, logits: jax.Array) -> jax.Array:
+    """Returns the probability [b] that the photograph is inadequate."""
+    return jax.nn.sigmoid(self.margin(logits))
+
+  def probabilities(self, logits: jax.Array) -> jax.Array:
+    """Returns the probability [b, k] of every output."""
+    if self.name == 'criteria':
+      return jax.nn.sigmoid(logits)
+    return jax.nn.softmax(logits, axis=1)
+
+  def predicted_targets(
+    self, logits: np.ndarray, p_inadequate: np.ndarray, threshold: float
+  ) -> np.ndarray:
+    """Returns the index [b] into `targets` that explains each verdict.
+
+    Quality: the class on the verdict's side of the operating point. Grade: the
+    likeliest grade. Criteria: the strongest fault of an inadequate photograph,
+    the margin of an adequate one.
+    """
+    logits = np.asarray(logits)
+    inadequate = np.asarray(p_inadequate) >= threshold
+    if self.name == 'quality':
+      return np.where(inadequate, L.INADEQUATE, L.ADEQUATE)
+    strongest = logits.argmax(axis=1)
+    if self.name == 'grade':
+      return strongest
+    return np.where(inadequate, strongest, self.targets.index('margin'))
+
+  def loss(
+    self, logits: jax.Array, batch: Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns each example's loss [b] and weight [b], both float32.
+
+    The loss of a batch is sum(loss * weight) / sum(weight) over real examples.
+    Unlabelled examples (and, of the criteria, unlabelled columns) weigh 0.
+    """
+    logits = logits.astype(jnp.float32)
+    if self.name == 'criteria':
+      return self._criteria_loss(logits, batch)
+    label = batch[self.name]
+    known = (label >= 0).astype(jnp.float32)
+    onehot = jax.nn.one_hot(label, self.num_outputs)
+    smooth = optax.smooth_labels(onehot, self.label_smoothing)
+    loss = optax.softmax_cross_entropy(logits, smooth)
+    if self.loss_name == 'focal':
+      p_true = (jax.nn.softmax(logits) * onehot).sum(axis=1)
+      loss *= (1.0 - p_true) ** self.focal_gamma
+    weight = known
+    if self.class_weights:
+      weight = known * (onehot @ jnp.asarray(self.class_weights))
+    return loss, weight
+
+  def _criteria_loss(self, logits, batch):
+    label = jnp.concatenate(
+      [batch['criteria'], batch['quality'][:, None]], axis=1
+    )
+    odds = jnp.concatenate([logits, self.margin(logits)[:, None]], axis=1)
+    known = (label >= 0).astype(jnp.float32)
+    truth = (label == 1).astype(jnp.float32)
+    smooth = truth * (1 - self.label_smoothing) + self.label_smoothing / 2
+    terms = optax.sigmoid_binary_cross_entropy(odds, smooth)
+    if self.loss_name == 'focal':
+      p_true = jax.nn.sigmoid(jnp.where(truth > 0, odds, -odds))
+      terms *= (1.0 - p_true) ** self.focal_gamma
+    if self.class_weights:
+      positive = jnp.asarray(self.class_weights)
+      terms *= jnp.where(truth > 0, positive, 1.0)
+    share = jnp.asarray([0.25] * 4 + [self.verdict_weight]) * known
+    total = share.sum(axis=1)
+    loss = (terms * share).sum(axis=1) / jnp.maximum(total, _EPS)
+    return loss, (total > 0).astype(jnp.float32)
+
+  def balanced_weights(
+    self, table: Mapping[str, np.ndarray]
+  ) -> tuple[float, ...]:
+    """Returns class weights inverse to the frequencies in `table`.
+
+    Softmax tasks: n / (k * n_c), scikit-learn's 'balanced'. Criteria: negative
+    over positive count of each criterion and of the verdict, at most 100.
+    """
+    if self.name == 'criteria':
+      columns = [*np.asarray(table['criteria']).T, np.asarray(table['quality'])]
+      ratios = [(c == 0).sum() / max((c == 1).sum(), 1) for c in columns]
+      return tuple(float(min(max(r, 1.0), 100.0)) for r in ratios)
+    label = np.asarray(table[self.name])
+    counts = np.bincount(label[label >= 0], minlength=self.num_outputs)
+    if not counts.all():
+      missing = [n for n, c in zip(self.outputs, counts, strict=True) if not c]
+      raise ValueError(f'no training example of class {missing[0]!r}')
+    return tuple(float(w) for w in counts.sum() / (len(counts) * counts))
