@@ -1,0 +1,87 @@
+"""A backbone and a head, run as a whole or from one feature point to another."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from iqa_jax.models import heads
+from iqa_jax.models import layers
+
+HEAD = 'head'
+
+
+class Classifier(nn.Module):
+  """An image classifier whose feature points can be entered and left.
+
+  Variables: {'params': {'backbone': {point: ...}, 'head': ...},
+  'batch_stats': {'backbone': {point: ...}}}, all float32.
+
+  Attributes:
+    backbone: a module with `points`, `default_layer`, `dtype` and
+      `__call__(x, point, train=, mask=)`.
+    head: what follows the last point.
+  """
+
+  backbone: nn.Module
+  head: heads.Head
+
+  @property
+  def points(self) -> tuple[str, ...]:
+    """The names of the feature points, in order."""
+    return self.backbone.points
+
+  @property
+  def default_layer(self) -> str:
+    """The point that explanations look at unless told otherwise."""
+    return self.backbone.default_layer
+
+  def __call__(
+    self,
+    x: jax.Array,
+    *,
+    start: str | None = None,
+    stop: str | None = None,
+    train: bool | Collection[str] = False,
+    mask: layers.Mask = None,
+  ) -> jax.Array:
+    """Runs what lies after `start`, up to and including `stop`.
+
+    Every point's map on the way is sown into 'intermediates' under its name.
+
+    Args:
+      x: normalised images [b, h, w, 3] when `start` is None, else the map
+        [b, h', w', c] of point `start`.
+      start: the point whose map `x` is; None for images.
+      stop: the point whose map is wanted; None for the logits.
+      train: whether BatchNorm uses (and updates) batch statistics and dropout
+        is on: everywhere, nowhere, or in the named points and 'head'.
+      mask: [b], 0 for padded examples, which stay out of the statistics.
+
+    Returns:
+      Logits [b, num_outputs] float32, or the map of `stop` in the compute type.
+
+    Raises:
+      ValueError: no such point, or the images are too small.
+    """
+    names = self.points + (HEAD,)
+    if isinstance(train, bool):
+      train = names if train else ()
+    for name in (*train, *(p for p in (start, stop) if p)):
+      if name not in names:
+        raise ValueError(f'no feature point {name!r}; there are {names}')
+    first = 0 if start is None else self.points.index(start) + 1
+    end = len(self.points) if stop is None else self.points.index(stop) + 1
+    if first > end:
+      raise ValueError(f'{stop} comes before {start}')
+    size = x.shape[1:3]
+    x = x.astype(self.backbone.dtype)
+    for point in self.points[first:end]:
+      x = self.backbone(x, point, train=point in train, mask=mask)
+      if 0 in x.shape[1:3]:
+        raise ValueError(f'{size[0]}x{size[1]} is too small: empty at {point}')
+      self.sow('intermediates', point, x)
+    return x if stop else self.head(x, train=HEAD in train)

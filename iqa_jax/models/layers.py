@@ -1,0 +1,149 @@
+"""Layers whose arithmetic is torchvision's: padding, pooling, normalisation.
+
+Feature maps are NHWC. Parameters and statistics are float32 whatever the
+compute type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+EPSILON = 1e-5
+# PyTorch's momentum 0.1 is the weight of the new value, ours of the old one.
+MOMENTUM = 0.9
+
+Mask = jax.Array | None
+
+he_normal: Callable = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+def scaled(count: int, multiplier: float) -> int:
+  """Returns a channel or block count times a multiplier, at least 1."""
+  return max(1, round(count * multiplier))
+
+
+def conv(
+  features: int,
+  size: int,
+  *,
+  stride: int = 1,
+  bias: bool = False,
+  dtype: jnp.dtype,
+  name: str | None = None,
+) -> nn.Conv:
+  """Returns a square convolution padded by size // 2 on every side, as torch's.
+
+  'SAME' would pad a strided convolution on the right and below only.
+  """
+  return nn.Conv(
+    features,
+    (size, size),
+    strides=(stride, stride),
+    padding=[(size // 2, size // 2)] * 2,
+    use_bias=bias,
+    kernel_init=he_normal,
+    dtype=dtype,
+    name=name,
+  )
+
+
+def max_pool(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+  """Returns the maxima of square windows of x [b, h, w, c].
+
+  Padding is -infinity on every side, so it never wins.
+  """
+  return nn.max_pool(
+    x, (size, size), (stride, stride), [(padding, padding)] * 2
+  )
+
+
+def adaptive_average(x: jax.Array, size: int) -> jax.Array:
+  """Returns x [b, h, w, c] averaged to [b, size, size, c].
+
+  The cells are those of torch.nn.AdaptiveAvgPool2d: cell i covers rows
+  floor(i h / size) to ceil((i + 1) h / size); they overlap or repeat where
+  size does not divide h.
+  """
+  if x.shape[1:3] == (size, size):
+    return x
+  rows = jnp.asarray(_cells(x.shape[1], size), x.dtype)
+  columns = jnp.asarray(_cells(x.shape[2], size), x.dtype)
+  return jnp.einsum(
+    'bhwc,ih,jw->bijc', x, rows, columns, precision=lax.Precision.HIGHEST
+  )
+
+
+def _cells(length: int, size: int) -> np.ndarray:
+  """Returns the averaging weights [size, length] of every cell."""
+  i = np.arange(size)[:, None]
+  first, end = i * length // size, -(-(i + 1) * length // size)
+  at = np.arange(length)[None]
+  return ((first <= at) & (at < end)) / (end - first)
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation with torch's arithmetic, exact under masks.
+
+  In training the statistics are those of all real examples on all devices:
+  sums and counts are added up before dividing, so devices may hold different
+  numbers of padded examples (a mean of the devices' means would be wrong). The
+  running variance takes the unbiased batch variance, as torch does.
+
+  Attributes:
+    axis_name: pmap axis over which statistics are shared; None for one device.
+    dtype: compute type of the result.
+  """
+
+  axis_name: str | None = None
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, *, train: bool = False, mask: Mask = None
+  ) -> jax.Array:
+    """Normalises x [b, h, w, c]; `mask` [b] leaves examples out (0)."""
+    shape = x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
+    running_mean = self.variable(
+      'batch_stats', 'mean', jnp.zeros, shape, jnp.float32
+    )
+    running_var = self.variable(
+      'batch_stats', 'var', jnp.ones, shape, jnp.float32
+    )
+    if train:
+      mean, var, count = self._batch_statistics(x, mask, running_mean.value)
+      if not self.is_initializing():
+        unbiased = var * count / jnp.maximum(count - 1, 1)
+        # A batch of nothing but padding says nothing.
+        weight = jnp.where(count > 0, 1 - MOMENTUM, 0.0)
+        running_mean.value += weight * (mean - running_mean.value)
+        running_var.value += weight * (unbiased - running_var.value)
+    else:
+      mean, var = running_mean.value, running_var.value
+    factor = scale * lax.rsqrt(var + EPSILON)
+    offset = bias - mean * factor
+    return (x * factor + offset).astype(self.dtype)
+
+  def _batch_statistics(self, x, mask, shift):
+    x = x.astype(jnp.float32)
+    weights = jnp.ones(x.shape[:1]) if mask is None else mask
+    weights = weights.astype(jnp.float32)[:, None, None, None]
+    # One pass over the map; shifted by the running mean, which is near, so
+    # that the difference of the two sums doesn't cancel.
+    centred = x - lax.stop_gradient(shift)
+    total = (centred * weights).sum((0, 1, 2))
+    square = (centred**2 * weights).sum((0, 1, 2))
+    count = weights.sum() * x.shape[1] * x.shape[2]
+    if self.axis_name is not None:
+      total, square, count = lax.psum((total, square, count), self.axis_name)
+    divisor = jnp.maximum(count, 1)
+    offset = total / divisor
+    var = jnp.maximum(square / divisor - offset**2, 0.0)
+    return shift + offset, var, count

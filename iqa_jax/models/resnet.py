@@ -1,0 +1,152 @@
+"""ResNet-50 v1.5 (He et al. 2015; the stride in the 3x3), as torchvision's."""
+
+from __future__ import annotations
+
+import re
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from iqa_jax.models import layers
+
+_BLOCKS = (3, 4, 6, 3)
+_CHANNELS = (64, 128, 256, 512)
+_EXPANSION = 4
+
+
+class ResNet(nn.Module):
+  """The convolutional part of ResNet-50; runs one feature point at a time.
+
+  Attributes:
+    width: multiplies every channel count.
+    depth: multiplies the number of blocks of every stage.
+    dtype: compute type.
+    axis_name: pmap axis of the BatchNorm statistics.
+  """
+
+  width: float = 1.0
+  depth: float = 1.0
+  dtype: jnp.dtype = jnp.float32
+  axis_name: str | None = None
+
+  points = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
+  default_layer = 'stage4'
+  # ImageNet's own head: how the map is pooled, and the hidden layers.
+  imagenet_head = ('average', ())
+
+  def setup(self):
+    kwargs = dict(dtype=self.dtype, axis_name=self.axis_name)
+    self.stem = _Stem(layers.scaled(64, self.width), **kwargs)
+    for i, (blocks, channels) in enumerate(
+      zip(_BLOCKS, _CHANNELS, strict=True)
+    ):
+      stage = _Stage(
+        blocks=layers.scaled(blocks, self.depth),
+        channels=layers.scaled(channels, self.width),
+        stride=1 if i == 0 else 2,
+        **kwargs,
+      )
+      setattr(self, f'stage{i + 1}', stage)
+
+  def __call__(
+    self, x: jax.Array, point: str, *, train: bool, mask: layers.Mask
+  ) -> jax.Array:
+    """Returns the map [b, h, w, c] of `point` from that of the one before."""
+    return getattr(self, point)(x, train=train, mask=mask)
+
+
+class _Stem(nn.Module):
+  channels: int
+  dtype: jnp.dtype
+  axis_name: str | None
+
+  @nn.compact
+  def __call__(self, x, *, train, mask):
+    x = layers.conv(self.channels, 7, stride=2, dtype=self.dtype, name='conv')(
+      x
+    )
+    norm = layers.BatchNorm(self.axis_name, self.dtype, name='norm')
+    x = nn.relu(norm(x, train=train, mask=mask))
+    return layers.max_pool(x, 3, 2, 1)
+
+
+class _Stage(nn.Module):
+  blocks: int
+  channels: int
+  stride: int
+  dtype: jnp.dtype
+  axis_name: str | None
+
+  @nn.compact
+  def __call__(self, x, *, train, mask):
+    for i in range(self.blocks):
+      block = _Block(
+        self.channels,
+        self.stride if i == 0 else 1,
+        self.dtype,
+        self.axis_name,
+        name=f'block{i}',
+      )
+      x = block(x, train=train, mask=mask)
+    return x
+
+
+class _Block(nn.Module):
+  """A bottleneck: 1x1, 3x3, 1x1, and the shortcut."""
+
+  channels: int
+  stride: int
+  dtype: jnp.dtype
+  axis_name: str | None
+
+  @nn.compact
+  def __call__(self, x, *, train, mask):
+    def conv(x, features, size, stride, name):
+      return layers.conv(
+        features, size, stride=stride, dtype=self.dtype, name=name
+      )(x)
+
+    def norm(x, name):
+      layer = layers.BatchNorm(self.axis_name, self.dtype, name=name)
+      return layer(x, train=train, mask=mask)
+
+    wide = self.channels * _EXPANSION
+    y = conv(x, self.channels, 1, 1, 'conv1')
+    y = nn.relu(norm(y, 'norm1'))
+    y = conv(y, self.channels, 3, self.stride, 'conv2')
+    y = nn.relu(norm(y, 'norm2'))
+    y = norm(conv(y, wide, 1, 1, 'conv3'), 'norm3')
+    if self.stride != 1 or x.shape[-1] != wide:
+      x = conv(x, wide, 1, self.stride, 'shortcut_conv')
+      x = norm(x, 'shortcut_norm')
+    return nn.relu(y + x)
+
+
+_TORCH = (
+  (r'conv1', 'backbone/stem/conv'),
+  (r'bn1', 'backbone/stem/norm'),
+  (r'layer(\d)\.(\d+)\.conv(\d)', r'backbone/stage\1/block\2/conv\3'),
+  (r'layer(\d)\.(\d+)\.bn(\d)', r'backbone/stage\1/block\2/norm\3'),
+  (
+    r'layer(\d)\.(\d+)\.downsample\.0',
+    r'backbone/stage\1/block\2/shortcut_conv',
+  ),
+  (
+    r'layer(\d)\.(\d+)\.downsample\.1',
+    r'backbone/stage\1/block\2/shortcut_norm',
+  ),
+  (r'fc', 'linear/logits'),
+)
+
+
+def from_torch(layer: str) -> str | None:
+  """Returns our path of a torchvision or timm layer; None if it is foreign.
+
+  `layer1.0.conv1` becomes `backbone/stage1/block0/conv1`. Layers after the
+  backbone come under the name of the head (see heads.KINDS) they are part of.
+  """
+  for pattern, path in _TORCH:
+    if match := re.fullmatch(pattern, layer):
+      return match.expand(path)
+  return None

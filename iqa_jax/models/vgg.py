@@ -1,0 +1,99 @@
+"""VGG-16 (Simonyan and Zisserman 2014, configuration D), as torchvision's."""
+
+from __future__ import annotations
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from iqa_jax.models import layers
+
+_CONVOLUTIONS = (2, 2, 3, 3, 3)
+_CHANNELS = (64, 128, 256, 512, 512)
+
+
+class VGG(nn.Module):
+  """The convolutional part of VGG-16; runs one feature point at a time.
+
+  Attributes:
+    width: multiplies every channel count.
+    depth: multiplies the number of convolutions of every block.
+    dtype: compute type.
+    axis_name: unused, there is no BatchNorm; all backbones take it.
+  """
+
+  width: float = 1.0
+  depth: float = 1.0
+  dtype: jnp.dtype = jnp.float32
+  axis_name: str | None = None
+
+  points = tuple(
+    f'block{i}{suffix}' for i in range(1, 6) for suffix in ('', '_pool')
+  )
+  default_layer = 'block5'
+  imagenet_head = ('flatten', (4096, 4096))
+
+  def setup(self):
+    for i, (count, channels) in enumerate(
+      zip(_CONVOLUTIONS, _CHANNELS, strict=True)
+    ):
+      block = _Block(
+        convolutions=layers.scaled(count, self.depth),
+        channels=layers.scaled(channels, self.width),
+        dtype=self.dtype,
+      )
+      setattr(self, f'block{i + 1}', block)
+
+  def __call__(
+    self, x: jax.Array, point: str, *, train: bool, mask: layers.Mask
+  ) -> jax.Array:
+    """Returns the map [b, h, w, c] of `point` from that of the one before."""
+    del train, mask  # nothing here depends on them
+    if point.endswith('_pool'):
+      return layers.max_pool(x, 2, 2, 0)
+    return getattr(self, point)(x)
+
+
+class _Block(nn.Module):
+  convolutions: int
+  channels: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    for i in range(self.convolutions):
+      conv = layers.conv(
+        self.channels, 3, bias=True, dtype=self.dtype, name=f'conv{i + 1}'
+      )
+      x = nn.relu(conv(x))
+    return x
+
+
+def _feature_paths() -> dict[str, str]:
+  """Maps torchvision's positions in `features` to our paths."""
+  paths, position = {}, 0
+  for block, count in enumerate(_CONVOLUTIONS, 1):
+    for i in range(1, count + 1):
+      paths[f'features.{position}'] = f'backbone/block{block}/conv{i}'
+      position += 2  # the convolution and its ReLU
+    position += 1  # the pooling
+  return paths
+
+
+_TORCH = {
+  **_feature_paths(),
+  # torchvision's dense layers, timm's, and the earlier work's.
+  'classifier.0': 'imagenet/hidden0',
+  'classifier.3': 'imagenet/hidden1',
+  'classifier.6': 'imagenet/logits',
+  'pre_logits.fc1': 'imagenet/hidden0',
+  'pre_logits.fc2': 'imagenet/hidden1',
+  'head.fc': 'imagenet/logits',
+  'fc1': 'mlp/hidden0',
+  'fc2': 'mlp/logits',
+}
+
+
+def from_torch(layer: str) -> str | None:
+  """Returns our path of a torch layer; see `resnet.from_torch`."""
+  return _TORCH.get(layer)
