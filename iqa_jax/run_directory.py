@@ -104,6 +104,21 @@ def read_json(path: str | os.PathLike) -> Any:
     raise RunDirectoryError(f'{path} is not valid JSON: {error}') from error
 
 
+def read_config(workdir: str | os.PathLike) -> str:
+  """Returns the text of a run's config.json.
+
+  Raises:
+    RunDirectoryError: `workdir` is no run directory.
+  """
+  path = pathlib.Path(workdir) / 'config.json'
+  try:
+    return path.read_text(encoding='utf-8')
+  except OSError as error:
+    raise RunDirectoryError(
+      f'{workdir} is no run directory: {path.name} cannot be read ({error})'
+    ) from error
+
+
 @contextlib.contextmanager
 def lock(workdir: str | os.PathLike) -> Iterator[None]:
   """Holds the run directory for this process; released when it ends.

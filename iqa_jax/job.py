@@ -1,0 +1,225 @@
+"""One run from start to end, as main tells it: set-up, data, train, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+from absl import logging
+import ml_collections
+
+from iqa_jax import config as config_lib
+from iqa_jax import run_directory
+
+# Where files lie and how much memory may be used is not what a run is.
+_LOCATION_FIELDS = (
+  'data.data_dir',
+  'data.manual_dir',
+  'data.test_manual_dir',
+  'train.cache_gb',
+)
+_PACKAGES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'numpy',
+  'pillow',
+  'tensorflow-cpu',
+  'tensorflow-datasets',
+)
+
+
+def run(
+  config: ml_collections.ConfigDict | None,
+  workdir: str,
+  *,
+  mode: str = 'train_and_evaluate',
+  ensemble: Sequence[str] = (),
+  evaluation_dir: str | None = None,
+  coordinator_address: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  compilation_cache: str = '',
+) -> int:
+  """Trains and evaluates one run.
+
+  Args:
+    config: the configuration; None takes the run directory's own (evaluate).
+    workdir: the run directory.
+    mode: 'train_and_evaluate', 'train' or 'evaluate'.
+    ensemble: further run directories whose predictions are averaged in.
+    evaluation_dir: where an evaluation writes; None for `workdir`.
+    coordinator_address: HOST:PORT of process 0 of a run of several processes.
+    num_processes: how many processes the run has.
+    process_id: which of them this is.
+    compilation_cache: folder of compiled programs; '' for none.
+
+  Returns:
+    The exit code: 0 done, 1 a failure that was logged, 130 or 143 interrupted.
+  """
+  # pylint: disable=import-outside-toplevel
+  from iqa_jax.training import distributed
+  from iqa_jax.training import loop
+
+  try:
+    if config is None:
+      saved = run_directory.read_config(workdir)
+      config = config_lib.from_json(saved)
+    _set_up_jax(config, compilation_cache)
+    # Before anything touches a device.
+    distributed.initialize(coordinator_address, num_processes, process_id)
+    with distributed.lock(workdir):
+      return _run(config, workdir, mode, ensemble, evaluation_dir)
+  except loop.Interrupted as interruption:
+    logging.warning('%s; the same command resumes', interruption)
+    return interruption.exit_code
+  except _expected_errors() as error:
+    logging.error('%s', error)
+    return 1
+
+
+def _run(config, workdir, mode, ensemble, evaluation_dir) -> int:
+  # pylint: disable=import-outside-toplevel
+  from iqa_jax.data import pipeline
+  from iqa_jax.data import splits as splits_lib
+  from iqa_jax.evaluation import evaluate
+  from iqa_jax.training import loop
+
+  if mode != 'evaluate':
+    _claim(config, workdir)
+  source = pipeline.open_source(config)
+  splits = splits_lib.assign(source.table, config)
+  logging.info(
+    '%s: %s',
+    config.data.name,
+    ', '.join(f'{len(ids)} {name}' for name, ids in splits.items()),
+  )
+  if mode != 'evaluate':
+    loop.train(config, workdir, source, splits)
+  if mode != 'train':
+    output = evaluation_dir or workdir
+    evaluate.run(
+      config, workdir, source, splits, ensemble=ensemble, output=output
+    )
+    logging.info('report: %s', pathlib.Path(output) / 'report' / 'index.html')
+  return 0
+
+
+def _claim(config: ml_collections.ConfigDict, workdir: str) -> None:
+  """Writes config.json and environment.json, or refuses a foreign directory."""
+  import jax  # pylint: disable=import-outside-toplevel
+
+  if jax.process_index():
+    return
+  folder = pathlib.Path(workdir)
+  environment = describe_environment()
+  if (folder / 'config.json').is_file():
+    saved = run_directory.read_config(workdir)
+    changes = [
+      line
+      for line in config_lib.diff(config_lib.from_json(saved), config)
+      if not line.startswith(_LOCATION_FIELDS)
+    ]
+    if changes:
+      raise run_directory.RunDirectoryError(
+        f'{workdir} holds a run of another configuration:\n  '
+        + '\n  '.join(changes)
+        + '\nchoose another --workdir, or give the configuration it began with'
+      )
+    before = run_directory.read_json(folder / 'environment.json')
+    for key in ('versions', 'devices', 'python', 'processes'):
+      if before.get(key) != environment[key]:
+        logging.warning(
+          'resuming on other %s than the run began with, so it is not exactly '
+          'repeatable: %s -> %s',
+          key,
+          before.get(key),
+          environment[key],
+        )
+    return
+  run_directory.write_text(folder / 'config.json', config_lib.to_json(config))
+  run_directory.write_json(folder / 'environment.json', environment)
+
+
+def describe_environment() -> dict:
+  """Returns what a repeat of this run needs: revision, versions, devices."""
+  import jax  # pylint: disable=import-outside-toplevel
+
+  versions = {}
+  for package in _PACKAGES:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      versions[package] = 'absent'
+  return {
+    'command': sys.argv,
+    'git': _git_revision(),
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'processes': jax.process_count(),
+    'devices': [f'{d.platform} {d.device_kind}' for d in jax.devices()],
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+    'versions': versions,
+  }
+
+
+def _git_revision() -> str:
+  """Returns the checkout's revision, '-dirty' where changed, '' if none."""
+  here = pathlib.Path(__file__).resolve().parent
+  command = ['git', '-C', str(here), 'describe', '--always', '--dirty']
+  try:
+    top = subprocess.run(
+      ['git', '-C', str(here), 'ls-files', '--error-unmatch', __file__],
+      capture_output=True,
+      check=False,
+    )
+    if top.returncode:
+      return ''
+    return subprocess.run(
+      command, capture_output=True, text=True, check=True
+    ).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return ''
+
+
+def _set_up_jax(config, compilation_cache: str) -> None:
+  import jax  # pylint: disable=import-outside-toplevel
+
+  if compilation_cache:
+    folder = os.path.expanduser(compilation_cache)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    if os.stat(folder).st_mode & 0o022:
+      raise PermissionError(
+        f'{folder} is writable by others, who could plant compiled code in '
+        'it: chmod 700 it or give another --compilation_cache'
+      )
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  if config.deterministic:
+    flags = os.environ.get('XLA_FLAGS', '')
+    if '--xla_gpu_deterministic_ops' not in flags:
+      os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_deterministic_ops=true'
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+  """Returns the failures whose message says all that a user needs."""
+  # pylint: disable=import-outside-toplevel
+  from iqa_jax.data import records
+  from iqa_jax.models import pretrained
+  from iqa_jax.training import loop
+
+  return (
+    run_directory.RunDirectoryError,
+    records.DataError,
+    pretrained.PretrainedError,
+    loop.TrainingError,
+    OSError,
+    ValueError,
+  )
