@@ -130,8 +130,7 @@ def phase(**changes) -> ml_collections.ConfigDict:
       near = difflib.get_close_matches(key, list(p), 1)
       hint = f'; did you mean {near[0]!r}?' if near else ''
       raise ValueError(f'a training phase has no field {key!r}{hint}')
-    with p.ignore_type():
-      p[key] = value
+    p[key] = _typed(p[key], value, key)
   return p
 
 
@@ -248,10 +247,26 @@ def _fill(config, saved, prefix) -> None:
       hint = f'; did you mean {near[0]!r}?' if near else ''
       raise ValueError(f'there is no configuration field {path!r}{hint}')
     if path == 'train.phases':
+      if not isinstance(value, list) or not all(
+        isinstance(p, dict) for p in value
+      ):
+        raise ValueError(f'{path!r} is not a list of mappings: {value!r}')
       config[key] = tuple(phase(**p) for p in value)
     elif isinstance(config[key], ml_collections.ConfigDict):
       _fill(config[key], value, f'{path}.')
-    elif isinstance(value, list):
-      config[key] = tuple(value)
     else:
-      config[key] = value
+      config[key] = _typed(config[key], value, path)
+
+
+def _typed(old, new, path: str):
+  """Returns `new` if it has the type of `old`; a list becomes a tuple."""
+  if isinstance(new, list):
+    new = tuple(new)
+  integral = isinstance(new, int) and not isinstance(new, bool)
+  if isinstance(old, float) and integral:
+    new = float(new)
+  if type(new) is not type(old):
+    raise ValueError(
+      f'configuration field {path!r} is a {type(old).__name__}, got {new!r}'
+    )
+  return new

@@ -1,4 +1,4 @@
-"""One run from start to end, as main tells it: set-up, data, train, evaluate."""
+"""One run from start to end: set-up, data, training, evaluation."""
 
 from __future__ import annotations
 
@@ -64,9 +64,8 @@ def run(
   Returns:
     The exit code: 0 done, 1 a failure that was logged, 130 or 143 interrupted.
   """
-  # pylint: disable=import-outside-toplevel
-  from iqa_jax.training import distributed
-  from iqa_jax.training import loop
+
+  from iqa_jax.training import distributed, loop
 
   try:
     if config is None:
@@ -86,7 +85,7 @@ def run(
 
 
 def _run(config, workdir, mode, ensemble, evaluation_dir) -> int:
-  # pylint: disable=import-outside-toplevel
+
   from iqa_jax.data import pipeline
   from iqa_jax.data import splits as splits_lib
   from iqa_jax.evaluation import evaluate
@@ -114,7 +113,7 @@ def _run(config, workdir, mode, ensemble, evaluation_dir) -> int:
 
 def _claim(config: ml_collections.ConfigDict, workdir: str) -> None:
   """Writes config.json and environment.json, or refuses a foreign directory."""
-  import jax  # pylint: disable=import-outside-toplevel
+  import jax
 
   if jax.process_index():
     return
@@ -150,7 +149,7 @@ def _claim(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def describe_environment() -> dict:
   """Returns what a repeat of this run needs: revision, versions, devices."""
-  import jax  # pylint: disable=import-outside-toplevel
+  import jax
 
   versions = {}
   for package in _PACKAGES:
@@ -190,7 +189,7 @@ def _git_revision() -> str:
 
 
 def _set_up_jax(config, compilation_cache: str) -> None:
-  import jax  # pylint: disable=import-outside-toplevel
+  import jax
 
   if compilation_cache:
     folder = os.path.expanduser(compilation_cache)
@@ -210,7 +209,7 @@ def _set_up_jax(config, compilation_cache: str) -> None:
 
 def _expected_errors() -> tuple[type[Exception], ...]:
   """Returns the failures whose message says all that a user needs."""
-  # pylint: disable=import-outside-toplevel
+
   from iqa_jax.data import records
   from iqa_jax.models import pretrained
   from iqa_jax.training import loop

@@ -19,9 +19,7 @@ import os
 import signal
 import sys
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from iqa_jax import config as config_lib
@@ -75,7 +73,7 @@ def main(argv: list[str]) -> int:
   logging.set_verbosity(logging.INFO)
   signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
-  from iqa_jax import job  # pylint: disable=import-outside-toplevel
+  from iqa_jax import job
 
   return job.run(
     _CONFIG.value,

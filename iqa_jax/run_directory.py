@@ -1,7 +1,7 @@
 """What a run directory holds, and how it is read and written safely.
 
   config.json        the configuration, all fields
-  environment.json   git revision, versions, devices, where the weights came from
+  environment.json   git revision, versions, devices
   run.lock           held while a process writes here
   history.jsonl      one line an epoch and phase; history.csv the same
   tensorboard/       the same for TensorBoard
@@ -154,7 +154,7 @@ def save_model(
   model.json, which names them, replaces the old one: a reader sees either the
   old model or the new one, never a mixture.
   """
-  import safetensors.numpy  # pylint: disable=import-outside-toplevel
+  import safetensors.numpy
 
   folder = pathlib.Path(workdir) / 'model'
   folder.mkdir(parents=True, exist_ok=True)
@@ -191,8 +191,8 @@ def load_model(workdir: str | os.PathLike) -> SavedModel:
   Raises:
     RunDirectoryError: there is none, or it is damaged or of another format.
   """
-  import safetensors  # pylint: disable=import-outside-toplevel
-  import safetensors.numpy  # pylint: disable=import-outside-toplevel
+  import safetensors
+  import safetensors.numpy
 
   folder = pathlib.Path(workdir) / 'model'
   if not (folder / 'model.json').is_file():

@@ -1,0 +1,126 @@
+"""Losses and probabilities of the tasks, against PyTorch-style definitions."""
+
+import numpy as np
+import pytest
+from scipy import special
+from sklearn.utils import class_weight
+
+from iqa_jax import labels, tasks
+
+RNG = np.random.default_rng(0)
+
+
+def test_quality_margin_is_the_difference_of_the_logits():
+  logits = RNG.normal(size=(5, 2)).astype(np.float32)
+  task = tasks.Task('quality')
+  np.testing.assert_allclose(
+    task.margin(logits), logits[:, 1] - logits[:, 0], rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    task.p_inadequate(logits), special.softmax(logits, 1)[:, 1], rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  ('usable', 'columns'), [('inadequate', [1, 2]), ('adequate', [2])]
+)
+def test_grade_counts_usable_as_told(usable, columns):
+  logits = RNG.normal(size=(7, 3)).astype(np.float32)
+  p = tasks.Task('grade', usable=usable).p_inadequate(logits)
+  expected = special.softmax(logits, 1)[:, columns].sum(1)
+  np.testing.assert_allclose(p, expected, rtol=1e-5)
+
+
+def test_criteria_verdict_is_the_noisy_or_even_far_out():
+  logits = np.array(
+    [[-2, 0.5, 1, -3], [-40, -40, -40, -40], [60, 60, 60, 60]], np.float32
+  )
+  task = tasks.Task('criteria')
+  expected = 1 - np.prod(1 - special.expit(logits.astype(np.float64)), axis=1)
+  np.testing.assert_allclose(task.p_inadequate(logits), expected, atol=2e-6)
+  assert np.isfinite(np.asarray(task.scores(logits))).all()
+
+
+def test_class_weights_act_as_in_a_weighted_mean():
+  """sum(w * ce) / sum(w), the definition of PyTorch's CrossEntropyLoss."""
+  logits = RNG.normal(size=(6, 2)).astype(np.float32)
+  quality = np.array([0, 1, 1, 0, -1, 0], np.int32)
+  task = tasks.Task('quality', class_weights=(0.6, 3.0))
+  loss, weight = task.loss(logits, {'quality': quality})
+  known = quality >= 0
+  w = np.array([0.6, 3.0])[quality[known]]
+  log_p = special.log_softmax(logits[known], 1)
+  ce = -log_p[np.arange(known.sum()), quality[known]]
+  np.testing.assert_allclose(
+    (loss * weight).sum() / weight.sum(), (w * ce).sum() / w.sum(), rtol=1e-5
+  )
+  assert weight[4] == 0
+
+
+def test_focal_loss_is_cross_entropy_times_its_factor():
+  logits = RNG.normal(size=(6, 2)).astype(np.float32)
+  batch = {'quality': np.array([0, 1, 1, 0, 1, 0], np.int32)}
+  plain, _ = tasks.Task('quality').loss(logits, batch)
+  focal, _ = tasks.Task('quality', loss_name='focal').loss(logits, batch)
+  p_true = np.exp(-np.asarray(plain))
+  np.testing.assert_allclose(focal, plain * (1 - p_true) ** 2, rtol=1e-5)
+
+
+def test_unlabelled_criteria_do_not_count():
+  """EyeQ's examples (no criteria) are judged by the verdict alone."""
+  task = tasks.Task('criteria')
+  logits = RNG.normal(size=(2, 4)).astype(np.float32)
+  batch = {
+    'criteria': np.array([[-1] * 4, [-1] * 4], np.int32),
+    'quality': np.array([1, -1], np.int32),
+  }
+  loss, weight = task.loss(logits, batch)
+  p = np.asarray(task.p_inadequate(logits))
+  np.testing.assert_allclose(loss[0], -np.log(p[0]), rtol=1e-4)
+  np.testing.assert_array_equal(weight, [1, 0])
+
+
+def test_balanced_weights_are_scikit_learns():
+  quality = np.array([0] * 88 + [1] * 12 + [-1] * 5)
+  expected = class_weight.compute_class_weight(
+    'balanced', classes=np.array([0, 1]), y=quality[quality >= 0]
+  )
+  np.testing.assert_allclose(
+    tasks.Task('quality').balanced_weights({'quality': quality}), expected
+  )
+  with pytest.raises(ValueError, match='reject'):
+    tasks.Task('grade').balanced_weights({'grade': np.array([0, 1, 1])})
+
+
+def test_predicted_targets_follow_the_operating_point():
+  task = tasks.Task('quality')
+  logits = np.array([[1.0, 0.0], [0.0, 1.0]])
+  p = np.asarray(task.p_inadequate(logits))
+  np.testing.assert_array_equal(task.predicted_targets(logits, p, 0.2), [1, 1])
+  np.testing.assert_array_equal(task.predicted_targets(logits, p, 0.9), [0, 0])
+  criteria = tasks.Task('criteria')
+  logits = np.array([[-3.0, 2.0, 1.0, 0.0], [-5.0, -5.0, -5.0, -5.0]])
+  p = np.asarray(criteria.p_inadequate(logits))
+  chosen = criteria.predicted_targets(logits, p, 0.5)
+  assert [criteria.targets[i] for i in chosen] == ['illumination', 'margin']
+
+
+def test_wrong_choices_are_refused():
+  with pytest.raises(ValueError, match='grades'):
+    tasks.Task('grades')
+  with pytest.raises(ValueError, match='2 class weights, got 3'):
+    tasks.Task('quality', class_weights=(1.0, 1.0, 1.0))
+  with pytest.raises(ValueError, match='grade=3'):
+    labels.quality_of_grade(3)
+
+
+def test_grades_become_verdicts():
+  rows = {
+    u: [labels.quality_of_grade(g, u) for g in (0, 1, 2, -1)]
+    for u in labels.USABLE
+  }
+  assert rows == {
+    'inadequate': [0, 1, 1, -1],
+    'adequate': [0, 0, 1, -1],
+    'exclude': [0, -1, 1, -1],
+  }
