@@ -1,0 +1,58 @@
+# shellcheck shell=bash
+# What the scripts beside this one share; they source it, nobody runs it.
+# It takes their first argument when that is --dry-run or --help.
+
+PYTHON="${PYTHON:-python}"
+# Compiled programs, kept between runs, so that a resumed run starts in seconds.
+CACHE="${CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/iqa_jax/xla}"
+DRY_RUN=""
+
+case "${1:-}" in
+  --dry-run)
+    DRY_RUN=1
+    shift
+    ;;
+  --help | -h)
+    sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+    exit 0
+    ;;
+esac
+
+# run COMMAND...: runs it, or with --dry-run prints it as you would type it.
+run() {
+  if [[ $DRY_RUN ]]; then
+    local line
+    printf -v line '%q ' "$@"
+    printf '%s\n' "${line% }"
+  else
+    "$@"
+  fi
+}
+
+# Programs are loaded and executed from the cache: a folder that others can
+# write to would let them run code as you, so it is made for you alone, and
+# the script ends here when it belongs to somebody else.
+private_cache() {
+  run install -d -m 700 "$CACHE"
+}
+
+# Prints the number of NVIDIA GPUs of this machine, or of CUDA_VISIBLE_DEVICES.
+count_gpus() {
+  if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l
+  elif command -v nvidia-smi >/dev/null; then
+    nvidia-smi -L | grep -c '^GPU' || true
+  else
+    echo 0
+  fi
+}
+
+# 90 % of a GPU's memory instead of JAX's 75 %: nothing else needs it, because
+# TensorFlow is its CPU build; the rest is for cuDNN, cuBLAS and NCCL, which
+# allocate outside JAX's pool.
+MEM_FRACTION="${MEM_FRACTION:-0.9}"
+# Sends a layer's gradients to the other GPUs while the next layer's are still
+# being computed. XLA calls this flag stable (0.10); an unknown flag would end
+# the process at its first line. What you set in XLA_FLAGS comes last and wins.
+# shellcheck disable=SC2034
+MULTI_GPU_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true"
