@@ -13,6 +13,7 @@ import importlib.resources
 import json
 import os
 import pathlib
+import runpy
 import sys
 
 import ml_collections
@@ -132,6 +133,14 @@ def phase(**changes) -> ml_collections.ConfigDict:
       raise ValueError(f'a training phase has no field {key!r}{hint}')
     p[key] = _typed(p[key], value, key)
   return p
+
+
+def variant(name: str) -> ml_collections.ConfigDict:
+  """Returns the configuration of another config file, to be overridden.
+
+  Configs are found by name here because they are files, not a package.
+  """
+  return runpy.run_path(find(name))['get_config']()
 
 
 def directory() -> pathlib.Path:
