@@ -25,6 +25,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # A JSON list is a YAML list, whatever the arguments hold.
 ARGUMENTS="["
 for argument in --config="$CONFIG" "$@"; do
+  # shellcheck disable=SC2001  # Bash 5.2 reads \ in a replacement differently
   ARGUMENTS+="\"$(sed 's/[\\"]/\\&/g' <<<"$argument")\", "
 done
 ARGUMENTS="${ARGUMENTS%, }]"

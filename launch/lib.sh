@@ -20,13 +20,18 @@ esac
 
 # run COMMAND...: runs it, or with --dry-run prints it as you would type it.
 run() {
-  if [[ $DRY_RUN ]]; then
-    local line
-    printf -v line '%q ' "$@"
-    printf '%s\n' "${line% }"
-  else
+  if [[ ! $DRY_RUN ]]; then
     "$@"
+    return
   fi
+  local word line="" quote="'\\''"
+  for word in "$@"; do
+    if [[ -z $word || $word == *[!A-Za-z0-9_@%+=:,./-]* ]]; then
+      word="'${word//\'/$quote}'"
+    fi
+    line+="$word "
+  done
+  printf '%s\n' "${line% }"
 }
 
 # Programs are loaded and executed from the cache: a folder that others can
