@@ -20,14 +20,12 @@ SHARDS="${SHARDS:-}"  # parts of the folder; as many as JOBS
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-gpus="$(count_gpus)"
-JOBS="${JOBS:-$((gpus > 1 ? gpus : 1))}"
+gpus=()
+while read -r gpu; do gpus+=("$gpu"); done < <(list_gpus)
+JOBS="${JOBS:-$((${#gpus[@]} > 1 ? ${#gpus[@]} : 1))}"
 SHARDS="${SHARDS:-$JOBS}"
-if ((gpus > 0)); then
-  IFS=, read -r -a devices <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus - 1)))}"
-fi
 # Shards that meet on a GPU must not each reserve most of its memory.
-if ((gpus > 0 && SHARDS > gpus)); then
+if ((${#gpus[@]} > 0 && SHARDS > ${#gpus[@]})); then
   export XLA_PYTHON_CLIENT_PREALLOCATE=false
 fi
 
@@ -36,8 +34,8 @@ commands() {
   local DRY_RUN=1 shard
   for ((shard = 0; shard < SHARDS; shard++)); do
     local where=()
-    if ((gpus > 0)); then
-      where=(env CUDA_VISIBLE_DEVICES="${devices[shard % gpus]}")
+    if ((${#gpus[@]} > 0)); then
+      where=(env CUDA_VISIBLE_DEVICES="${gpus[shard % ${#gpus[@]}]}")
     fi
     run ${where[@]+"${where[@]}"} "$PYTHON" -m iqa_jax.export_heatmaps \
       --workdir="$RUN" --images="$IMAGES" --output="$OUTPUT" \

@@ -19,7 +19,7 @@ MODE="${MODE:-train_and_evaluate}"
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 flags="${XLA_FLAGS:-}"
-if (($(count_gpus) > 1)); then
+if (($(list_gpus | wc -l) > 1)); then
   flags="$MULTI_GPU_FLAGS $flags"
 fi
 private_cache

@@ -41,14 +41,13 @@ private_cache() {
   run install -d -m 700 "$CACHE"
 }
 
-# Prints the number of NVIDIA GPUs of this machine, or of CUDA_VISIBLE_DEVICES.
-count_gpus() {
-  if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
-    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l
+# Prints the numbers of the NVIDIA GPUs to use, one a line: those in
+# CUDA_VISIBLE_DEVICES (none if it is empty), or all of this machine.
+list_gpus() {
+  if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | sed '/^$/d'
   elif command -v nvidia-smi >/dev/null; then
-    nvidia-smi -L | grep -c '^GPU' || true
-  else
-    echo 0
+    nvidia-smi --query-gpu=index --format=csv,noheader || true
   fi
 }
 

@@ -54,6 +54,7 @@ code=0
 run srun --ntasks=1 --cpus-per-task="$CPUS" "${export_heatmaps[@]}" \
   --images="$IMAGES" --shard_index="${SLURM_ARRAY_TASK_ID:-0}" "$@" || code=$?
 # Interrupted: queue this task again. Anything else, trying again would repeat.
+[[ ! $DRY_RUN ]] || echo '# and when that ends with 130 or 143:'
 if ((code == 130 || code == 143)) || [[ $DRY_RUN ]]; then
   run scontrol requeue "${SLURM_JOB_ID:-JOB_ID}"
 fi

@@ -49,6 +49,7 @@ run srun --cpus-per-task="$CPUS" --wait=60 \
   --compilation_cache="$CACHE" "$@" || code=$?
 # 130 and 143 are "interrupted, saved, ready to resume"; anything else is an
 # error that trying again would only repeat.
+[[ ! $DRY_RUN ]] || echo '# and when that ends with 130 or 143:'
 if ((code == 130 || code == 143)) || [[ $DRY_RUN ]]; then
   run scontrol requeue "${SLURM_JOB_ID:-JOB_ID}"
 fi
