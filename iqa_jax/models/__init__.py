@@ -15,10 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from iqa_jax.models import heads
-from iqa_jax.models import layers
-from iqa_jax.models import resnet
-from iqa_jax.models import vgg
+from iqa_jax.models import heads, layers, resnet, vgg
 from iqa_jax.models.classifier import Classifier
 
 _BACKBONES = {'resnet50': resnet.ResNet, 'vgg16': vgg.VGG}

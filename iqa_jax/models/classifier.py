@@ -1,4 +1,4 @@
-"""A backbone and a head, run as a whole or from one feature point to another."""
+"""A backbone and a head, run whole or from one feature point to another."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Collection
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
-from iqa_jax.models import heads
-from iqa_jax.models import layers
+from iqa_jax.models import heads, layers
 
 HEAD = 'head'
 

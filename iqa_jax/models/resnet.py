@@ -36,8 +36,7 @@ class ResNet(nn.Module):
   imagenet_head = ('average', ())
 
   def setup(self):
-    kwargs = dict(dtype=self.dtype, axis_name=self.axis_name)
-    self.stem = _Stem(layers.scaled(64, self.width), **kwargs)
+    self.stem = _Stem(layers.scaled(64, self.width), self.dtype, self.axis_name)
     for i, (blocks, channels) in enumerate(
       zip(_BLOCKS, _CHANNELS, strict=True)
     ):
@@ -45,7 +44,8 @@ class ResNet(nn.Module):
         blocks=layers.scaled(blocks, self.depth),
         channels=layers.scaled(channels, self.width),
         stride=1 if i == 0 else 2,
-        **kwargs,
+        dtype=self.dtype,
+        axis_name=self.axis_name,
       )
       setattr(self, f'stage{i + 1}', stage)
 
@@ -54,6 +54,18 @@ class ResNet(nn.Module):
   ) -> jax.Array:
     """Returns the map [b, h, w, c] of `point` from that of the one before."""
     return getattr(self, point)(x, train=train, mask=mask)
+
+  @staticmethod
+  def from_torch(layer: str) -> str | None:
+    """Returns our path of a torchvision or timm layer; None if it is foreign.
+
+    `layer1.0.conv1` becomes `backbone/stage1/block0/conv1`. Layers after the
+    backbone come under the name of the head (see heads.KINDS) they are part of.
+    """
+    for pattern, path in _TORCH:
+      if match := re.fullmatch(pattern, layer):
+        return match.expand(path)
+    return None
 
 
 class _Stem(nn.Module):
@@ -138,15 +150,3 @@ _TORCH = (
   ),
   (r'fc', 'linear/logits'),
 )
-
-
-def from_torch(layer: str) -> str | None:
-  """Returns our path of a torchvision or timm layer; None if it is foreign.
-
-  `layer1.0.conv1` becomes `backbone/stage1/block0/conv1`. Layers after the
-  backbone come under the name of the head (see heads.KINDS) they are part of.
-  """
-  for pattern, path in _TORCH:
-    if match := re.fullmatch(pattern, layer):
-      return match.expand(path)
-  return None

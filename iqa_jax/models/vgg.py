@@ -53,6 +53,11 @@ class VGG(nn.Module):
       return layers.max_pool(x, 2, 2, 0)
     return getattr(self, point)(x)
 
+  @staticmethod
+  def from_torch(layer: str) -> str | None:
+    """Returns our path of a torch layer; see `ResNet.from_torch`."""
+    return _TORCH.get(layer)
+
 
 class _Block(nn.Module):
   convolutions: int
@@ -92,8 +97,3 @@ _TORCH = {
   'fc1': 'mlp/hidden0',
   'fc2': 'mlp/logits',
 }
-
-
-def from_torch(layer: str) -> str | None:
-  """Returns our path of a torch layer; see `resnet.from_torch`."""
-  return _TORCH.get(layer)
