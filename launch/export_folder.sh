@@ -24,11 +24,6 @@ gpus=()
 while read -r gpu; do gpus+=("$gpu"); done < <(list_gpus)
 JOBS="${JOBS:-$((${#gpus[@]} > 1 ? ${#gpus[@]} : 1))}"
 SHARDS="${SHARDS:-$JOBS}"
-# Shards that meet on a GPU must not each reserve most of its memory.
-if ((${#gpus[@]} > 0 && SHARDS > ${#gpus[@]})); then
-  export XLA_PYTHON_CLIENT_PREALLOCATE=false
-fi
-
 # Prints one shard's command a line; shards take turns on the GPUs.
 commands() {
   local DRY_RUN=1 shard
@@ -36,6 +31,8 @@ commands() {
     local where=()
     if ((${#gpus[@]} > 0)); then
       where=(env CUDA_VISIBLE_DEVICES="${gpus[shard % ${#gpus[@]}]}")
+      # Shards that meet on a GPU must not each reserve most of its memory.
+      ((SHARDS <= ${#gpus[@]})) || where+=(XLA_PYTHON_CLIENT_PREALLOCATE=false)
     fi
     run ${where[@]+"${where[@]}"} "$PYTHON" -m iqa_jax.export_heatmaps \
       --workdir="$RUN" --images="$IMAGES" --output="$OUTPUT" \

@@ -167,7 +167,8 @@ def test_scripts_are_strict_executable_and_say_what_they_do(tools, script):
         'CUDA_VISIBLE_DEVICES': '4,6',
       },
       [
-        'env CUDA_VISIBLE_DEVICES=4 python -m iqa_jax.export_heatmaps '
+        'env CUDA_VISIBLE_DEVICES=4 XLA_PYTHON_CLIENT_PREALLOCATE=false '
+        'python -m iqa_jax.export_heatmaps '
         "--workdir=/r '--images=/it'\\''s' --output=/o "
         '--shard_index=2 --num_shards=3 --config.seed=3',
         'CUDA_VISIBLE_DEVICES=6',
