@@ -24,6 +24,7 @@ gpus=()
 while read -r gpu; do gpus+=("$gpu"); done < <(list_gpus)
 JOBS="${JOBS:-$((${#gpus[@]} > 1 ? ${#gpus[@]} : 1))}"
 SHARDS="${SHARDS:-$JOBS}"
+
 # Prints one shard's command a line; shards take turns on the GPUs.
 commands() {
   local DRY_RUN=1 shard
