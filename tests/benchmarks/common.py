@@ -356,9 +356,14 @@ def report(
   for line in table:
     cells = (cell.ljust(w) for cell, w in zip(line, widths, strict=True))
     print('|', ' | '.join(cells), '|')
+  notes: dict[str, list[str]] = {}
   for row in rows:
-    if row.note:
-      print(f'\n{row.name}: {row.note}')
+    notes.setdefault(row.note, []).append(row.name)
+  for note, names in notes.items():
+    if note:
+      print(
+        f'\n{"; ".join(names) if len(names) < 3 else names[0] + " ..."}: {note}'
+      )
   print('\n' + json.dumps(record['machine']))
   print(json.dumps(record['versions']))
   text = json.dumps(record, indent=2)
