@@ -20,6 +20,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 
@@ -68,6 +69,41 @@ class Task:
         f'task {self.name} takes {self._num_weights} class weights, '
         f'got {len(self.class_weights)}'
       )
+
+  @classmethod
+  def from_config(
+    cls,
+    config: ml_collections.ConfigDict,
+    table: Mapping[str, np.ndarray] | None = None,
+  ) -> Task:
+    """Returns the task that `config.task` describes.
+
+    Args:
+      config: a run's configuration.
+      table: labels of the training examples, which 'balanced' class weights
+        are computed from; None leaves the weights out (they matter to the
+        loss only).
+
+    Raises:
+      ValueError: a field is none of its choices.
+    """
+    c = config.task
+    if c.class_weights not in ('none', 'balanced'):
+      raise ValueError(
+        f'class_weights {c.class_weights!r} is none of none, balanced'
+      )
+    task = cls(
+      name=c.name,
+      usable=c.usable,
+      loss_name=c.loss,
+      focal_gamma=c.focal_gamma,
+      label_smoothing=c.label_smoothing,
+      verdict_weight=c.verdict_weight,
+    )
+    if c.class_weights == 'none' or table is None:
+      return task
+    weights = task.balanced_weights(table)
+    return dataclasses.replace(task, class_weights=weights)
 
   @property
   def _num_weights(self) -> int:
@@ -133,16 +169,16 @@ class Task:
 
     Quality: the class on the verdict's side of the operating point. Grade: the
     likeliest grade. Criteria: the strongest fault of an inadequate photograph,
-    the margin of an adequate one.
+    the margin of an adequate one. Given JAX's arrays it can be traced.
     """
-    logits = np.asarray(logits)
-    inadequate = np.asarray(p_inadequate) >= threshold
+    xp = jnp if isinstance(logits, jax.Array) else np
+    inadequate = xp.asarray(p_inadequate) >= threshold
     if self.name == 'quality':
-      return np.where(inadequate, L.INADEQUATE, L.ADEQUATE)
-    strongest = logits.argmax(axis=1)
+      return xp.where(inadequate, L.INADEQUATE, L.ADEQUATE)
+    strongest = xp.asarray(logits).argmax(axis=1)
     if self.name == 'grade':
       return strongest
-    return np.where(inadequate, strongest, self.targets.index('margin'))
+    return xp.where(inadequate, strongest, self.targets.index('margin'))
 
   def loss(
     self, logits: jax.Array, batch: Mapping[str, jax.Array]
