@@ -1,0 +1,183 @@
+"""Several processes, one run: joining them, and what they agree on.
+
+`initialize` comes before anything that touches a device. A cluster announces
+itself by environment variables:
+
+  Slurm          srun with more than one task
+  Open MPI       mpirun with more than one process
+  Cloud TPU      a TPU VM (its metadata says which worker it is)
+  Kubernetes     JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES; the process
+  and others     number is JAX_PROCESS_ID or, in an indexed Job or JobSet,
+                 JOB_COMPLETION_INDEX
+
+or the command line does (--coordinator_address, --num_processes,
+--process_id). A process whose peer has died is ended by JAX with a message
+once the peer has been silent for `HEARTBEAT_SECONDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import glob
+import importlib.util
+import json
+import os
+from typing import Any
+
+from absl import logging
+import jax
+import numpy as np
+
+from iqa_jax import run_directory
+
+HEARTBEAT_SECONDS = 60
+_VARIABLES = 'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID'
+
+
+def initialize(
+  coordinator_address: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  heartbeat_seconds: int = HEARTBEAT_SECONDS,
+) -> None:
+  """Joins this process to the others of its run, if there are others.
+
+  Args:
+    coordinator_address: HOST:PORT of process 0; None asks the environment.
+    num_processes: how many processes the run has; likewise.
+    process_id: which of them this is, from 0; likewise.
+    heartbeat_seconds: after so much silence a peer counts as dead.
+
+  Raises:
+    ValueError: only some of the three are given.
+    RuntimeError: the others could not be reached.
+  """
+  given = [coordinator_address, num_processes, process_id]
+  if given == [None] * 3:
+    given = _from_variables(os.environ)
+  if None in given:
+    if given != [None] * 3:
+      raise ValueError(
+        'a run of several processes needs all of --coordinator_address, '
+        f'--num_processes and --process_id (or {_VARIABLES}); got {given}'
+      )
+    cluster = announced(os.environ)
+    if cluster is None:
+      return
+    logging.info('joining the processes that %s announces', cluster)
+  if jax.config.jax_platforms == 'cpu':
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  address, count, number = given
+  try:
+    jax.distributed.initialize(
+      coordinator_address=address,
+      num_processes=count,
+      process_id=number,
+      cluster_detection_method='deactivate' if address else None,
+      heartbeat_timeout_seconds=heartbeat_seconds,
+      # The first to fail must not wait minutes for those that hang.
+      shutdown_timeout_seconds=heartbeat_seconds,
+    )
+  except (RuntimeError, ValueError) as error:
+    raise RuntimeError(
+      'this process could not join the others '
+      f'({address or "address from the environment"}): {error}'
+    ) from error
+
+
+def announced(environment: Mapping[str, str]) -> str | None:
+  """Returns the name of the cluster that the environment announces, if any."""
+  tasks = int(environment.get('SLURM_NTASKS', 1))
+  if 'SLURM_STEP_NODELIST' in environment and tasks > 1:
+    return 'Slurm'
+  if int(environment.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:
+    return 'Open MPI'
+  if ',' in environment.get('TPU_WORKER_HOSTNAMES', ''):
+    return 'Cloud TPU'
+  on_tpu = glob.glob('/dev/accel*') or os.path.exists('/dev/vfio/0')
+  if on_tpu and importlib.util.find_spec('libtpu'):
+    return 'Cloud TPU'
+  return None
+
+
+def _from_variables(environment) -> list[Any]:
+  number = environment.get(
+    'JAX_PROCESS_ID', environment.get('JOB_COMPLETION_INDEX')
+  )
+  address = environment.get('JAX_COORDINATOR_ADDRESS')
+  count = environment.get('JAX_NUM_PROCESSES')
+  if address is None:
+    # An indexed Job alone is no cluster: exports are arrays of such jobs.
+    return [None] * 3
+  return [
+    address,
+    None if count is None else int(count),
+    None if number is None else int(number),
+  ]
+
+
+@contextlib.contextmanager
+def lock(workdir: str | os.PathLike) -> Iterator[None]:
+  """Holds the run directory for this run; process 0 has it in its hands.
+
+  Raises:
+    RunDirectoryError: another run is writing there (in every process).
+  """
+  with contextlib.ExitStack() as stack:
+    refusal: Exception | None = None
+    if jax.process_index() == 0:
+      try:
+        stack.enter_context(run_directory.lock(workdir))
+      except (run_directory.RunDirectoryError, OSError) as error:
+        refusal = error
+    if jax.process_count() > 1:
+      message = broadcast_json(str(refusal) if refusal else None)
+      if message and refusal is None:
+        refusal = run_directory.RunDirectoryError(message)
+    if refusal is not None:
+      raise refusal
+    yield
+
+
+def broadcast_json(value: Any) -> Any:
+  """Returns process 0's `value` (anything JSON) in every process."""
+  if jax.process_count() == 1:
+    return value
+  from jax.experimental import multihost_utils
+
+  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+  if jax.process_index() != 0:
+    data = np.zeros(size, np.uint8)
+  received = np.asarray(multihost_utils.broadcast_one_to_all(data), np.uint8)
+  return json.loads(received.tobytes().decode())
+
+
+def broadcast(tree: Any) -> Any:
+  """Returns process 0's arrays in every process; shapes are the same there."""
+  if jax.process_count() == 1:
+    return tree
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.broadcast_one_to_all(tree)
+
+
+def gather(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns every process's arrays [n, ...] stacked as [processes, n, ...].
+
+  Shapes and dtypes must be the same in all processes.
+  """
+  if jax.process_count() == 1:
+    return {key: np.asarray(value)[None] for key, value in arrays.items()}
+  from jax.experimental import multihost_utils
+
+  stacked = {}
+  for key, value in arrays.items():
+    value = np.ascontiguousarray(value)
+    # As bytes: JAX would narrow 64-bit numbers on the way.
+    raw = value.reshape(len(value), -1).view(np.uint8)
+    raw = np.asarray(multihost_utils.process_allgather(raw))
+    stacked[key] = raw.view(value.dtype).reshape(-1, *value.shape)
+  return stacked

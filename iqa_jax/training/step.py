@@ -1,0 +1,331 @@
+"""The pmap training step, and the state it carries.
+
+The state has no device axis: it goes in and out whole (in_axes=(None, 0),
+out_axes=None), so checkpoints, evaluation and explanations take the same
+arrays on one device or many. What is random depends on the seed, the step and
+the example alone, never on the device that happens to see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import linen as nn
+from flax import struct
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from iqa_jax import models
+from iqa_jax.tasks import Task
+from iqa_jax.training import phases
+
+AXIS = 'batch'
+_LABELS = ('quality', 'grade', 'criteria')
+
+Batch = Mapping[str, Any]
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that training changes; no leaf has a device axis.
+
+  Attributes:
+    step: int32, updates done since the start of the run.
+    params: all parameters, nested, float32.
+    batch_stats: BatchNorm statistics, nested ({} without BatchNorm).
+    opt_state: state of the current phase's optimiser.
+    ema: moving average of the learning parameters by path; {} when off.
+    finite: bool, False once a loss or gradient was not finite. From then on
+      no update is applied.
+    loss_sum: float32, sum of loss * weight over the epoch so far.
+    weight_sum: float32, sum of weights over the epoch so far.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  ema: Any
+  finite: jax.Array
+  loss_sum: jax.Array
+  weight_sum: jax.Array
+
+
+def create_state(variables: Mapping[str, Any]) -> TrainState:
+  """Returns the state of a run that has not begun its first phase."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=variables['params'],
+    batch_stats=variables.get('batch_stats', {}),
+    opt_state=(),
+    ema={},
+    finite=jnp.ones((), bool),
+    loss_sum=jnp.zeros(()),
+    weight_sum=jnp.zeros(()),
+  )
+
+
+def begin_phase(
+  state: TrainState,
+  learning: phases.Learning,
+  *,
+  keep_optimizer: bool = False,
+  ema: bool = False,
+) -> TrainState:
+  """Returns `state` with the optimiser state and averages of a new phase.
+
+  Parameters that stop learning take their averaged values: those are the
+  weights that were evaluated and saved.
+  """
+  params = phases.flatten(state.params)
+  averages = {path: state.ema.get(path, params[path]) for path in params}
+  params = {
+    path: params[path] if path in learning.paths else averages[path]
+    for path in params
+  }
+  learns = {path: params[path] for path in params if path in learning.paths}
+  opt_state = learning.optimizer.init(learns)
+  if keep_optimizer and state.opt_state:
+    opt_state = phases.keep_state(opt_state, state.opt_state)
+  return state.replace(
+    params=phases.unflatten(params),
+    opt_state=opt_state,
+    # Copies: a donated state must not hold the same buffer twice.
+    ema={path: jnp.copy(averages[path]) for path in learns} if ema else {},
+  )
+
+
+def evaluated(state: TrainState) -> dict[str, Any]:
+  """Returns the variables that are evaluated: averaged ones where there are."""
+  params = phases.flatten(state.params) | state.ema
+  return {
+    'params': phases.unflatten(params),
+    'batch_stats': state.batch_stats,
+  }
+
+
+def place(tree: Any) -> Any:
+  """Returns `tree` replicated over this process's devices.
+
+  Donating arrays that were never placed fails in runs of several processes.
+  """
+  mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
+  return jax.device_put(
+    tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  )
+
+
+def shard(batch: Batch, *, parts: int = 1) -> dict[str, np.ndarray]:
+  """Splits a host batch over the local devices.
+
+  Args:
+    batch: arrays [b, ...] with 'mask' [b] float32, 1 for real examples.
+    parts: the share of a device is to be divisible by this.
+
+  Returns:
+    Arrays [devices, b', ...]. Where `b` does not divide, masked examples fill
+    up the last devices.
+  """
+  devices = jax.local_device_count()
+  unit = devices * parts
+  extra = -len(batch['mask']) % unit
+
+  def split(value):
+    value = np.asarray(value)
+    if extra:
+      padding = np.zeros((extra, *value.shape[1:]), value.dtype)
+      value = np.concatenate([value, padding])
+    return value.reshape(devices, -1, *value.shape[1:])
+
+  return {key: split(value) for key, value in batch.items()}
+
+
+def for_step(batch: Batch, *, stop: bool, accumulate: int) -> dict[str, Any]:
+  """Returns a pipeline batch as `make_train_step`'s function takes it.
+
+  Args:
+    batch: 'image' uint8 [b, s, s, 3] or 'features' [b, h, w, c], 'mask',
+      'index' and the labels.
+    stop: this process wishes to stop; every process learns of it.
+    accumulate: gradient accumulation steps.
+  """
+  inputs = 'features' if 'features' in batch else 'image'
+  kept = {key: batch[key] for key in (inputs, 'mask', 'index', *_LABELS)}
+  sharded = shard(kept, parts=accumulate)
+  sharded['stop'] = np.full(jax.local_device_count(), stop, np.float32)
+  return sharded
+
+
+def make_train_step(
+  model: nn.Module,
+  task: Task,
+  learning: phases.Learning,
+  *,
+  seed: int = 0,
+  accumulate: int = 1,
+  ema_decay: float = 0.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """Returns the pmapped update of one phase.
+
+  The loss is sum(loss * weight) / sum(weight) over the real examples of the
+  global batch, whichever devices hold them, and so is its gradient, exactly.
+  With accumulation a device's share is passed through in `accumulate` parts,
+  one after the other; BatchNorm then normalises each part by its own
+  statistics (over all devices), as everywhere.
+
+  Args:
+    model: made with axis_name='batch'.
+    task: names the loss.
+    learning: what learns; the rest costs neither gradients nor memory.
+    seed: of the dropout masks, which depend on it, the step and the example.
+    accumulate: parts of a batch.
+    ema_decay: of the moving average, 0 for none. It rises to this as
+      (1 + step) / (10 + step).
+
+  Returns:
+    step(state, batch) -> (state, metrics). `state` is donated. `batch` comes
+    from `for_step`. Metrics are scalars: 'loss' (mean over the batch), 'finite'
+    (False from the first update on whose loss or gradient was not; it and all
+    later ones are not applied) and 'stop' (how many devices' processes wish
+    to stop).
+  """
+  root = jax.random.key(seed)
+
+  def local_loss(learns, frozen, stats, batch, step):
+    """Returns this device's sum of losses; weights and statistics beside."""
+    variables = {'params': phases.unflatten({**frozen, **learns})}
+    if stats:
+      variables['batch_stats'] = stats
+    logits, stats = _forward(model, learning, variables, batch, root, step)
+    loss, weight = task.loss(logits, batch)
+    weight = weight * batch['mask']
+    return jnp.sum(loss * weight), (weight.sum(), stats)
+
+  gradient = jax.value_and_grad(local_loss, has_aux=True)
+
+  def update(state: TrainState, batch: Batch):
+    learns, frozen = phases.split(state.params, learning.paths)
+    examples = {key: batch[key] for key in batch if key != 'stop'}
+
+    def accumulate_part(carry, part):
+      totals, stats = carry
+      (loss, (weight, stats)), grads = gradient(
+        learns, frozen, stats, part, state.step
+      )
+      new = jax.tree.map(jnp.add, totals, (loss, weight, grads))
+      return (new, stats), None
+
+    zeros = (
+      jnp.zeros(()),
+      jnp.zeros(()),
+      jax.tree.map(jnp.zeros_like, learns),
+    )
+    carry = (zeros, state.batch_stats)
+    if accumulate == 1:
+      (totals, stats), _ = accumulate_part(carry, examples)
+    else:
+      parts = jax.tree.map(
+        lambda x: x.reshape(accumulate, -1, *x.shape[1:]), examples
+      )
+      (totals, stats), _ = lax.scan(accumulate_part, carry, parts)
+    loss, weight, grads = lax.psum(totals, AXIS)
+    mean = 1.0 / jnp.maximum(weight, 1e-12)
+    grads = jax.tree.map(lambda g: g * mean, grads)
+
+    norm = optax.global_norm(grads)
+    finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(norm)
+    changes, opt_state = learning.optimizer.update(
+      grads, state.opt_state, learns
+    )
+    learns = optax.apply_updates(learns, changes)
+    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    ema = {
+      path: decay * average + (1.0 - decay) * learns[path]
+      for path, average in state.ema.items()
+    }
+    before = (
+      phases.split(state.params, learning.paths)[0],
+      state.batch_stats,
+      state.opt_state,
+      state.ema,
+      state.loss_sum,
+      state.weight_sum,
+    )
+    after = (
+      learns,
+      stats,
+      opt_state,
+      ema,
+      state.loss_sum + loss,
+      state.weight_sum + weight,
+    )
+    learns, stats, opt_state, ema, loss_sum, weight_sum = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old), after, before
+    )
+    state = TrainState(
+      step=state.step + finite.astype(jnp.int32),
+      params=phases.unflatten({**frozen, **learns}),
+      batch_stats=stats,
+      opt_state=opt_state,
+      ema=ema,
+      finite=finite,
+      loss_sum=loss_sum,
+      weight_sum=weight_sum,
+    )
+    metrics = {
+      'loss': loss * mean,
+      'finite': finite,
+      'stop': lax.psum(batch['stop'], AXIS),
+    }
+    return state, metrics
+
+  return jax.pmap(
+    update,
+    axis_name=AXIS,
+    in_axes=(None, 0),
+    out_axes=(None, None),
+    donate_argnums=0,
+  )
+
+
+def _forward(model, learning, variables, batch, root, step):
+  """Returns logits [b, k] and the new BatchNorm statistics."""
+  if 'features' in batch:
+    x = batch['features']
+  else:
+    x = models.normalize(batch['image'])
+    if learning.prefix is not None:
+      x = model.apply(variables, x, stop=learning.prefix)
+  x = lax.stop_gradient(x)
+  last = model.points[-1]
+  stats = variables.get('batch_stats', {})
+  if learning.prefix != last:
+    x, changed = model.apply(
+      variables,
+      x,
+      start=learning.prefix,
+      stop=last,
+      train=frozenset(learning.parts),
+      mask=batch['mask'],
+      mutable=['batch_stats'],
+    )
+    stats = changed.get('batch_stats', stats)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(
+    jax.random.fold_in(root, step), batch['index']
+  )
+
+  def head(x, key):
+    # One example at a time, so that dropout knows the example, not the device.
+    return model.apply(
+      variables,
+      x[None],
+      start=last,
+      train=frozenset({phases.HEAD} & set(learning.parts)),
+      rngs={'dropout': key},
+    )[0]
+
+  return jax.vmap(head)(x, keys), stats
