@@ -1,0 +1,198 @@
+"""Reads photographs as 8-bit RGB, whatever a camera or archive wrote.
+
+JPEG, PNG, TIFF and, with the `dicom` extra, DICOM. Whatever is wrong with a
+file, the one exception that comes out is `ImageError`, whose status goes into
+manifests. Nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.dcm')
+
+# About four times the largest fundus camera's frame: 268 MB as RGB. A file that
+# announces more is a decompression bomb or a mistake.
+MAX_PIXELS = 89_478_485
+MIN_SIDE = 32
+
+STATUSES = (
+  'missing',
+  'permission',
+  'not_an_image',
+  'truncated',
+  'unreadable',
+  'too_large',
+  'too_small',
+)
+
+# The check below refuses them with a message of its own.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+
+
+class ImageError(Exception):
+  """A photograph can't be used.
+
+  Attributes:
+    status: one of `STATUSES`.
+    reason: what was found, for people.
+  """
+
+  def __init__(self, path: str | os.PathLike, status: str, reason: str):
+    super().__init__(f'{os.fspath(path)}: {status}: {reason}')
+    self.status = status
+    self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+  """A decoded photograph.
+
+  Attributes:
+    pixels: uint8 [h, w, 3] RGB, upright (EXIF orientation applied).
+    height: of the file's full image, upright, in pixels.
+    width: likewise.
+  """
+
+  pixels: np.ndarray
+  height: int
+  width: int
+
+  @property
+  def scale(self) -> tuple[float, float]:
+    """Full-size pixels per decoded pixel, in x and y (1 unless reduced)."""
+    h, w = self.pixels.shape[:2]
+    return self.width / w, self.height / h
+
+
+def read(path: str | os.PathLike, min_size: int | None = None) -> Photograph:
+  """Reads a photograph.
+
+  Args:
+    path: the file.
+    min_size: allow a JPEG to be decoded at 1/2, 1/4 or 1/8 (by its DCT, which
+      antialiases) while both sides stay at least twice this. None: full size.
+
+  Raises:
+    ImageError: the file is missing, damaged, no image, or of absurd size.
+  """
+  path = pathlib.Path(path)
+  try:
+    with open(path, 'rb') as file:
+      head = file.read(132)
+      if not head:
+        raise ImageError(path, 'not_an_image', 'the file is empty')
+      file.seek(0)
+      if head[128:132] == b'DICM' or path.suffix.lower() == '.dcm':
+        return _checked(path, *_read_dicom(path, file))
+      return _checked(path, *_read_pillow(path, file, min_size))
+  except FileNotFoundError as error:
+    reason = 'a broken link' if path.is_symlink() else 'no such file'
+    raise ImageError(path, 'missing', reason) from error
+  except PermissionError as error:
+    raise ImageError(path, 'permission', 'not readable by this user') from error
+  except ImageError:
+    raise
+  except MemoryError as error:
+    raise ImageError(path, 'too_large', 'out of memory') from error
+  except Image.UnidentifiedImageError as error:
+    raise ImageError(path, 'not_an_image', 'no known image format') from error
+  except Image.DecompressionBombError as error:
+    raise ImageError(path, 'too_large', str(error)) from error
+  except Exception as error:  # decoders raise anything on damaged bytes
+    text = str(error) or type(error).__name__
+    cut = 'truncated' in text.lower() or isinstance(error, EOFError)
+    status = 'truncated' if cut else 'unreadable'
+    raise ImageError(path, status, text.splitlines()[0][:200]) from error
+
+
+def _checked(path, pixels, height, width) -> Photograph:
+  if min(height, width) < MIN_SIDE:
+    raise ImageError(
+      path, 'too_small', f'{width}x{height}; at least {MIN_SIDE} px are needed'
+    )
+  return Photograph(np.ascontiguousarray(pixels), height, width)
+
+
+def _check_size(path, width, height) -> None:
+  if width * height > MAX_PIXELS:
+    raise ImageError(
+      path,
+      'too_large',
+      f'{width}x{height} is over {MAX_PIXELS / 1e6:.0f} million pixels',
+    )
+
+
+def _read_pillow(path, file, min_size):
+  with Image.open(file, formats=('JPEG', 'MPO', 'PNG', 'TIFF')) as image:
+    width, height = image.size
+    _check_size(path, width, height)
+    if min_size is not None and image.format in ('JPEG', 'MPO'):
+      # draft never goes below what is asked for.
+      shorter = min(width, height)
+      wanted = min(2 * min_size / shorter, 1.0)
+      image.draft('RGB', (int(width * wanted), int(height * wanted)))
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.size != image.size and upright.size == image.size[::-1]:
+      width, height = height, width
+    return _to_rgb(upright), height, width
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+  if image.mode.startswith(('I', 'F')):
+    return _grey_to_rgb(np.asarray(image))
+  if image.mode in ('LA', 'PA', 'RGBA', 'RGBa', 'La') or (
+    'transparency' in image.info
+  ):
+    rgba = image.convert('RGBA')
+    black = Image.new('RGBA', image.size, (0, 0, 0, 255))
+    return np.asarray(Image.alpha_composite(black, rgba).convert('RGB'))
+  return np.asarray(image.convert('RGB'))
+
+
+def _grey_to_rgb(values: np.ndarray) -> np.ndarray:
+  """Returns 16-bit, 32-bit or float grey values as uint8 RGB."""
+  values = np.nan_to_num(values.astype(np.float64))
+  top = values.max(initial=0.0)
+  if top > 255.0:
+    values = values / (257.0 if top <= 65535.0 else top / 255.0)
+  elif values.dtype.kind == 'f' and 0.0 < top <= 1.0:
+    values = values * 255.0
+  grey = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+  return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def _read_dicom(path, file):
+  try:
+    import pydicom
+    from pydicom import pixels
+  except ImportError as error:
+    raise ImageError(
+      path, 'unreadable', "DICOM needs: pip install 'iqa_jax[dicom]'"
+    ) from error
+  try:
+    dataset = pydicom.dcmread(file)
+  except pydicom.errors.InvalidDicomError as error:
+    raise ImageError(path, 'not_an_image', 'no DICOM header') from error
+  width, height = int(dataset.Columns), int(dataset.Rows)
+  _check_size(path, width, height)
+  if int(dataset.get('NumberOfFrames', 1) or 1) > 1:
+    raise ImageError(path, 'unreadable', 'a DICOM of several frames')
+  # pixel_array turns YBR into RGB and undoes the compression.
+  values = pixels.pixel_array(dataset)
+  if dataset.PhotometricInterpretation == 'PALETTE COLOR':
+    values = pixels.apply_color_lut(values, dataset)
+  if dataset.PhotometricInterpretation == 'MONOCHROME1':
+    values = values.max() - values
+  if values.ndim == 2:
+    return _grey_to_rgb(values), height, width
+  if values.dtype != np.uint8:
+    values = (values >> (8 * values.dtype.itemsize - 8)).astype(np.uint8)
+  return values[..., :3], height, width
