@@ -53,11 +53,8 @@ class Head(nn.Module):
       x = layers.adaptive_average(x, _CELLS)
       # Checkpoints number the inputs of the first layer channel by channel.
       x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
-    initializer = nn.initializers.normal(0.01)
     for i, size in enumerate(self.hidden):
-      x = nn.Dense(
-        size, dtype=self.dtype, kernel_init=initializer, name=f'hidden{i}'
-      )(x)
+      x = nn.Dense(size, dtype=self.dtype, name=f'hidden{i}')(x)
       x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
     x = x.astype(jnp.float32)
-    return nn.Dense(self.num_outputs, kernel_init=initializer, name='logits')(x)
+    return nn.Dense(self.num_outputs, name='logits')(x)

@@ -6,8 +6,6 @@ compute type.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from flax import linen as nn
 import jax
 from jax import lax
@@ -19,8 +17,6 @@ EPSILON = 1e-5
 MOMENTUM = 0.9
 
 Mask = jax.Array | None
-
-he_normal: Callable = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 def scaled(count: int, multiplier: float) -> int:
@@ -47,7 +43,6 @@ def conv(
     strides=(stride, stride),
     padding=[(size // 2, size // 2)] * 2,
     use_bias=bias,
-    kernel_init=he_normal,
     dtype=dtype,
     name=name,
   )
