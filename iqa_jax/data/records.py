@@ -1,0 +1,137 @@
+"""What a prepared photograph holds, the same for every dataset builder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+import concurrent.futures
+import io
+import itertools
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from iqa_jax import labels
+from iqa_jax.data import geometry, images
+
+SIZE = 512  # side of the prepared photograph in the default configs
+# Chroma at full resolution: subsampling would touch colour, an illumination
+# cue. See iqa_jax/data/README.md for what this quality was shown to keep.
+JPEG = {'quality': 95, 'subsampling': 0}
+
+NO_LANDMARKS = np.full(5, np.nan, np.float32)
+METADATA = {
+  'image_id': '',
+  'patient_id': '',
+  'camera': '',
+  'eye': '',
+  'sex': '',
+  'age': labels.UNKNOWN,
+  'quality': labels.UNKNOWN,
+  'grade': labels.UNKNOWN,
+  'criteria': np.full(4, labels.UNKNOWN, np.int64),
+  'landmarks': NO_LANDMARKS,
+}
+
+
+class DataError(RuntimeError):
+  """A dataset can't be read or built; the message says what to do."""
+
+
+def features() -> Any:
+  """Returns the tfds features of a prepared photograph.
+
+  image: encoded; image_id, patient_id, camera, eye ('left', 'right', ''), sex:
+  text; age: years; quality (0 adequate, 1 inadequate), grade (EyeQ's 0, 1, 2)
+  and criteria [4] (labels.CRITERIA; 1 inadequate): -1 where unknown;
+  field_found: 0 or 1; affine float64 [2, 3]: prepared -> original pixels;
+  size: side of the prepared frame that `affine` and `landmarks` are in;
+  height, width: of the original; landmarks float32 [5]: optic disc x, y and
+  diameter, fovea x, y in prepared pixels, NaN where unknown.
+  """
+  import tensorflow_datasets as tfds
+
+  def text():
+    return tfds.features.Text()
+
+  whole = np.int64
+  return tfds.features.FeaturesDict(
+    {
+      'image': tfds.features.Image(shape=(None, None, 3)),
+      'image_id': text(),
+      'patient_id': text(),
+      'camera': text(),
+      'eye': text(),
+      'sex': text(),
+      'age': whole,
+      'quality': whole,
+      'grade': whole,
+      'criteria': tfds.features.Tensor(shape=(4,), dtype=np.int64),
+      'field_found': whole,
+      'affine': tfds.features.Tensor(shape=(2, 3), dtype=np.float64),
+      'size': whole,
+      'height': whole,
+      'width': whole,
+      'landmarks': tfds.features.Tensor(shape=(5,), dtype=np.float32),
+    }
+  )
+
+
+def from_file(
+  path: str | os.PathLike, *, original: bool = False, **metadata: Any
+) -> dict[str, Any]:
+  """Returns the record of a photograph.
+
+  Args:
+    path: the file.
+    original: keep the file's own pixels; `affine` still says where the
+      prepared frame lies. Default: crop to the field, pad, resize to `SIZE`.
+    **metadata: fields of `METADATA`; the rest is unknown.
+
+  Raises:
+    images.ImageError: the file can't be read.
+  """
+  photograph = images.read(path, None if original else SIZE)
+  sx, sy = photograph.scale
+  prepared = geometry.prepare(photograph.pixels, SIZE)
+  affine = np.diag([sx, sy]) @ prepared.affine
+  stored = photograph.pixels if original else prepared.image
+  return {
+    **METADATA,
+    **metadata,
+    'image': encode(stored),
+    'field_found': int(prepared.field.found),
+    'affine': affine,
+    'size': SIZE,
+    'height': photograph.height,
+    'width': photograph.width,
+  }
+
+
+def encode(pixels: np.ndarray) -> io.BytesIO:
+  """Returns uint8 [h, w, 3] as a JPEG that keeps the labels' evidence."""
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, 'JPEG', **JPEG)
+  file.seek(0)
+  return file
+
+
+def in_parallel(
+  function: Callable[[Any], Any], items: Iterable[Any]
+) -> Iterator[Any]:
+  """Yields function(item) in order, computed by as many threads as cores.
+
+  Pillow and NumPy work outside Python's lock. Only a few results wait.
+  """
+  workers = os.cpu_count() or 1
+  items = iter(items)
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    waiting = [
+      pool.submit(function, i) for i in itertools.islice(items, 4 * workers)
+    ]
+    while waiting:
+      done = waiting.pop(0)
+      for item in itertools.islice(items, 1):
+        waiting.append(pool.submit(function, item))
+      yield done.result()

@@ -1,0 +1,68 @@
+"""Reads CSV files as people have them: BOM, CRLF, other capitals, junk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import csv
+import difflib
+import os
+
+from iqa_jax.data.records import DataError
+
+
+def read(
+  path: str | os.PathLike,
+  required: Sequence[str],
+  aliases: dict[str, Sequence[str]] | None = None,
+) -> Iterator[tuple[int, dict[str, str]]]:
+  """Yields (line number, row) of a CSV file with a header.
+
+  Args:
+    path: the file, UTF-8 with or without BOM.
+    required: columns that must be there.
+    aliases: other spellings of a column, by the name it shall have.
+
+  Raises:
+    DataError: the file is missing, no CSV, or lacks a column or a field.
+  """
+  spelled = {
+    other.lower(): name
+    for name, others in (aliases or {}).items()
+    for other in (name, *others)
+  }
+  try:
+    with open(path, encoding='utf-8-sig', newline='') as file:
+      reader = csv.DictReader(file, strict=True)
+      columns = [
+        spelled.get(c.strip().lower(), c.strip())
+        for c in reader.fieldnames or ()
+      ]
+      for name in required:
+        if name not in columns:
+          near = difflib.get_close_matches(name, columns, 1)
+          hint = f'; the nearest is {near[0]!r}' if near else ''
+          raise DataError(
+            f'{path} has no column {name!r}{hint}; it has: '
+            f'{", ".join(columns) or "nothing"}'
+          )
+      if len(set(columns)) < len(columns):
+        twice = next(c for c in columns if columns.count(c) > 1)
+        raise DataError(f'{path} has two columns {twice!r}')
+      reader.fieldnames = columns
+      for row in reader:
+        for name in required:
+          if row[name] is None:
+            raise DataError(
+              f'{path}, line {reader.line_num}: too few fields, {name} is '
+              'missing'
+            )
+        yield (
+          reader.line_num,
+          {k: (v or '').strip() for k, v in row.items() if k is not None},
+        )
+  except OSError as error:
+    raise DataError(f'{path} cannot be read: {error.strerror}') from error
+  except UnicodeDecodeError as error:
+    raise DataError(f'{path} is not UTF-8 text: {error}') from error
+  except csv.Error as error:
+    raise DataError(f'{path} is not a CSV file: {error}') from error
