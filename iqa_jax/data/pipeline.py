@@ -1,0 +1,554 @@
+"""From prepared records to batches: planned in NumPy, carried out by tf.data.
+
+A plan says which example comes when and how it is augmented. It depends on the
+seed, the epoch and the example alone, so batches are the same at any
+parallelism, on any number of processes, and from any batch on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+import math
+import pathlib
+from typing import Any
+
+from absl import logging
+import ml_collections
+import numpy as np
+
+from iqa_jax import labels, run_directory
+from iqa_jax.data import building, splits
+from iqa_jax.data.records import DataError
+
+_TEXT = ('image_id', 'patient_id', 'camera', 'eye', 'sex')
+_READ = 64  # records fetched at a time
+
+
+def builder_class(name: str) -> type:
+  """Returns the tfds builder of a dataset.
+
+  Raises:
+    ValueError: there is no such dataset.
+  """
+  if name == 'eyeq':
+    from iqa_jax.data.eyeq import eyeq_dataset_builder as module
+  elif name == 'brset':
+    from iqa_jax.data.brset import brset_dataset_builder as module
+  elif name == 'fundus_sim':
+    from iqa_jax.data.fundus_sim import fundus_sim_dataset_builder as module
+  else:
+    raise ValueError(f'data.name={name!r} is none of brset, eyeq, fundus_sim')
+  return module.Builder
+
+
+class Source:
+  """Prepared records of one or more datasets, by random access.
+
+  Attributes:
+    table: arrays over all examples: 'dataset', 'split', 'image_id',
+      'patient_id', 'camera', 'eye', 'sex' str; 'age', 'quality', 'grade',
+      'field_found', 'size', 'height', 'width' int64; 'original' bool;
+      'criteria' int64 [n, 4]; 'affine' float64 [n, 2, 3]; 'landmarks' float32
+      [n, 5]. 'quality' is the verdict by `config.task.usable`.
+    description: facts for the report: where from, how many, what is missing.
+  """
+
+  def __init__(self, builders: Sequence[Any], usable: str = 'inadequate'):
+    from array_record.python import array_record_data_source
+
+    tables, self._readers, self._starts = [], [], []
+    self._features = builders[0].info.features
+    self.description: list[dict[str, Any]] = []
+    start = 0
+    for builder in builders:
+      for split, info in builder.info.splits.items():
+        reader = array_record_data_source.ArrayRecordDataSource(
+          [str(p) for p in info.filepaths]
+        )
+        table = _read_table(builder, split, reader)
+        self._readers.append(reader)
+        self._starts.append(start)
+        tables.append(table)
+        start += len(reader)
+      self.description.append(_describe(builder))
+    self.table: dict[str, np.ndarray] = {
+      key: np.concatenate([t[key] for t in tables]) for key in tables[0]
+    }
+    graded = self.table['grade'] >= 0
+    self.table['quality'][graded] = [
+      labels.quality_of_grade(g, usable) for g in self.table['grade'][graded]
+    ]
+
+  def read(self, indices: np.ndarray) -> list[bytes]:
+    """Returns the serialised records of the examples."""
+    found: list[bytes] = [b''] * len(indices)
+    which = np.searchsorted(self._starts, indices, side='right') - 1
+    for k in np.unique(which):
+      at = np.nonzero(which == k)[0]
+      local = [int(indices[i]) - self._starts[k] for i in at]
+      for i, record in zip(
+        at, self._readers[k].__getitems__(local), strict=True
+      ):
+        found[i] = record
+    return found
+
+  def images(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the stored images of examples, uint8 [h, w, 3], in order."""
+    for index in indices:
+      [record] = self.read(np.asarray([index]))
+      yield self._features.deserialize_example_np(record)['image']
+
+
+def open_source(
+  config: ml_collections.ConfigDict,
+  name: str | None = None,
+  manual_dir: str | None = None,
+) -> Source:
+  """Opens the datasets that a run needs and builds those that are missing.
+
+  Args:
+    config: the run's; reads `data` and `task.usable`.
+    name: dataset(s) joined by '+'; None for `data.name` and `data.test_name`.
+    manual_dir: where the downloaded files lie; None for the configuration's.
+
+  Raises:
+    DataError: files are missing, damaged, or not those of existing records.
+    ValueError: no such dataset or builder configuration.
+  """
+  data = config.data
+  manual = manual_dir if manual_dir is not None else data.manual_dir
+  names = [(n, manual) for n in (name or data.name).split('+')]
+  if name is None and data.test_name and data.test_name not in dict(names):
+    names.append((data.test_name, data.test_manual_dir or manual))
+  return Source(
+    [_built(n, folder, config) for n, folder in names], config.task.usable
+  )
+
+
+def _built(name: str, manual_dir: str, config):
+  import tensorflow_datasets as tfds
+
+  kind = builder_class(name)
+  arguments: dict[str, Any] = {}
+  if issubclass(kind, building.PhotographBuilder):
+    arguments['allow_missing'] = config.data.allow_missing
+    # Another selection of files is another dataset, in another place.
+    folder = pathlib.Path(manual_dir).expanduser() if manual_dir else None
+  else:
+    folder = None
+  root = config.data.data_dir or '~/tensorflow_datasets'
+  builder = kind(
+    data_dir=str(pathlib.Path(root).expanduser()),
+    config=config.data.builder_config or None,
+    **arguments,
+  )
+  if folder is not None and not folder.is_dir():
+    raise DataError(f'data.manual_dir={folder} is no folder')
+  if builder.is_prepared():
+    _check_same_files(builder, folder)
+    return builder
+  if folder is None and arguments:
+    raise DataError(
+      f'{name} has not been built in {builder.data_dir}, and '
+      '--config.data.manual_dir does not say where its files lie.\n'
+      f'{kind.MANUAL_DOWNLOAD_INSTRUCTIONS}'
+    )
+  logging.info('building %s in %s', name, builder.data_dir)
+  builder.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(
+      manual_dir=str(folder) if folder else None, try_download_gcs=False
+    )
+  )
+  return builder
+
+
+def _check_same_files(builder, folder) -> None:
+  if folder is None:
+    return
+  wanted = building.fingerprint(builder.entries(folder))
+  built = (builder.info.metadata or {}).get('fingerprint')
+  if built and built != wanted:
+    raise DataError(
+      f'the records in {builder.data_dir} were built from other labels or '
+      f'photographs than those in {folder}: delete that folder to build '
+      'again, or give another --config.data.data_dir'
+    )
+
+
+def _describe(builder) -> dict[str, Any]:
+  metadata = dict(builder.info.metadata or {})
+  return {
+    'dataset': builder.name,
+    'version': str(builder.version),
+    'builder_config': builder.builder_config.name,
+    'splits': {k: int(v.num_examples) for k, v in builder.info.splits.items()},
+    'left_out': len(metadata.get('left_out', ())),
+    'fingerprint': metadata.get('fingerprint', ''),
+  }
+
+
+def _read_table(builder, split: str, reader) -> dict[str, np.ndarray]:
+  """Returns a split's metadata, kept beside the records once it was read."""
+  paths = builder.info.splits[split].filepaths
+  stamp = [(p.name, p.stat().length) for p in paths]
+  key = hashlib.sha256(repr(stamp).encode()).hexdigest()[:12]
+  cached = pathlib.Path(builder.data_dir) / f'table-{split}-{key}.npz'
+  try:
+    with np.load(cached, allow_pickle=False) as saved:
+      return dict(saved)
+  except (OSError, ValueError):
+    pass
+  table = _scan(builder, reader)
+  count = len(table['image_id'])
+  table['dataset'] = np.full(count, builder.name)
+  table['split'] = np.full(count, split)
+  original = getattr(builder.builder_config, 'original', False)
+  table['original'] = np.full(count, original)
+  try:
+    with run_directory.atomic_path(cached) as temporary:
+      with open(temporary, 'wb') as file:
+        np.savez(file, **table)
+  except OSError:
+    logging.info('%s is read-only; its table is read anew each time', cached)
+  return table
+
+
+def _scan(builder, reader) -> dict[str, np.ndarray]:
+  import tensorflow as tf
+  import tensorflow_datasets as tfds
+
+  features = builder.info.features
+
+  def metadata(record):
+    example = features.deserialize_example(
+      record, decoders={'image': tfds.decode.SkipDecoding()}
+    )
+    return {k: v for k, v in example.items() if k != 'image'}
+
+  rows: list[dict[str, np.ndarray]] = []
+  for first in range(0, len(reader), 256):
+    batch = reader.__getitems__(
+      list(range(first, min(first + 256, len(reader))))
+    )
+    chunk = tf.data.Dataset.from_tensor_slices(batch).map(metadata).batch(256)
+    rows.extend(chunk.as_numpy_iterator())
+  table = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+  for key in _TEXT:
+    table[key] = np.array([v.decode() for v in table[key]], dtype=str)
+  return table
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The examples of an epoch in order, and what is done to each.
+
+  Attributes:
+    index: int64 [n], into the source's table.
+    flip: bool [n], mirrored left to right.
+    angle: float32 [n], rotation in radians.
+    shrink: float32 [n], share by which the field is made smaller.
+    fault: int8 [n], number of the criterion that a simulated fault breaks, -1
+      for none.
+    seed: uint32 [n], of that fault.
+  """
+
+  index: np.ndarray
+  flip: np.ndarray
+  angle: np.ndarray
+  shrink: np.ndarray
+  fault: np.ndarray
+  seed: np.ndarray
+
+
+def finite_augmentations(config: ml_collections.ConfigDict) -> int | None:
+  """Returns how many views augmentation makes of an example, None: endless.
+
+  With 2, a view is named by (index, flip).
+  """
+  augment, faults = config.data.augment, config.data.faults
+  if augment.rotation or augment.scale or any(faults.values()):
+    return None
+  return 2 if augment.flip else 1
+
+
+def plan_train(
+  source: Source,
+  indices: np.ndarray,
+  config: ml_collections.ConfigDict,
+  epoch: int,
+) -> Plan:
+  """Plans one epoch of training.
+
+  Args:
+    source: the data.
+    indices: the training examples.
+    config: the run's; reads `seed`, `data` and `task.name`.
+    epoch: counted over all phases.
+  """
+  data = config.data
+  count = len(source.table['image_id'])
+  # Drawn for every example of the source, so that an example's augmentation
+  # does not depend on which others are in the split.
+  rng = np.random.default_rng([config.seed, epoch, 1])
+  flip = rng.random(count) < 0.5
+  angle = rng.uniform(-1, 1, count) * np.deg2rad(data.augment.rotation)
+  shrink = rng.random(count) * data.augment.scale
+  chance = rng.random(count)
+  seed = rng.integers(0, 2**32, count, dtype=np.uint32)
+  fault = np.full(count, -1, np.int8)
+  adequate = source.table['quality'] == labels.ADEQUATE
+  below = 0.0
+  for name, rate in data.faults.items():
+    hit = adequate & (chance >= below) & (chance < below + rate)
+    fault[hit] = labels.CRITERIA.index(name)
+    below += rate
+  if below > 1:
+    raise ValueError(f'the rates of data.faults sum to {below:g}, over 1')
+  order = np.random.default_rng([config.seed, epoch, 2])
+  index = np.asarray(indices, np.int64)
+  if data.balance == 'sampling':
+    label = source.table[splits.class_column(config.task.name)][index]
+    _, where, sizes = np.unique(label, return_inverse=True, return_counts=True)
+    weight = 1.0 / sizes[where]
+    index = order.choice(index, len(index), p=weight / weight.sum())
+  else:
+    index = order.permutation(index)
+  return Plan(
+    index=index,
+    flip=flip[index] & data.augment.flip,
+    angle=angle[index].astype(np.float32),
+    shrink=shrink[index].astype(np.float32),
+    fault=fault[index],
+    seed=seed[index],
+  )
+
+
+def plan_eval(source: Source, indices: np.ndarray) -> Plan:
+  """Plans one pass over examples as they are, in the order given."""
+  del source
+  n = len(indices)
+  return Plan(
+    index=np.asarray(indices, np.int64),
+    flip=np.zeros(n, bool),
+    angle=np.zeros(n, np.float32),
+    shrink=np.zeros(n, np.float32),
+    fault=np.full(n, -1, np.int8),
+    seed=np.zeros(n, np.uint32),
+  )
+
+
+def batches(
+  source: Source,
+  plan: Plan,
+  *,
+  image_size: int,
+  batch_size: int,
+  start_batch: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields this process's share of every batch of a plan, in order.
+
+  Args:
+    source: the data.
+    plan: what comes when.
+    image_size: side of the images in pixels.
+    batch_size: over all processes; a multiple of `process_count`.
+    start_batch: the first batch wanted.
+    process_index: which share.
+    process_count: how many shares.
+
+  Yields:
+    With b = batch_size / process_count: 'image' uint8 [b, s, s, 3]; 'mask'
+    float32 [b], 0 where the last batch is padded; 'index' int64 [b];
+    'quality', 'grade' int32 [b]; 'criteria' int32 [b, 4]; 'landmarks' float32
+    [b, 5] in pixels of these images; 'image_id' str [b].
+  """
+  if batch_size % process_count:
+    raise ValueError(
+      f'a batch of {batch_size} does not divide over {process_count} processes'
+    )
+  share = batch_size // process_count
+  total = math.ceil(len(plan.index) / batch_size)
+  slots = [
+    np.arange(first, min(first + share, len(plan.index)))
+    for b in range(start_batch, total)
+    for first in [b * batch_size + process_index * share]
+  ]
+  images = _image_batches(source, plan, slots, image_size, share)
+  for at in slots:
+    filled = np.zeros((share, image_size, image_size, 3), np.uint8)
+    if len(at):
+      filled[: len(at)] = next(images)
+    yield {'image': filled, **_labels(source, plan, at, share, image_size)}
+
+
+def _labels(source, plan, at, share, image_size) -> dict[str, np.ndarray]:
+  n = len(at)
+  index = np.zeros(share, np.int64)
+  index[:n] = plan.index[at]
+  mask = np.zeros(share, np.float32)
+  mask[:n] = 1.0
+  table = source.table
+  quality = table['quality'][index].astype(np.int32)
+  grade = table['grade'][index].astype(np.int32)
+  criteria = table['criteria'][index].astype(np.int32)
+  fault = plan.fault[at]
+  hit = np.nonzero(fault >= 0)[0]
+  quality[hit] = labels.INADEQUATE
+  # What grade a faulty photograph would have got is not known.
+  grade[hit] = labels.UNKNOWN
+  criteria[hit, fault[hit]] = labels.INADEQUATE
+  landmarks = (
+    table['landmarks'][index]
+    * (image_size / table['size'][index].astype(np.float32))[:, None]
+  )
+  mirrored = np.zeros(share, bool)
+  mirrored[:n] = plan.flip[at]
+  for x in (0, 3):
+    landmarks[mirrored, x] = image_size - landmarks[mirrored, x]
+  return {
+    'mask': mask,
+    'index': index,
+    'quality': quality,
+    'grade': grade,
+    'criteria': criteria,
+    'landmarks': landmarks.astype(np.float32),
+    'image_id': table['image_id'][index],
+  }
+
+
+def _image_batches(source, plan, slots, image_size, share) -> Iterator:
+  """Yields the images of each non-empty slot list, uint8 [n, s, s, 3]."""
+  import tensorflow as tf
+
+  order = np.concatenate([np.zeros(0, np.int64), *slots]).astype(np.int64)
+  if not len(order):
+    return
+  box = _boxes(source.table, plan.index[order])
+  turned = bool(np.any(plan.angle[order]) or np.any(plan.shrink[order]))
+
+  def fetch(indices):
+    return tf.numpy_function(
+      lambda i: np.array(source.read(i), dtype=object), [indices], tf.string
+    )
+
+  def decode(record, step):
+    example = source._features.deserialize_example(
+      record, decoders={'image': _skip()}
+    )
+    image = _decode(tf, example['image'], step['box'], image_size)
+    if turned:
+      image = _turn(tf, image, step['angle'], step['shrink'])
+    image = _resize(tf, image, image_size)
+    image = tf.cond(step['flip'], lambda: image[:, ::-1], lambda: image)
+    return tf.ensure_shape(image, (image_size, image_size, 3))
+
+  steps = tf.data.Dataset.from_tensor_slices(
+    {
+      'flip': plan.flip[order],
+      'angle': plan.angle[order],
+      'shrink': plan.shrink[order],
+      'fault': plan.fault[order].astype(np.int32),
+      'seed': plan.seed[order].astype(np.int64),
+      'box': box,
+    }
+  )
+  found = (
+    tf.data.Dataset.from_tensor_slices(plan.index[order])
+    .batch(min(_READ, share))
+    .map(fetch, num_parallel_calls=2, deterministic=True)
+    .unbatch()
+  )
+  dataset = tf.data.Dataset.zip(found, steps).map(
+    decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+  )
+  # A share may be short only where the plan ends.
+  iterator = dataset.batch(share).prefetch(2).as_numpy_iterator()
+  yield from iterator
+
+
+def _skip():
+  import tensorflow_datasets as tfds
+
+  return tfds.decode.SkipDecoding()
+
+
+def _boxes(table: Mapping[str, np.ndarray], index: np.ndarray) -> np.ndarray:
+  """Returns where the prepared square lies in the stored image.
+
+  float32 [n, 3]: left, top and side as shares of the stored image's width.
+  """
+  affine = table['affine'][index]
+  side = affine[:, 0, 0] * table['size'][index]
+  boxes = np.stack([affine[:, 0, 2], affine[:, 1, 2], side], 1)
+  boxes /= table['width'][index, None]
+  boxes[~table['original'][index]] = (0.0, 0.0, 1.0)
+  return boxes.astype(np.float32)
+
+
+def _decode(tf, data, box, size: int):
+  """Returns the prepared square of a stored JPEG, uint8, at least `size`.
+
+  It is decoded at 1/2, 1/4 or 1/8 by its DCT while twice `size` remains, which
+  antialiases and saves most of the work.
+  """
+  width = tf.cast(tf.image.extract_jpeg_shape(data)[1], tf.float32)
+  ratio = tf.maximum(width * box[2] / (2.0 * size), 1.0)
+  level = tf.cast(tf.floor(tf.math.log(ratio) / math.log(2.0)), tf.int32)
+  image = tf.switch_case(
+    tf.minimum(level, 3),
+    [
+      functools.partial(tf.io.decode_jpeg, data, channels=3, ratio=ratio)
+      for ratio in (1, 2, 4, 8)
+    ],
+  )
+  decoded = tf.shape(image)
+  scaled = tf.cast(decoded[1], tf.float32) * box
+  left, top, side = tf.unstack(tf.cast(tf.round(scaled), tf.int32))
+  x0, y0 = tf.maximum(left, 0), tf.maximum(top, 0)
+  x1 = tf.minimum(left + side, decoded[1])
+  y1 = tf.minimum(top + side, decoded[0])
+  return tf.pad(
+    image[y0:y1, x0:x1],
+    [[y0 - top, top + side - y1], [x0 - left, left + side - x1], [0, 0]],
+  )
+
+
+def _turn(tf, image, angle, shrink):
+  """Rotates and shrinks about the centre, bilinear, black outside."""
+  # At the stored size, before the downsize: interpolation blurs, and blur is
+  # a fault that the network looks for.
+  middle = tf.cast(tf.shape(image)[0], tf.float32) / 2.0 - 0.5
+  cos = tf.cos(angle) / (1.0 - shrink)
+  sin = tf.sin(angle) / (1.0 - shrink)
+  zero = tf.zeros_like(cos)
+  transform = tf.stack(
+    [
+      cos, -sin, middle - cos * middle + sin * middle,
+      sin, cos, middle - sin * middle - cos * middle,
+      zero, zero,
+    ]
+  )  # fmt: skip
+  turned = tf.raw_ops.ImageProjectiveTransformV3(
+    images=tf.cast(image, tf.float32)[None],
+    transforms=transform[None],
+    output_shape=tf.shape(image)[:2],
+    fill_value=0.0,
+    interpolation='BILINEAR',
+    fill_mode='CONSTANT',
+  )[0]
+  return tf.cast(tf.round(turned), tf.uint8)
+
+
+def _resize(tf, image, size: int):
+  shape = tf.shape(image)
+
+  def resized():
+    smaller = tf.image.resize(image, (size, size), antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(smaller), 0.0, 255.0), tf.uint8)
+
+  return tf.cond(tf.reduce_all(shape[:2] == size), lambda: image, resized)

@@ -1,0 +1,161 @@
+"""Which patients train, validate and test: stratified, the same everywhere.
+
+Patients are dealt to folds in the order of a hash of their name, stratum by
+stratum (whether any of their photographs is inadequate, and the camera), so
+the deal depends on no library's random numbers and on no seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import hashlib
+
+from absl import logging
+import ml_collections
+import numpy as np
+
+from iqa_jax import labels
+from iqa_jax.data.records import DataError
+
+NAMES = ('train', 'validation', 'test')
+
+
+def assign(
+  table: Mapping[str, np.ndarray], config: ml_collections.ConfigDict
+) -> dict[str, np.ndarray]:
+  """Returns the examples of each split, as sorted int64 indices.
+
+  A dataset's own train/validation/test splits are kept; what it does not have
+  is carved out of the rest by patient: fold `data.fold` of `data.folds`
+  validates and, where there is no test split, the next one tests. Validation
+  and test keep their natural prevalence.
+
+  Args:
+    table: 'dataset', 'split', 'image_id', 'patient_id', 'camera', 'quality',
+      'grade' and 'criteria' of every example (pipeline.Source.table).
+    config: the run's; reads `data` and `task`.
+
+  Raises:
+    DataError: a split is empty, or a filter names no camera of the dataset.
+    ValueError: a field of the configuration is out of range.
+  """
+  data = config.data
+  if data.folds < 2 or not 0 <= data.fold < data.folds:
+    raise ValueError(
+      f'data.fold={data.fold} is not a fold of data.folds={data.folds}'
+    )
+  chosen: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
+  trained_on = data.name.split('+')
+  tested_on = [data.test_name] if data.test_name else trained_on
+  for name in dict.fromkeys([*trained_on, *tested_on]):
+    parts = _of_dataset(table, np.nonzero(table['dataset'] == name)[0], data)
+    if name in trained_on:
+      chosen['train'].append(parts['train'])
+      chosen['validation'].append(parts['validation'])
+    if name in tested_on:
+      chosen['test'].append(parts['test'])
+  splits = {k: np.sort(np.concatenate(v)) for k, v in chosen.items()}
+  splits = {k: v[_labelled(table, v, config)] for k, v in splits.items()}
+  for name, cameras in (
+    ('train', data.train_cameras),
+    ('validation', data.train_cameras),
+    ('test', data.test_cameras),
+  ):
+    splits[name] = _of_cameras(table, splits[name], cameras)
+  splits['train'] = _balanced(table, splits['train'], config)
+  if data.max_train_examples:
+    splits['train'] = _first(table, splits['train'], data.max_train_examples)
+  for name, indices in splits.items():
+    if not len(indices):
+      raise DataError(f'the {name} split of {data.name} is empty')
+  return splits
+
+
+def folds(patient: np.ndarray, stratum: np.ndarray, count: int) -> np.ndarray:
+  """Returns the fold of every example, int [n]; a patient's are the same.
+
+  Args:
+    patient: [n] names.
+    stratum: int [n], of the example; a patient's is the largest.
+    count: number of folds.
+  """
+  names, where = np.unique(patient, return_inverse=True)
+  strata = np.zeros(len(names), int)
+  np.maximum.at(strata, where, stratum)
+  order = sorted(range(len(names)), key=lambda i: (strata[i], _hash(names[i])))
+  dealt = np.empty(len(names), int)
+  # On from stratum to stratum, so that rare ones don't all start at fold 0.
+  dealt[order] = np.arange(len(names)) % count
+  return dealt[where]
+
+
+def _hash(name: str) -> bytes:
+  return hashlib.sha256(str(name).encode()).digest()
+
+
+def _of_dataset(table, indices, data) -> dict[str, np.ndarray]:
+  split = table['split'][indices]
+  parts = {name: indices[split == name] for name in NAMES}
+  given = {name for name in NAMES if len(parts[name])}
+  rest = indices[~np.isin(split, [n for n in NAMES if n != 'train'])]
+  if {'validation', 'test'} <= given:
+    return parts
+  cameras = np.unique(table['camera'], return_inverse=True)[1][rest]
+  inadequate = table['quality'][rest] == labels.INADEQUATE
+  fold = folds(
+    table['patient_id'][rest], inadequate * (cameras.max(initial=0) + 1) +
+    cameras, data.folds,
+  )  # fmt: skip
+  validates = fold == data.fold
+  tests = np.zeros_like(validates)
+  if 'test' not in given:
+    tests = fold == (data.fold + 1) % data.folds
+    parts['test'] = rest[tests]
+  parts['validation'] = rest[validates]
+  parts['train'] = rest[~validates & ~tests]
+  return parts
+
+
+def _labelled(table, indices, config) -> np.ndarray:
+  if config.task.name == 'grade':
+    return table['grade'][indices] >= 0
+  return table['quality'][indices] >= 0
+
+
+def _of_cameras(table, indices, cameras) -> np.ndarray:
+  if not cameras:
+    return indices
+  there = np.unique(table['camera'][indices])
+  unknown = [c for c in cameras if c not in there]
+  if unknown:
+    raise DataError(
+      f'there is no camera {unknown[0]!r}; there are {", ".join(there)}'
+    )
+  return indices[np.isin(table['camera'][indices], list(cameras))]
+
+
+def _balanced(table, indices, config) -> np.ndarray:
+  """Returns as many training examples of each class, none twice."""
+  balance = config.data.balance
+  if balance not in ('none', 'sampling', 'subset'):
+    raise ValueError(
+      f'data.balance={balance!r} is none of none, sampling, subset'
+    )
+  if balance != 'subset':
+    return indices
+  label = table[class_column(config.task.name)][indices]
+  classes, counts = np.unique(label, return_counts=True)
+  smallest = counts.min()
+  logging.info('balanced subset: %d of each of %s', smallest, classes.tolist())
+  kept = [_first(table, indices[label == c], smallest) for c in classes]
+  return np.sort(np.concatenate(kept))
+
+
+def class_column(task: str) -> str:
+  """Returns the column whose classes are balanced for a task."""
+  return 'grade' if task == 'grade' else 'quality'
+
+
+def _first(table, indices, count) -> np.ndarray:
+  order = sorted(indices, key=lambda i: _hash(table['image_id'][i]))
+  return np.sort(np.asarray(order[:count], np.int64))
