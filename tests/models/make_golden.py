@@ -1,4 +1,4 @@
-"""Makes golden.npz from torch; run once, the result is committed.
+"""Makes golden.npz and *.pth with torch; run once, the result is committed.
 
   python -m tests.models.make_golden SHARED/reference   # with torch, no JAX
 
@@ -32,15 +32,42 @@ POINTS = {
   },
 }
 WIDTH = 0.125  # of everything but the logits and maps at 224 px
+TINY = 1 / 64  # of the checkpoint files
+
+
+class Earlier(torch.nn.Module):
+  """The earlier work's network; its checkpoint names every layer twice."""
+
+  def __init__(self, width: float):
+    super().__init__()
+    self.model = peer_models.VGG16(None, width)
+    self.features = self.model.features
+    self.fc1, *self.middle, self.fc2 = self.model.classifier
+    self.model.classifier = torch.nn.Identity()
+
+  def forward(self, x):
+    x = self.model.avgpool(self.features(x)).flatten(1)
+    for layer in (self.fc1, *self.middle, self.fc2):
+      x = layer(x)
+    return x
+
+  def train(self, mode=True):
+    for layer in self.middle:
+      layer.train(mode)
+    return super().train(mode)
 
 
 def build(name: str, **kwargs) -> torch.nn.Module:
   """Returns a network in evaluation mode under the reference weights."""
   model = peer_models.MODELS[name](**kwargs)
-  state = model.state_dict()
-  weights = reference.weights({k: list(v.shape) for k, v in state.items()})
+  weights = reference.weights(state(model))
   model.load_state_dict({k: torch.tensor(v) for k, v in weights.items()})
   return model.eval()
+
+
+def state(model: torch.nn.Module) -> dict[str, list[int]]:
+  """Returns the names and shapes of a network's tensors."""
+  return {k: list(v.shape) for k, v in model.state_dict().items()}
 
 
 def images(*size: int, count: int = 2) -> torch.Tensor:
@@ -105,19 +132,45 @@ def main(folder: str) -> None:
       if not key.endswith('tracked'):
         golden[f'{name}/train/statistics/{key}'] = value.norm()
 
-  # The earlier work's network: its checkpoint's names, its head.
-  model = peer_models.VGG16(None, width=WIDTH)
-  mine = {
-    name: name.replace('classifier.0', 'fc1').replace('classifier.3', 'fc2')
-    for name in model.state_dict()
-  }
-  shapes = {mine[k]: list(v.shape) for k, v in model.state_dict().items()}
-  weights = reference.weights(shapes)
-  model.load_state_dict({k: torch.tensor(weights[mine[k]]) for k in mine})
-  model.eval()
-  with torch.no_grad():
-    for size in (224, 160):
-      golden[f'earlier/{size}x{size}/logits'] = model(images(size, size))
+  for width in (WIDTH, TINY):
+    model = Earlier(width)
+    model.load_state_dict(
+      {
+        k: torch.tensor(v)
+        for k, v in reference.weights(
+          # Both names of a layer get the same values.
+          {k.removeprefix('model.'): v for k, v in state(model).items()}
+        ).items()
+      },
+      strict=False,
+    )
+    model.eval()
+    for size in (224, 160) if width == WIDTH else (64,):
+      with torch.no_grad():
+        golden[f'earlier/{size}x{size}/logits'] = model(images(size, size))
+  for name, zipped in (('zip', True), ('legacy', False)):
+    torch.save(
+      model.state_dict(),
+      OUTPUT.parent / f'earlier_{name}.pth',
+      _use_new_zipfile_serialization=zipped,
+    )
+  numbers = torch.arange(60.0).reshape(6, 10)
+  torch.save(
+    {
+      'epoch': 3,
+      'optimizer': {'state': {0: {'step': torch.tensor(1.0)}}, 'lr': 1e-3},
+      'state_dict': {
+        'transposed': numbers.t(),
+        'part': numbers[2:4, 1:9:2],
+        'half': numbers[0].half(),
+        'bfloat16': numbers[1].bfloat16(),
+        'integers': torch.tensor([1, 2**40]),
+        'scalar': torch.tensor(7),
+        'parameter': torch.nn.Parameter(numbers[5]),
+      },
+    },
+    OUTPUT.parent / 'training.pth',
+  )
   np.savez_compressed(
     OUTPUT, **{k: np.asarray(v, np.float32) for k, v in golden.items()}
   )
