@@ -253,12 +253,14 @@ def scale(
     raise ValueError(
       f"scaling 'dataset' needs a positive magnitude, got {magnitude}"
     )
-  if isinstance(maps, (list, tuple)):
-    if size is None and len(maps) > 1:
-      raise ValueError('maps of several layers need a size to be averaged at')
-    layers = [scale(m, how, size, magnitude=magnitude) for m in maps]
-    mean = np.mean(layers, axis=0)
-    return _stretch(mean) if how == 'image' and size else mean
+  layers = list(maps) if isinstance(maps, (list, tuple)) else [maps]
+  if size is None and len(layers) > 1:
+    raise ValueError('maps of several layers need a size to be averaged at')
+  result = np.mean([_scale(m, how, size, magnitude) for m in layers], axis=0)
+  return _stretch(result) if how == 'image' and size else result
+
+
+def _scale(maps, how, size, magnitude):
   maps = np.asarray(maps, np.float32)
   if how == 'image':
     maps = _stretch(np.maximum(maps, 0))
@@ -266,11 +268,7 @@ def scale(
     maps = np.clip(maps / np.float32(magnitude), -1, 1)
   elif how == 'logit':
     maps = maps * np.float32(maps.shape[-2] * maps.shape[-1])
-  if size is not None:
-    maps = enlarge(maps, size)
-    if how == 'image':
-      maps = _stretch(maps)
-  return maps
+  return maps if size is None else enlarge(maps, size)
 
 
 def magnitude(maps: np.ndarray, quantile: float = 0.99) -> float:

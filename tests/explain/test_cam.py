@@ -2,18 +2,16 @@
 
 import dataclasses
 import functools
-import importlib.util
-import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from iqa_jax import models, tasks
 from iqa_jax.explain import cam
-from iqa_jax.models import pretrained
+from tests.models import reference, test_models
 
 _SIZE = 64
 
@@ -32,9 +30,7 @@ def _network(name='vgg16', *, task=None, head='linear', dtype='float32'):
   model = models.create(
     name, task.num_outputs, head=head, width=0.125, depth=0.34, dtype=dtype
   )
-  shapes = jax.eval_shape(
-    lambda key: models.init(model, key, _SIZE), jax.random.key(0)
-  )
+  shapes = models.shapes(model, _SIZE)
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -67,27 +63,13 @@ def _agree(a, b, tolerance):
 
 @pytest.mark.parametrize('name', models.names())
 def test_maps_equal_those_of_pytorch_grad_cam(name, shared, tmp_path):
-  folder = shared / 'reference'
-  spec = importlib.util.spec_from_file_location(
-    'reference_weights', folder / 'reference_weights.py'
-  )
-  reference_weights = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(reference_weights)
-  expected = np.load(folder / f'{name}_reference.npz')
-  shapes = json.loads((folder / f'{name}_shapes.json').read_text())
-  save_file(
-    reference_weights.reference_weights(shapes), tmp_path / 'w.safetensors'
-  )
-  model = models.create(name, 1000, head='imagenet')
-  blank = jax.tree.map(
-    lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-    jax.eval_shape(lambda key: models.init(model, key, 224), jax.random.key(0)),
-  )
-  variables, _ = pretrained.load(tmp_path / 'w.safetensors', model, blank)
-  images = reference_weights.reference_images(224, 224)
-
+  expected = np.load(shared / 'reference' / f'{name}_reference.npz')
+  model, shapes = test_models.built(name)
+  variables = test_models.reference_variables(model, shapes, tmp_path)
   explain = _explainer(model, _Logits(), methods=cam.METHODS)
-  found = explain(variables, images, expected['224x224/classes'])
+  found = explain(
+    variables, reference.images(224, 224), expected['224x224/classes']
+  )
 
   _agree(found.logits, expected['224x224/logits'], 1e-4)
   # What the reference calls raw has been through the ReLU.
@@ -95,14 +77,39 @@ def test_maps_equal_those_of_pytorch_grad_cam(name, shared, tmp_path):
   _agree(raw, expected['224x224/gradcam_raw'], 1e-4)
   for method in cam.METHODS:
     scaled = cam.scale(found.maps[method], 'image', (224, 224))
-    reference = expected[f'224x224/{method}_scaled'].astype(np.float32)
-    differences = [np.abs(scaled - reference).max((1, 2))]
+    published = expected[f'224x224/{method}_scaled'].astype(np.float32)
+    differences = [np.abs(scaled - published).max((1, 2))]
     if method == 'eigencam':
       negated = cam.scale(-found.maps[method], 'image', (224, 224))
-      differences.append(np.abs(negated - reference).max((1, 2)))
+      differences.append(np.abs(negated - published).max((1, 2)))
     assert np.min(differences, axis=0).max() <= 2e-3, method
   if name == 'resnet50':
     assert list(cam.status(found.maps['gradcam'])) == ['ok', 'empty']
+
+
+@pytest.mark.parametrize('name', models.names())
+def test_signed_maps_of_every_layer_equal_pytorch_grad_cams(name, tmp_path):
+  golden = np.load(pathlib.Path(__file__).parent / 'cam_golden.npz')
+  layers = {'resnet50': ('stage2', 'stage4'), 'vgg16': ('block4', 'block5')}
+  model, shapes = test_models.built(name, 10, width=test_models.WIDTH)
+  variables = test_models.reference_variables(model, shapes, tmp_path)
+  explain = _explainer(
+    model, _Logits(), layer=layers[name], methods=cam.METHODS
+  )
+  found = explain(variables, reference.images(96, 64), np.asarray([3, 7]))
+  assert (golden[f'{name}/hirescam/{layers[name][0]}'] < 0).any()
+  for method in cam.METHODS:
+    for layer, maps in zip(layers[name], found.maps[method], strict=True):
+      expected = golden[f'{name}/{method}/{layer}']
+      if method == 'eigencam':
+        sign = np.sign((maps * expected).sum((1, 2), keepdims=True))
+        expected = expected * sign
+      for ours, theirs in zip(maps, expected, strict=True):
+        _agree(ours, theirs, 1e-4)
+  several = cam.scale(found.maps['gradcam'], 'image', (96, 64))
+  np.testing.assert_allclose(
+    several[:, ::5, ::5], golden[f'{name}/several'], atol=1e-4
+  )
 
 
 @pytest.mark.parametrize('name', models.names())

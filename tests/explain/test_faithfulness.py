@@ -218,9 +218,7 @@ def test_rank_correlation():
 @pytest.mark.parametrize('name', models.names())
 def test_randomising_goes_from_the_top_down(name):
   model = models.create(name, 2, width=0.125, depth=0.34)
-  shapes = jax.eval_shape(
-    lambda key: models.init(model, key, 32), jax.random.key(0)
-  )
+  shapes = models.shapes(model, 32)
   rng = np.random.default_rng(0)
   variables = jax.tree.map(lambda s: rng.random(s.shape), shapes)
   flat = jax.tree_util.tree_leaves_with_path(variables)
