@@ -127,7 +127,9 @@ def init(model: Classifier, key: jax.Array, image_size: int) -> dict[str, Any]:
 
   def draw(path, leaf):
     if leaf.ndim == 1:
-      return jnp.full(leaf.shape, float(path[-1].key in ('scale', 'var')))
+      one = path[-1].key in ('scale', 'var')
+      # A dtype, or they are weakly typed and step 2 compiles all over again.
+      return jnp.full(leaf.shape, float(one), leaf.dtype)
     deviation = 0.01
     if leaf.ndim == 4:
       deviation = np.sqrt(2 * leaf.shape[2] / leaf.size)
