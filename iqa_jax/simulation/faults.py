@@ -1,0 +1,329 @@
+"""Faults of focus, illumination and artifacts, put into any photograph.
+
+Each fault has a severity from 0 (nothing) to 1 (hopeless) and leaves a mask of
+where it is. A photograph is inadequate by a criterion when a fault of it has a
+severity of at least `THRESHOLD`; below, the same fault is a distractor, so that
+its presence alone gives nothing away. Lengths scale with the field's size.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+THRESHOLD = 0.5
+
+# By criterion; the image field is a matter of geometry (field.py), not of
+# pixels. A share of 'defocus' twice: it is the commonest.
+KINDS = {
+  'focus': ('defocus', 'motion', 'partial_defocus'),
+  'illumination': (
+    'under',
+    'over',
+    'uneven',
+    'haze',
+    'rim_flare',
+    'pupil_shadow',
+  ),
+  'artifacts': ('dust', 'lashes', 'reflection', 'stain', 'central_flare'),
+}
+CRITERION = {kind: name for name, kinds in KINDS.items() for kind in kinds}
+
+
+def apply(
+  image: np.ndarray,
+  inside: np.ndarray,
+  kind: str,
+  severity: float,
+  rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Puts one fault into a photograph.
+
+  Args:
+    image: uint8 [h, w, 3].
+    inside: bool [h, w], the field of view; nothing changes outside it.
+    kind: one of the values of `KINDS`.
+    severity: 0..1.
+    rng: draws place, colour and shape.
+
+  Returns:
+    The faulty photograph, uint8 [h, w, 3], and the mask of the fault, float32
+    [h, w] in 0..1: how strongly each place is affected.
+
+  Raises:
+    ValueError: no such kind, or a severity out of range.
+  """
+  if kind not in CRITERION:
+    raise ValueError(f'fault {kind!r} is none of {", ".join(CRITERION)}')
+  if not 0 <= severity <= 1:
+    raise ValueError(f'severity {severity} is not within 0 to 1')
+  pixels, weight = _FAULTS[kind](image, _Frame(inside), float(severity), rng)
+  soft = inside[..., None]
+  pixels = np.where(soft, np.clip(np.rint(pixels), 0, 255), image)
+  mask = np.where(inside, np.clip(weight, 0, 1), 0).astype(np.float32)
+  return pixels.astype(np.uint8), mask
+
+
+class _Frame:
+  """Coordinates of a field of view: unit circle, y downwards."""
+
+  def __init__(self, inside: np.ndarray):
+    h, w = inside.shape
+    rows, columns = inside.any(1).nonzero()[0], inside.any(0).nonzero()[0]
+    if not len(rows):
+      rows, columns = np.array([0, h - 1]), np.array([0, w - 1])
+    # The wider side is the circle's diameter; cut fields are less high.
+    self.radius = float(max(np.ptp(rows), np.ptp(columns)) / 2 + 0.5)
+    cy = float(rows[0] + rows[-1]) / 2
+    cx = float(columns[0] + columns[-1]) / 2
+    self.shape = (h, w)
+    self.centre = (cx, cy)
+    self.x = ((np.arange(w, dtype=np.float32) - cx) / self.radius)[None, :]
+    self.y = ((np.arange(h, dtype=np.float32) - cy) / self.radius)[:, None]
+    self.r = np.hypot(self.x, self.y)
+
+  def ones(self) -> np.ndarray:
+    return np.ones(self.shape, np.float32)
+
+  def pixel(self, x: float, y: float) -> tuple[float, float]:
+    return (
+      self.centre[0] + x * self.radius,
+      self.centre[1] + y * self.radius,
+    )
+
+  def along(self, angle: float) -> np.ndarray:
+    """Returns the coordinate in a direction, -1..1 across the field."""
+    return self.x * np.cos(angle) + self.y * np.sin(angle)
+
+
+def smooth_noise(
+  rng: np.random.Generator, shape: tuple[int, int], cells: int
+) -> np.ndarray:
+  """Returns float32 noise in about -1..1 with `cells` bumps across."""
+  coarse = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
+  image = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC)
+  return np.asarray(image)
+
+
+def _rise(x: np.ndarray, width: float) -> np.ndarray:
+  """Returns a smooth step from 0 to 1 about x = 0."""
+  t = np.clip(x / width + 0.5, 0, 1)
+  return t * t * (3 - 2 * t)
+
+
+def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
+  blur = ImageFilter.GaussianBlur(float(sigma))
+  return np.asarray(Image.fromarray(image).filter(blur), np.float32)
+
+
+def _blend(image, other, weight):
+  image = image.astype(np.float32)
+  return image + (other - image) * weight[..., None]
+
+
+def _drawn(frame, paint, blur: float) -> np.ndarray:
+  """Returns what `paint(draw)` paints in 'L', blurred, as float32 0..1."""
+  canvas = Image.new('L', frame.shape[::-1])
+  paint(ImageDraw.Draw(canvas))
+  if blur > 0:
+    canvas = canvas.filter(ImageFilter.GaussianBlur(blur))
+  return np.asarray(canvas, np.float32) / 255
+
+
+def _blur_sigma(frame, s) -> float:
+  return frame.radius * 0.032 * s**1.4
+
+
+def _defocus(image, frame, s, rng):
+  return _blurred(image, _blur_sigma(frame, s)), frame.ones()
+
+
+def _partial_defocus(image, frame, s, rng):
+  """The near or the far part of the fundus is out of focus."""
+  angle = rng.uniform(0, 2 * np.pi)
+  edge = rng.uniform(-0.45, 0.05)
+  weight = _rise(frame.along(angle) - edge, 0.5)
+  blurred = _blurred(image, 1.25 * _blur_sigma(frame, s))
+  return _blend(image, blurred, weight), weight
+
+
+def _motion(image, frame, s, rng):
+  angle, length = rng.uniform(0, np.pi), frame.radius * 0.2 * s**1.2
+  shifts = np.linspace(-0.5, 0.5, 13) * length
+  total = np.zeros(image.shape, np.float32)
+  for shift in shifts:
+    dy, dx = round(shift * np.sin(angle)), round(shift * np.cos(angle))
+    total += np.roll(image, (dy, dx), (0, 1))
+  return total / len(shifts), frame.ones()
+
+
+def _under(image, frame, s, rng):
+  dark = image.astype(np.float32) * (1 - 0.9 * s)
+  return dark, frame.ones()
+
+
+def _over(image, frame, s, rng):
+  light = 1 - image.astype(np.float32) / 255
+  return 255 * (1 - np.clip(light * (1 - 1.3 * s) - 0.25 * s, 0, 1)), (
+    frame.ones()
+  )
+
+
+def _uneven(image, frame, s, rng):
+  ramp = _rise(
+    frame.along(rng.uniform(0, 2 * np.pi)) - rng.uniform(-0.35, 0.1), 1.2
+  )
+  gain = 1 - np.minimum(1.15 * s, 0.95) * ramp
+  return image * gain[..., None], ramp
+
+
+def _haze(image, frame, s, rng):
+  """Light scattered by an opaque lens or cornea: bright, flat, bluish."""
+  tint = np.array([150, 150, 135], np.float32) * rng.uniform(0.7, 1.15)
+  tint = tint * rng.uniform(0.9, 1.1, 3).astype(np.float32)
+  patchy = 1 + 0.25 * smooth_noise(rng, frame.shape, 3)
+  weight = np.clip(0.95 * s * patchy, 0, 0.97)
+  soft = _blurred(image, frame.radius * 0.012 * s)
+  return _blend(soft, tint, weight), frame.ones()
+
+
+def _rim_flare(image, frame, s, rng):
+  angle = rng.uniform(0, 2 * np.pi)
+  turn = np.cos(np.arctan2(frame.y, frame.x) - angle)
+  depth = 0.08 + 0.4 * s
+  weight = _rise(frame.r - (1 - depth), depth) * _rise(turn - 0.2, 1.4)
+  tint = rng.choice([[255, 225, 170], [215, 235, 255], [255, 250, 240]])
+  strength = np.clip(weight * (0.35 + 1.2 * s), 0, 1)
+  return _blend(image, tint.astype(np.float32), strength), weight
+
+
+def _pupil_shadow(image, frame, s, rng):
+  """A small pupil lets light in through a part of the field only."""
+  angle, off = rng.uniform(0, 2 * np.pi), 0.25 + 0.5 * s
+  away = np.hypot(frame.x - off * np.cos(angle), frame.y - off * np.sin(angle))
+  shadow = _rise(away - (1.35 - 0.65 * s), 0.5)
+  gain = 1 - np.minimum(0.35 + s, 0.96) * shadow
+  return image * gain[..., None], shadow
+
+
+def _dust(image, frame, s, rng):
+  weight = np.zeros(frame.shape, np.float32)
+  for _ in range(round(2 + 34 * s)):
+    x, y = frame.pixel(*_within(rng, 0.9))
+    r = frame.radius * rng.uniform(0.006, 0.012 + 0.03 * s)
+    weight = np.maximum(
+      weight,
+      _drawn_spot(frame, x, y, r) * rng.uniform(0.5, 1.0),
+    )
+  tint = np.full(3, 25 if rng.random() < 0.7 else 235, np.float32)
+  strength = weight * (0.25 + 0.65 * s)
+  return _blend(image, tint, strength), weight
+
+
+def _drawn_spot(frame, x, y, r) -> np.ndarray:
+  spot = np.zeros(frame.shape, np.float32)
+  reach = int(3 * r) + 2
+  top, left = max(int(y) - reach, 0), max(int(x) - reach, 0)
+  ys = np.arange(top, min(int(y) + reach, frame.shape[0]))[:, None]
+  xs = np.arange(left, min(int(x) + reach, frame.shape[1]))[None, :]
+  if ys.size and xs.size:
+    fall = np.exp(-((((xs - x) ** 2 + (ys - y) ** 2) / (1.2 * r**2)) ** 2))
+    spot[ys[0, 0] : ys[-1, 0] + 1, xs[0, 0] : xs[0, -1] + 1] = fall
+  return spot
+
+
+def _within(rng, radius) -> tuple[float, float]:
+  angle, r = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.random())
+  return float(r * np.cos(angle)), float(r * np.sin(angle))
+
+
+def _lashes(image, frame, s, rng):
+  """Lashes in front of the lens: curved, blurred, from below or above."""
+  down = 1 if rng.random() < 0.8 else -1
+  thick = frame.radius * (0.02 + 0.045 * s)
+  base = rng.uniform(-0.4, 0.4)
+
+  def paint(draw):
+    for _ in range(1 + round(6 * s)):
+      x = base + rng.normal(0, 0.3)
+      t = np.linspace(0, 1, 12)
+      length = rng.uniform(0.25, 0.45 + 0.65 * s)
+      lean, bow = rng.normal(0, 0.35), rng.normal(0, 0.25)
+      path = [
+        frame.pixel(x + lean * k + bow * k * k, down * (1.05 - length * k))
+        for k in t
+      ]
+      for i, (a, b) in enumerate(itertools.pairwise(path)):
+        draw.line([a, b], 255, max(1, round(thick * (1 - i / 14))))
+
+  weight = _drawn(frame, paint, 0.45 * thick)
+  tint = np.full(3, 12, np.float32)
+  if rng.random() < 0.4:
+    tint = np.array([235, 215, 190], np.float32)
+  return _blend(image, tint, np.clip(weight * (0.3 + 0.9 * s), 0, 1)), weight
+
+
+def _reflection(image, frame, s, rng):
+  """Ghosts of the flash: bright discs, rings and arcs."""
+  ring = rng.random() < 0.5
+  size = frame.radius * (0.04 + 0.2 * s)
+
+  def paint(draw):
+    for _ in range(1 + round(3 * s)):
+      x, y = frame.pixel(*_within(rng, 0.8))
+      r = size * rng.uniform(0.5, 1.2)
+      box = [x - r, y - r, x + r, y + r]
+      if ring:
+        begin = rng.uniform(0, 360)
+        width = max(1, round(0.3 * r))
+        draw.arc(box, begin, begin + rng.uniform(120, 360), 255, width)
+      else:
+        draw.ellipse(box, 255)
+
+  weight = _drawn(frame, paint, 0.22 * size)
+  tint = rng.choice([[255, 250, 235], [200, 230, 255], [255, 225, 190]])
+  strength = np.clip(weight * (0.3 + 0.8 * s), 0, 1)
+  return _blend(image, tint.astype(np.float32), strength), weight
+
+
+def _stain(image, frame, s, rng):
+  """A smear on the lens: an irregular, flat, greyish blotch."""
+  x, y = _within(rng, 0.6)
+  reach = 0.12 + 0.5 * s
+  away = np.hypot(frame.x - x, frame.y - y) / reach
+  ragged = away + 0.45 * smooth_noise(rng, frame.shape, 9)
+  weight = _rise(0.9 - ragged, 0.35)
+  tint = np.array([120, 110, 100], np.float32) * rng.uniform(0.5, 1.4)
+  soft = _blurred(image, frame.radius * 0.02 * s)
+  strength = weight * (0.25 + 0.6 * s)
+  return _blend(_blend(image, soft, weight), tint, strength), weight
+
+
+def _central_flare(image, frame, s, rng):
+  """The cornea's reflex: a bluish-white glow about the middle."""
+  x, y = _within(rng, 0.15)
+  reach = 0.12 + 0.33 * s
+  away = np.hypot(frame.x - x, frame.y - y) / reach
+  weight = np.exp(-(away**2)).astype(np.float32)
+  tint = np.array([205, 225, 245], np.float32)
+  return _blend(image, tint, np.clip(weight * (0.25 + 0.8 * s), 0, 1)), weight
+
+
+_FAULTS = {
+  'defocus': _defocus,
+  'motion': _motion,
+  'partial_defocus': _partial_defocus,
+  'under': _under,
+  'over': _over,
+  'uneven': _uneven,
+  'haze': _haze,
+  'rim_flare': _rim_flare,
+  'pupil_shadow': _pupil_shadow,
+  'dust': _dust,
+  'lashes': _lashes,
+  'reflection': _reflection,
+  'stain': _stain,
+  'central_flare': _central_flare,
+}

@@ -1,0 +1,92 @@
+"""BRSet's image-field rule, as a measurement of known geometry.
+
+BRSet (Nakayama et al. 2024) calls the image field adequate when the optic disc
+is at least 1 disc diameter (DD) from the nasal edge, the macular centre at
+least 2 DD from the temporal edge, and both temporal arcades are visible for at
+least 2 DD. Here the disc's distance is its nasal margin's, both distances run
+horizontally to the edge of the visible field, and an arcade's length is
+measured along the main vein from the disc's centre.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+
+import numpy as np
+
+from iqa_jax.data import geometry
+
+NASAL_DD, TEMPORAL_DD, ARCADE_DD = 1.0, 2.0, 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+  """What the rule looks at, all in disc diameters; negative when outside.
+
+  Attributes:
+    nasal: disc margin to nasal edge.
+    temporal: fovea to temporal edge.
+    superior: visible length of the superior temporal arcade.
+    inferior: likewise, inferior.
+  """
+
+  nasal: float
+  temporal: float
+  superior: float
+  inferior: float
+
+  @property
+  def adequate(self) -> bool:
+    return self.margin >= 0
+
+  @property
+  def margin(self) -> float:
+    """The smallest distance to a threshold, in DD; negative: inadequate."""
+    return min(
+      self.nasal - NASAL_DD,
+      self.temporal - TEMPORAL_DD,
+      self.superior - ARCADE_DD,
+      self.inferior - ARCADE_DD,
+    )
+
+
+def measure(
+  view: geometry.Field,
+  landmarks: np.ndarray,
+  arcades: Sequence[np.ndarray],
+) -> Measurement:
+  """Measures a photograph.
+
+  Args:
+    view: the visible field, in pixels.
+    landmarks: float [5], disc x, y, disc diameter, fovea x, y, in pixels.
+    arcades: the superior and the inferior arcade, float [n, 2] in pixels,
+      from the disc outwards.
+  """
+  disc_x, disc_y, diameter, fovea_x, fovea_y = np.asarray(landmarks, float)
+  towards_fovea = 1.0 if fovea_x > disc_x else -1.0
+  nasal = _to_edge(view, disc_x, disc_y, -towards_fovea) / diameter - 0.5
+  temporal = _to_edge(view, fovea_x, fovea_y, towards_fovea) / diameter
+  superior, inferior = (_visible(view, a) / diameter for a in arcades)
+  return Measurement(nasal, temporal, superior, inferior)
+
+
+def _to_edge(view, x, y, direction) -> float:
+  """Returns how far the edge is from (x, y) in a horizontal direction."""
+  if not view.top <= y <= view.bottom:
+    return -np.inf
+  half = view.radius**2 - (y - view.cy) ** 2
+  if half <= 0:
+    return -np.inf
+  edge = view.cx + direction * np.sqrt(half)
+  edge = min(max(edge, view.left), view.right)
+  return float((edge - x) * direction)
+
+
+def _visible(view, path) -> float:
+  """Returns the length of a path up to where it first leaves the field."""
+  inside = view.inside(path[:, 0], path[:, 1])
+  end = len(path) if inside.all() else int((~inside).argmax())
+  steps = np.hypot(*np.diff(path[:end], axis=0).T)
+  return float(steps.sum())
