@@ -5,11 +5,9 @@ own tuning guide has it; pytorch-grad-cam as in its README. On a CPU (smoke) the
 same without torch.compile.
 """
 
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 import torch
 
-from tests.benchmarks import common, peer_models
+from tests.benchmarks import common, peer_explain, peer_models
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 _LAYERS = {
@@ -87,6 +85,9 @@ def peak_gb():
 
 def prepare_gradcam(model, size, batch):
   """Builds the network and pytorch-grad-cam's GradCAM on it."""
+  peer_explain.stand_in_for_torchvision()
+  from pytorch_grad_cam import GradCAM
+
   _current.clear()
   network = peer_models.MODELS[model](num_classes=2)
   network = network.to(DEVICE, memory_format=torch.channels_last).eval()
@@ -97,6 +98,8 @@ def prepare_gradcam(model, size, batch):
 
 def gradcam(times):
   """Explains the batch `times` times."""
+  from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
   images = _current['images']
   targets = [ClassifierOutputTarget(1)] * len(images)
   for _ in range(times):

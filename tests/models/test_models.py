@@ -303,6 +303,8 @@ def test_init_follows_the_key_and_keeps_the_scale():
     models.init(model, jax.random.key(k), 64) for k in (0, 0, 1)
   )
   jax.tree.map(np.testing.assert_array_equal, first, same)
+  # A weakly typed state would compile the training step twice.
+  assert not any(leaf.aval.weak_type for leaf in jax.tree.leaves(first))
   kernel = first['params']['backbone']['stage3']['block0']['conv2']['kernel']
   assert (
     kernel != other['params']['backbone']['stage3']['block0']['conv2']['kernel']
