@@ -37,7 +37,8 @@ commands() {
     fi
     run ${where[@]+"${where[@]}"} "$PYTHON" -m iqa_jax.export_heatmaps \
       --workdir="$RUN" --images="$IMAGES" --output="$OUTPUT" \
-      --shard_index="$shard" --num_shards="$SHARDS" "$@"
+      --shard_index="$shard" --num_shards="$SHARDS" \
+      --compilation_cache="$CACHE" "$@"
   done
 }
 

@@ -52,7 +52,8 @@ private_cache
 code=0
 # srun, because --signal warns job steps only.
 run srun --ntasks=1 --cpus-per-task="$CPUS" "${export_heatmaps[@]}" \
-  --images="$IMAGES" --shard_index="${SLURM_ARRAY_TASK_ID:-0}" "$@" || code=$?
+  --images="$IMAGES" --shard_index="${SLURM_ARRAY_TASK_ID:-0}" \
+  --compilation_cache="$CACHE" "$@" || code=$?
 # Interrupted: queue this task again. Anything else, trying again would repeat.
 [[ ! $DRY_RUN ]] || echo '# and when that ends with 130 or 143:'
 if ((code == 130 || code == 143)) || [[ $DRY_RUN ]]; then

@@ -39,10 +39,10 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then
 fi
 
 private_cache
-# --wait: when one process ends, the others get a minute to end by themselves
+# --wait: when one process ends, the others get two minutes to end by themselves
 # (they save together, or notice that a peer is gone) and are then stopped.
 code=0
-run srun --cpus-per-task="$CPUS" --wait=60 \
+run srun --cpus-per-task="$CPUS" --wait=120 \
   env XLA_CLIENT_MEM_FRACTION="$MEM_FRACTION" \
   XLA_FLAGS="$MULTI_GPU_FLAGS ${XLA_FLAGS:-}" \
   "$PYTHON" -m iqa_jax.main --config="$CONFIG" --workdir="$WORKDIR" \

@@ -164,13 +164,15 @@ def test_scripts_are_strict_executable_and_say_what_they_do(tools, script):
         'IMAGES': "/it's",
         'OUTPUT': '/o',
         'SHARDS': 3,
+        'CACHE': '/c',
         'CUDA_VISIBLE_DEVICES': '4,6',
       },
       [
         'env CUDA_VISIBLE_DEVICES=4 XLA_PYTHON_CLIENT_PREALLOCATE=false '
         'python -m iqa_jax.export_heatmaps '
         "--workdir=/r '--images=/it'\\''s' --output=/o "
-        '--shard_index=2 --num_shards=3 --config.seed=3',
+        '--shard_index=2 --num_shards=3 --compilation_cache=/c '
+        '--config.seed=3',
         'CUDA_VISIBLE_DEVICES=6',
         'python -m iqa_jax.export_heatmaps --workdir=/r --output=/o '
         '--num_shards=3 --merge',
@@ -316,7 +318,7 @@ def test_export_folder_runs_every_shard_and_then_merges(tools):
   )
   assert not done.returncode, done.stderr
   made = calls(tools)
-  shards = sorted(call[-3] for call in made[:-1])
+  shards = sorted(call[-4] for call in made[:-1])
   assert shards == [f'--shard_index={i}' for i in range(3)]
   assert all(call[-1] == '--x=a b' for call in made)
   assert all("--images=it's" in call for call in made[:-1])
