@@ -188,19 +188,29 @@ def _git_revision() -> str:
     return ''
 
 
-def _set_up_jax(config, compilation_cache: str) -> None:
+def use_compilation_cache(folder: str) -> None:
+  """Keeps compiled programs in `folder` between runs; '' for nowhere.
+
+  Raises:
+    PermissionError: others could plant compiled code there.
+  """
   import jax
 
-  if compilation_cache:
-    folder = os.path.expanduser(compilation_cache)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    if os.stat(folder).st_mode & 0o022:
-      raise PermissionError(
-        f'{folder} is writable by others, who could plant compiled code in '
-        'it: chmod 700 it or give another --compilation_cache'
-      )
-    jax.config.update('jax_compilation_cache_dir', folder)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  if not folder:
+    return
+  folder = os.path.expanduser(folder)
+  os.makedirs(folder, mode=0o700, exist_ok=True)
+  if os.stat(folder).st_mode & 0o022:
+    raise PermissionError(
+      f'{folder} is writable by others, who could plant compiled code in '
+      'it: chmod 700 it or give another --compilation_cache'
+    )
+  jax.config.update('jax_compilation_cache_dir', folder)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def _set_up_jax(config, compilation_cache: str) -> None:
+  use_compilation_cache(compilation_cache)
   if config.deterministic:
     flags = os.environ.get('XLA_FLAGS', '')
     if '--xla_gpu_deterministic_ops' not in flags:

@@ -1,0 +1,387 @@
+"""A map and its photograph -> pictures.
+
+Pillow and NumPy only: pictures are drawn by worker processes that don't hold
+JAX. What is drawn is a map made presentable (see cam.scale), 0 for no evidence
+to 1 for the top of the colour bar; what is below 0 is shown as none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import importlib.util
+import pathlib
+import textwrap
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Perceptually uniform maps of matplotlib (CC0), every eighth colour; importing
+# matplotlib would cost each worker more than drawing a photograph.
+_ANCHORS = {
+  'viridis': (
+    '440154470d6048186a482374472d7b4536814240863f49893b528b375a8d33638d'
+    '2f6a8e2c728e297a8e26818e23898e21908c1f988b1f9f8821a68528ae8031b57b'
+    '3ebc744cc26c5dc9636ece5882d34c96d83fabdc32c0df24d5e21aeae51afde725'
+  ),
+  'inferno': (
+    '0000040403120b0724150b37210c4a2e0a5a3c09654a0c6b57106d63146e70196e'
+    '7d1e6d89226a962766a32b61af315cbb3755c63e4dd14644db4f3be35932eb6528'
+    'f1711ef67f14f98d0afb9c06fcab0ffbba1ff9ca32f5d949f2e865f3f586fcffa4'
+  ),
+}
+COLORS = ('viridis', 'inferno', 'jet')
+LEVELS = (0.25, 0.5, 0.75)  # of the colour bar, where contours are drawn
+
+_INK, _PALE, _PAPER = (238, 240, 243), (168, 176, 188), (22, 25, 31)
+_AMBER, _TEAL = (255, 176, 84), (92, 214, 192)
+_PANEL_SIDE = 560  # height in pixels of the two pictures of a panel
+
+
+@functools.cache
+def palette(colors: str) -> np.ndarray:
+  """Returns a colour map, uint8 [256, 3].
+
+  'viridis' and 'inferno' are matplotlib's to within 2 of 255; 'jet' is OpenCV's
+  COLORMAP_JET, which the pictures of earlier work used.
+
+  Raises:
+    ValueError: there is no such colour map.
+  """
+  at = np.arange(256) / 255
+  if colors == 'jet':
+    middle = np.array([3, 2, 1])
+    rgb = np.clip(1.5 - np.abs(4 * at[:, None] - middle), 0, 1) * 255
+  elif colors in _ANCHORS:
+    anchors = np.frombuffer(bytes.fromhex(_ANCHORS[colors]), np.uint8)
+    anchors = anchors.reshape(-1, 3)
+    places = np.linspace(0, 1, len(anchors))
+    rgb = np.stack([np.interp(at, places, c) for c in anchors.T], axis=1)
+  else:
+    raise ValueError(f'colour map {colors!r} is none of {", ".join(COLORS)}')
+  return np.rint(rgb).astype(np.uint8)
+
+
+@functools.cache
+def _palette_with_alpha(colors: str, opacity: float) -> bytes:
+  """Returns 256 RGBA colours: what is laid over the photograph.
+
+  Jet covers everything evenly, as the pictures it is to match. The others fade
+  out towards no evidence, so that the photograph stays to be seen there.
+  """
+  at = np.arange(256) / 255
+  rise = np.clip(at / 0.5, 0, 1)
+  shown = np.ones(256) if colors == 'jet' else rise * rise * (3 - 2 * rise)
+  alpha = np.rint(255 * opacity * shown).astype(np.uint8)
+  return np.column_stack([palette(colors), alpha]).tobytes()
+
+
+def overlay(
+  photograph: Image.Image,
+  shown: np.ndarray,
+  affine: np.ndarray,
+  prepared_size: int,
+  *,
+  colors: str = 'viridis',
+  opacity: float = 0.55,
+) -> Image.Image:
+  """Returns the photograph with the map laid over where it belongs.
+
+  Args:
+    photograph: RGB; it is not changed.
+    shown: float [h, w], 0 to 1, over the prepared image.
+    affine: float64 [2, 3], prepared (x, y, 1) -> (x, y) of `photograph`.
+    prepared_size: side of the prepared image.
+    colors: one of COLORS.
+    opacity: of the strongest evidence ('jet': of everything), 0 to 1.
+  """
+  picture = photograph.copy()
+  box, levels = _laid(shown, affine, prepared_size, photograph.size)
+  if levels is None:
+    return picture
+  if colors != 'jet':
+    # Where nothing is shown nothing needs to be blended.
+    part = levels.getbbox()
+    if part is None:
+      return picture
+    levels = levels.crop(part)
+    box = (box[0] + part[0], box[1] + part[1])
+  levels.putpalette(_palette_with_alpha(colors, opacity), 'RGBA')
+  colored = levels.convert('RGBA')
+  picture.paste(colored, box[:2], colored)
+  return picture
+
+
+def contour(
+  photograph: Image.Image,
+  shown: np.ndarray,
+  affine: np.ndarray,
+  prepared_size: int,
+  *,
+  colors: str = 'viridis',
+  levels: Sequence[float] = LEVELS,
+) -> Image.Image:
+  """Returns the photograph with the map's lines of equal evidence drawn on.
+
+  Arguments as of `overlay`; `levels` are on the scale of `shown`. Lines are
+  dark-edged, so that they are seen on any ground, and hide nothing else.
+  """
+  import contourpy
+
+  picture = photograph.copy()
+  draw = ImageDraw.Draw(picture)
+  width = max(2, round(max(picture.size) / 500))
+  side = affine[0, 0] * prepared_size
+  # Interpolated first: lines through a map of 7x7 cells would be polygons.
+  fine = np.asarray(
+    Image.fromarray(np.asarray(shown, np.float32)).resize(
+      (224, 224), Image.Resampling.BILINEAR
+    )
+  )
+  lines = contourpy.contour_generator(z=np.pad(fine, 1))
+  for level in levels:
+    color = tuple(int(c) for c in palette(colors)[round(255 * level)])
+    for line in lines.lines(level):
+      points = (line - 0.5) / 224 * side + affine[:, 2]
+      flat = [tuple(p) for p in points.tolist()]
+      draw.line(flat, (0, 0, 0), width=2 * width, joint='curve')
+      draw.line(flat, color, width=width, joint='curve')
+  return picture
+
+
+def _laid(shown, affine, prepared_size, size):
+  """Returns the map at the photograph's resolution, as 8-bit levels.
+
+  Returns:
+    ((left, top), image of mode L), the part of the prepared square that lies
+    on the photograph of `size`; the image is None when there is none.
+  """
+  # 8-bit resampling is Pillow's fastest, and the colour map has 256 colours.
+  coarse = np.rint(255 * np.clip(shown, 0, 1)).astype(np.uint8)
+  low, high, source = [], [], []
+  for axis, cells in ((0, coarse.shape[1]), (1, coarse.shape[0])):
+    start, side = affine[axis, 2], affine[axis, axis] * prepared_size
+    # Pixels whose centres lie in the square, as geometry.to_original has it.
+    first = max(int(np.ceil(start - 0.5)), 0)
+    last = min(int(np.floor(start + side - 0.5)) + 1, size[axis])
+    low.append(first)
+    high.append(last)
+    source.append(
+      [
+        min(max((edge - start) / side * cells, 0.0), cells)
+        for edge in (first, last)
+      ]
+    )
+  if low[0] >= high[0] or low[1] >= high[1]:
+    return (0, 0), None
+  (left, right), (top, bottom) = source
+  levels = Image.fromarray(coarse).resize(
+    (high[0] - low[0], high[1] - low[1]),
+    Image.Resampling.BILINEAR,
+    box=(left, top, right, bottom),
+  )
+  return (low[0], low[1]), levels
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+  """What a panel says in words.
+
+  Attributes:
+    name: of the photograph.
+    verdict: 'adequate' or 'inadequate'.
+    probability: of inadequate, with how it was come by, e.g. 'P(inadequate) =
+      0.93, calibrated'.
+    uncertain: whether the verdict is near the operating point.
+    target: what the map explains, e.g. 'evidence for: focus'.
+    source: method and layer.
+    bar: what the top of the colour bar stands for.
+    note: what must be known to read the map; '' for nothing. Of an empty map
+      it says so.
+  """
+
+  name: str
+  verdict: str
+  probability: str
+  uncertain: bool
+  target: str
+  source: str
+  bar: str
+  note: str = ''
+
+
+def panel(
+  photograph: Image.Image,
+  shown: np.ndarray,
+  affine: np.ndarray,
+  prepared_size: int,
+  caption: Caption,
+  *,
+  colors: str = 'viridis',
+  opacity: float = 0.55,
+) -> Image.Image:
+  """Returns photograph and overlay side by side, with caption and colour bar.
+
+  Arguments as of `overlay`.
+  """
+  shrink = min(
+    _PANEL_SIDE / photograph.height, 1.5 * _PANEL_SIDE / photograph.width, 1
+  )
+  size = (
+    max(1, round(photograph.width * shrink)),
+    max(1, round(photograph.height * shrink)),
+  )
+  plain = photograph.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+  stretch = np.array(
+    [[size[0] / photograph.width], [size[1] / photograph.height]]
+  )
+  colored = overlay(
+    plain,
+    shown,
+    affine * stretch,
+    prepared_size,
+    colors=colors,
+    opacity=opacity,
+  )
+  gap, bar_room = 16, 118
+  wide = max(2 * size[0] + 3 * gap + bar_room, 760)
+  header, footer = 104, 62
+  picture = Image.new('RGB', (wide, header + size[1] + footer), _PAPER)
+  draw = ImageDraw.Draw(picture)
+
+  draw.text((gap, 16), _short(caption.name, 78), fill=_PALE, font=_font(15))
+  verdict = caption.verdict.upper()
+  tint = _AMBER if caption.verdict == 'inadequate' else _TEAL
+  draw.text((gap, 38), verdict, fill=tint, font=_font(26, bold=True))
+  at = gap + draw.textlength(verdict, font=_font(26, bold=True)) + 18
+  words = caption.probability
+  if caption.uncertain:
+    words += '   uncertain: have a person look'
+  draw.text((at, 46), words, fill=_INK, font=_font(17))
+  left = 2 * gap + size[0]
+  draw.text((gap, 78), 'photograph', fill=_PALE, font=_font(14))
+  draw.text(
+    (left, 78), f'{caption.target} ({caption.source})', fill=_PALE,
+    font=_font(14),
+  )  # fmt: skip
+  picture.paste(plain, (gap, header))
+  picture.paste(colored, (left, header))
+
+  if caption.note:
+    _note(draw, caption.note, (left, header), size)
+  else:
+    _bar(picture, draw, left + size[0] + gap, header, size[1], caption.bar,
+         colors)  # fmt: skip
+  draw.text(
+    (gap, header + size[1] + 14),
+    'Research use only, not a medical device. A map shows where the network '
+    'found evidence,',
+    fill=_PALE,
+    font=_font(13),
+  )
+  draw.text(
+    (gap, header + size[1] + 32),
+    'not what is wrong with the photograph.',
+    fill=_PALE,
+    font=_font(13),
+  )
+  return picture
+
+
+def thumbnail(
+  prepared: np.ndarray,
+  shown: np.ndarray,
+  *,
+  side: int = 192,
+  colors: str = 'viridis',
+  opacity: float = 0.55,
+) -> Image.Image:
+  """Returns prepared image and overlay beside each other, 2 `side` x `side`.
+
+  Args:
+    prepared: uint8 [size, size, 3].
+    shown: as of `overlay`.
+    side: of each of the two, in pixels.
+    colors: one of COLORS.
+    opacity: as of `overlay`.
+  """
+  plain = Image.fromarray(prepared).resize(
+    (side, side), Image.Resampling.BILINEAR, reducing_gap=2.0
+  )
+  both = Image.new('RGB', (2 * side, side))
+  both.paste(plain, (0, 0))
+  identity = np.array([[1.0, 0, 0], [0, 1.0, 0]])
+  colored = overlay(
+    plain, shown, identity, side, colors=colors, opacity=opacity
+  )
+  both.paste(colored, (side, 0))
+  return both
+
+
+def noted(photograph: Image.Image, note: str) -> Image.Image:
+  """Returns the photograph with a note below it, instead of a map."""
+  width, height = photograph.size
+  size = max(12, width // 45)
+  font = _font(size, bold=True)
+  lines = textwrap.wrap(note, max(10, int(width / size / 0.68)))
+  line = round(1.35 * size)
+  picture = Image.new('RGB', (width, height + line * len(lines) + size), _PAPER)
+  picture.paste(photograph, (0, 0))
+  draw = ImageDraw.Draw(picture)
+  for i, words in enumerate(lines):
+    draw.text(
+      (size // 2, height + size // 2 + i * line), words, fill=_AMBER, font=font
+    )
+  return picture
+
+
+def _bar(picture, draw, left, top, height, label, colors) -> None:
+  """Draws the colour bar, as the colours lie on the photograph's black."""
+  ramp = Image.frombytes('RGB', (1, 256), palette(colors)[::-1].tobytes())
+  picture.paste(ramp.resize((18, height - 40)), (left, top + 20))
+  for share in (0.0, 0.5, 1.0):
+    y = top + 20 + (1 - share) * (height - 41)
+    draw.line([(left + 18, y), (left + 24, y)], fill=_PALE)
+  font = _font(13)
+  y = top + 20
+  for line in textwrap.wrap(label, 11):
+    draw.text((left + 28, y - 8), line, fill=_INK, font=font)
+    y += 16
+  draw.text((left + 28, top + height - 29), 'none', fill=_INK, font=font)
+
+
+def _note(draw, text, origin, size) -> None:
+  """Writes a note across the lower part of a picture."""
+  font = _font(16, bold=True)
+  lines = textwrap.wrap(text, max(12, size[0] // 10))
+  height = 22 * len(lines) + 20
+  left, top = origin[0], origin[1] + size[1] - height
+  draw.rectangle(
+    [left, top, left + size[0] - 1, origin[1] + size[1] - 1], fill=_PAPER
+  )
+  for i, line in enumerate(lines):
+    draw.text((left + 10, top + 10 + 22 * i), line, fill=_AMBER, font=font)
+
+
+def _short(text: str, length: int) -> str:
+  """Returns one printable line of at most `length` characters."""
+  text = ''.join(
+    c if c.isprintable() else '\N{REPLACEMENT CHARACTER}' for c in text
+  )
+  if len(text) <= length:
+    return text
+  half = (length - 1) // 2
+  return f'{text[:half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}'
+
+
+@functools.cache
+def _font(size: int, bold: bool = False):
+  """Returns matplotlib's DejaVu Sans, or Pillow's own font without it."""
+  found = importlib.util.find_spec('matplotlib')
+  if found is not None and found.origin is not None:
+    folder = pathlib.Path(found.origin).parent / 'mpl-data/fonts/ttf'
+    name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'
+    if (folder / name).is_file():
+      return ImageFont.truetype(str(folder / name), size)
+  return ImageFont.load_default(size)

@@ -1,0 +1,191 @@
+"""Explain many photographs: pictures, raw maps, a manifest, a contact sheet.
+
+  python -m iqa_jax.export_heatmaps --workdir=runs/demo --images=photographs \\
+    --output=heatmaps
+
+--images takes a folder (with all below it), a file, a glob pattern in quotes,
+or a CSV list with a column `path`, `image`, `filename` or `image_id` whose
+entries are relative to the list or to --root. JPEG, PNG, TIFF; DICOM with
+pip install 'iqa_jax[dicom]'.
+
+The output directory gets a picture of each kind of --outputs a photograph,
+manifest.csv with a row for every photograph whatever became of it, and
+index.html to browse. The same command again does what is missing: new, changed
+and failed photographs. Large exports are divided by --num_shards and
+--shard_index, one process each, and put together by --merge.
+
+Exit codes: 0 done (photographs that can't be read are in the manifest), 1 an
+error that the last line explains, 130 or 143 interrupted (SIGINT, SIGTERM):
+what was under way is finished, the manifest written, the same command goes on.
+
+Research use only: a map shows where the network found evidence, not what is
+wrong with a photograph.
+"""
+
+import os
+import sys
+
+from absl import app, flags, logging
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'run directory of the model')
+_IMAGES = flags.DEFINE_string(
+  'images', None, 'folder, file, glob pattern or CSV list'
+)
+_ROOT = flags.DEFINE_string(
+  'root', None, "what a list's paths are relative to (default: its folder)"
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'output directory')
+_OUTPUTS = flags.DEFINE_list(
+  'outputs',
+  ['overlay', 'panel', 'npz'],
+  'what to write of each photograph: overlay (at its own size), contour (lines '
+  'of equal evidence instead of colour), panel (photograph and overlay with '
+  'verdict and colour bar), npz (the raw map, and how it lies on the '
+  'photograph)',
+)
+_METHOD = flags.DEFINE_enum(
+  'method',
+  None,
+  ['gradcam', 'gradcampp', 'hirescam', 'layercam', 'xgradcam', 'eigencam'],
+  "how to explain (default: the run's configuration)",
+)
+_LAYER = flags.DEFINE_string(
+  'layer', None, "feature point to explain (default: the run's, or the last)"
+)
+_TARGET = flags.DEFINE_string(
+  'target',
+  None,
+  'what to explain: predicted, margin (inadequate over adequate), or the name '
+  "of a class or criterion (default: the run's configuration)",
+)
+_SCALING = flags.DEFINE_enum(
+  'scaling',
+  'image',
+  ['image', 'logit', 'dataset'],
+  'what the colours mean: image (from none to the most in each photograph), or '
+  'the same in all photographs: logit (what the logit would be if all of the '
+  'photograph looked like this place), dataset (raw values)',
+)
+_COLOR_MAX = flags.DEFINE_float(
+  'color_max',
+  0.0,
+  'value at the top of the colour bar of --scaling=logit (0: 5 logits) or '
+  'dataset (0: taken from a sample of the photographs)',
+)
+_COLORS = flags.DEFINE_enum(
+  'colors',
+  'viridis',
+  ['viridis', 'inferno', 'jet'],
+  'colour map; jet covers the whole picture, like the pictures of earlier work',
+)
+_OPACITY = flags.DEFINE_float('opacity', 0.55, 'of the strongest evidence')
+_QUALITY = flags.DEFINE_integer('quality', 90, 'of JPEG files, 1 to 95')
+_MAX_SIDE = flags.DEFINE_integer(
+  'max_side', 0, "longest side of overlays and contours; 0: the photograph's"
+)
+_SHEET = flags.DEFINE_bool('contact_sheet', True, 'make index.html')
+_SHEET_LIMIT = flags.DEFINE_integer(
+  'sheet_limit',
+  20_000,
+  'photographs on the contact sheet; of more it shows a fixed random sample',
+)
+_SHEET_PAGE = flags.DEFINE_integer('sheet_page', 300, 'photographs on a page')
+_BATCH = flags.DEFINE_integer(
+  'batch_size', 0, 'over all devices; 0: 8 a processor, 32 an accelerator'
+)
+_WORKERS = flags.DEFINE_integer(
+  'workers', 0, 'processes that decode and draw; 0: one a core'
+)
+_MEMORY = flags.DEFINE_float(
+  'memory_gb',
+  2.0,
+  'photographs kept decoded until they are drawn, by all workers together; '
+  'beyond that they are decoded twice',
+)
+_SHARD = flags.DEFINE_integer('shard_index', 0, 'which shard to do')
+_SHARDS = flags.DEFINE_integer('num_shards', 1, 'how many shards there are')
+_MERGE = flags.DEFINE_bool(
+  'merge', False, 'put the finished shards together: manifest, contact sheet'
+)
+_OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'replace an export of another model or other settings'
+)
+_PROGRESS = flags.DEFINE_bool('progress', True, 'show a progress bar')
+_CACHE = flags.DEFINE_string(
+  'compilation_cache',
+  os.path.join('~', '.cache', 'iqa_jax', 'xla'),
+  'folder of compiled programs, kept between runs; empty for none. Must not be '
+  'writable by others: compiled code is loaded from it',
+)
+
+
+def main(argv: list[str]) -> int:
+  """Checks the flags and exports, or merges."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected argument {argv[1]!r}')
+  needed = [_OUTPUT] if _MERGE.value else [_WORKDIR, _IMAGES, _OUTPUT]
+  for flag in needed:
+    if not flag.value:
+      raise app.UsageError(f'--{flag.name} is needed: {flag.help}')
+  logging.set_verbosity(logging.INFO)
+
+  from iqa_jax import run_directory
+  from iqa_jax.explain import export, inputs, manifest
+
+  options = export.Options(
+    workdir=os.path.expanduser(_WORKDIR.value or ''),
+    images=_IMAGES.value or '',
+    output=os.path.expanduser(_OUTPUT.value),
+    root=_ROOT.value,
+    outputs=tuple(_OUTPUTS.value),
+    method=_METHOD.value,
+    layer=_LAYER.value,
+    target=_TARGET.value,
+    scaling=_SCALING.value,
+    color_max=_COLOR_MAX.value,
+    colors=_COLORS.value,
+    opacity=_OPACITY.value,
+    quality=_QUALITY.value,
+    max_side=_MAX_SIDE.value,
+    contact_sheet=_SHEET.value,
+    sheet_limit=_SHEET_LIMIT.value,
+    sheet_page=_SHEET_PAGE.value,
+    batch_size=_BATCH.value,
+    workers=_WORKERS.value,
+    memory_gb=_MEMORY.value,
+    shard_index=_SHARD.value,
+    num_shards=_SHARDS.value,
+    overwrite=_OVERWRITE.value,
+    progress=_PROGRESS.value,
+    compilation_cache=_CACHE.value,
+  )
+  try:
+    if _MERGE.value:
+      count = export.merge(options)
+      logging.info('%s: %d photographs', options.output, count)
+      return 0
+    summary = export.run(options)
+  except export.Interrupted as interruption:
+    logging.warning('%s', interruption)
+    return interruption.exit_code
+  except (
+    export.ExportError,
+    inputs.InputError,
+    manifest.ManifestError,
+    run_directory.RunDirectoryError,
+    OSError,
+    ValueError,
+  ) as error:
+    logging.error('%s', error)
+    return 1
+  logging.info(
+    '%s: %d photographs (%s)',
+    options.output,
+    summary.total,
+    ', '.join(f'{n} {status}' for status, n in summary.statuses.items()),
+  )
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(app.run(main))
