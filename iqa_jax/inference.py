@@ -61,13 +61,11 @@ def load(workdir: str | os.PathLike) -> Loaded:
     task = Task.from_config(config)
     model = models.from_config(config, task.num_outputs)
     image_size = int(saved.record['image_size'])
+    expected = models.shapes(model, image_size)
   except (KeyError, TypeError, ValueError) as error:
     raise run_directory.RunDirectoryError(
       f'{where} does not describe a model: {error}'
     ) from error
-  expected = jax.eval_shape(
-    lambda: models.init(model, jax.random.key(0), image_size)
-  )
   _check(saved.variables, expected, f'{workdir}/model')
   return Loaded(
     model=model,
@@ -122,13 +120,14 @@ def make_predictor(
   this process's devices alone, so processes needn't keep step.
   """
 
-  def forward(variables, x):
+  def forward(variables: Any, x: Any):
     if start is None:
       x = models.normalize(x)
     views = [x, x[:, :, ::-1]] if flip_tta else [x]
-    logits = jnp.stack(
-      [model.apply(variables, view, start=start) for view in views]
-    )
+    outputs: list[Any] = [
+      model.apply(variables, view, start=start) for view in views
+    ]
+    logits = jnp.stack(outputs)
     p = jax.vmap(task.p_inadequate)(logits)
     return logits.mean(0), p.std(0)
 

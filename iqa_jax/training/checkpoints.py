@@ -214,8 +214,8 @@ class Store:
       ) from error
     if _digest(restored) != digest:
       raise Damaged(f'{name} is damaged: its arrays are not what was saved')
-    treedef = jax.tree.structure(state)
-    return treedef.unflatten([restored[key] for key in arrays]), record
+    leaves = [restored[key] for key in arrays]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves), record
 
 
 def _by_path(tree: Any) -> dict[str, np.ndarray]:
@@ -234,5 +234,5 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> int:
     value = np.ascontiguousarray(arrays[key])
     head = f'{key} {value.dtype} {np.shape(arrays[key])}'
     total = zlib.crc32(head.encode(), total)
-    total = zlib.crc32(value.reshape(-1).view(np.uint8), total)
+    total = zlib.crc32(value.reshape(-1).view(np.uint8).data, total)
   return total

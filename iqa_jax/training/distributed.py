@@ -54,7 +54,7 @@ def initialize(
     ValueError: only some of the three are given.
     RuntimeError: the others could not be reached.
   """
-  given = [coordinator_address, num_processes, process_id]
+  given: list[Any] = [coordinator_address, num_processes, process_id]
   if given == [None] * 3:
     given = _from_variables(os.environ)
   if None in given:
@@ -67,8 +67,6 @@ def initialize(
     if cluster is None:
       return
     logging.info('joining the processes that %s announces', cluster)
-  if jax.config.jax_platforms == 'cpu':
-    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   address, count, number = given
   try:
     jax.distributed.initialize(

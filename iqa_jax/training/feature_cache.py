@@ -9,7 +9,7 @@ in memory, or in a file where memory is short; epochs then read no image.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import dataclasses
 import math
 import os
@@ -185,10 +185,10 @@ def build(
 
 
 def _compute(
-  function, variables, source, indices: Sequence[int], flip: bool, config
+  function, variables, source, indices: np.ndarray, flip: bool, config
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields (index [n], maps [n, h, w, c]) in order, one batch ahead."""
-  plan = pipeline.plan_eval(source, np.asarray(indices))
+  plan = pipeline.plan_eval(source, indices)
   plan = dataclasses.replace(plan, flip=np.full(len(plan.index), flip))
   waiting: deque = deque()
   for batch in pipeline.batches(

@@ -139,7 +139,7 @@ class _Run:
     self.task = Task.from_config(config, labels)
     outputs = self.task.num_outputs
     self.model = models.from_config(config, outputs, axis_name=step_lib.AXIS)
-    self.shapes = jax.eval_shape(self.initial_variables)
+    self.shapes = models.shapes(self.model, config.data.image_size)
     self.steps_per_epoch = math.ceil(
       len(self.plan(0).index) / config.train.batch_size
     )
@@ -198,15 +198,13 @@ def _start(run: _Run, store) -> tuple[step_lib.TrainState, Progress]:
   """Returns the latest saved state, or a new one."""
 
   def template(record):
-    phase = record['progress']['phase']
-    return jax.tree.map(
-      lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-      jax.eval_shape(
-        lambda: run.begin_phase(
-          step_lib.create_state(run.initial_variables()), phase
-        )
+    shapes = jax.eval_shape(
+      lambda variables: run.begin_phase(
+        step_lib.create_state(variables), record['progress']['phase']
       ),
+      run.shapes,
     )
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
   found = store.restore(template)
   if found is not None:

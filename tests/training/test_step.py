@@ -1,0 +1,271 @@
+"""The pmapped step against plain JAX on one device, and what it keeps safe."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from iqa_jax import config as config_lib
+from iqa_jax import models
+from iqa_jax.tasks import Task
+from iqa_jax.training import phases
+from iqa_jax.training import step as step_lib
+
+SIZE = 32
+
+
+def make_batch(rng, count, real, offset=0):
+  mask = (np.arange(count) < real).astype(np.float32)
+  return {
+    'image': rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8),
+    'mask': mask,
+    'index': np.arange(count) + offset,
+    'quality': rng.integers(0, 2, count),
+    'grade': np.full(count, -1),
+    'criteria': np.full((count, 4), -1),
+  }
+
+
+def setup(name, learns, *, head='linear', task=None, **options):
+  model = models.create(
+    name, 2, width=0.06, depth=0.1, head=head, axis_name=step_lib.AXIS
+  )
+  variables = models.init(model, jax.random.key(0), SIZE)
+  # Copies on the host: the step donates what it is given.
+  variables = jax.tree.map(np.asarray, variables)
+  phase = config_lib.phase(
+    learns=learns, optimizer='sgd', learning_rate=0.05, weight_decay=0.01
+  )
+  learning = phases.learning(
+    phase, variables['params'], model.points, steps_per_epoch=3, clip_norm=1.0
+  )
+  state = step_lib.begin_phase(
+    step_lib.create_state(variables),
+    learning,
+    ema=options.get('ema_decay', 0) > 0,
+  )
+  update = step_lib.make_train_step(model, task or Task(), learning, **options)
+  return step_lib.place(state), update, learning, variables
+
+
+def train(state, update, batches, accumulate=1):
+  for batch in batches:
+    inputs = step_lib.for_step(batch, stop=False, accumulate=accumulate)
+    state, metrics = update(state, inputs)
+  return state, metrics
+
+
+def reference(name, learns, variables, learning, batches, task):
+  """The same training written plainly: no pmap, no shards, no padding."""
+  model = models.create(name, 2, width=0.06, depth=0.1)
+  params, stats = variables['params'], variables.get('batch_stats', {})
+  learns, frozen = phases.split(params, learning.paths)
+  opt_state = learning.optimizer.init(learns)
+
+  def loss(learns, stats, batch):
+    tree = phases.unflatten({**frozen, **learns})
+    logits, changed = model.apply(
+      {'params': tree, 'batch_stats': stats},
+      models.normalize(batch['image']),
+      train=learning.parts,
+      mutable=['batch_stats'],
+    )
+    each, weight = task.loss(logits, batch)
+    mean = (each * weight).sum() / weight.sum()
+    return mean, changed.get('batch_stats', stats)
+
+  @jax.jit
+  def update(learns, stats, opt_state, batch):
+    (_, stats), grads = jax.value_and_grad(loss, has_aux=True)(
+      learns, stats, batch
+    )
+    changes, opt_state = learning.optimizer.update(grads, opt_state, learns)
+    return optax.apply_updates(learns, changes), stats, opt_state
+
+  for batch in batches:
+    real = batch['mask'] > 0
+    shown = {key: value[real] for key, value in batch.items()}
+    learns, stats, opt_state = update(learns, stats, opt_state, shown)
+  return phases.unflatten({**frozen, **learns}), stats
+
+
+def assert_close(found, expected, tolerance):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=tolerance, atol=tolerance
+    ),
+    found,
+    expected,
+  )
+
+
+@pytest.mark.parametrize(
+  ('name', 'learns'),
+  [('resnet50', 'all'), ('resnet50', 'stage4+head'), ('vgg16', 'head')],
+)
+def test_four_devices_train_as_one_would(name, learns):
+  """Uneven batches: 10 and 7 real examples of 10, on 4 devices."""
+  assert jax.local_device_count() == 4
+  rng = np.random.default_rng(0)
+  batches = [make_batch(rng, 10, 10), *(make_batch(rng, 10, 7),) * 2]
+  task = Task(class_weights=(0.5, 2.0), label_smoothing=0.1)
+  state, update, learning, variables = setup(name, learns, task=task)
+  state, _ = train(state, update, batches)
+  params, stats = reference(name, learns, variables, learning, batches, task)
+  assert_close(state.params, params, 1e-5)
+  assert_close(state.batch_stats, stats, 1e-5)
+  moved = [
+    path
+    for path, value in phases.flatten(state.params).items()
+    if (value != phases.flatten(variables['params'])[path]).any()
+  ]
+  assert set(moved) <= learning.paths
+  assert len(moved) > 0.9 * len(learning.paths)
+
+
+def test_frozen_batchnorm_keeps_its_statistics():
+  rng = np.random.default_rng(0)
+  state, update, _, variables = setup('resnet50', 'stage4+head')
+  state, _ = train(state, update, [make_batch(rng, 8, 8)])
+  before, after = variables['batch_stats'], state.batch_stats
+  for stage, values in before['backbone'].items():
+    same = all(
+      (a == b).all()
+      for a, b in zip(
+        jax.tree.leaves(values),
+        jax.tree.leaves(after['backbone'][stage]),
+        strict=True,
+      )
+    )
+    assert same == (stage != 'stage4'), stage
+
+
+def test_accumulation_is_a_big_batch():
+  rng = np.random.default_rng(1)
+  batches = [make_batch(rng, 21, 21), make_batch(rng, 21, 13)]
+  ends = []
+  for accumulate in (1, 3):
+    state, update, *_ = setup('vgg16', 'all', head='mlp', accumulate=accumulate)
+    state, metrics = train(state, update, batches, accumulate)
+    ends.append((state.params, metrics['loss'], state.weight_sum))
+  assert float(ends[0][2]) == 34
+  assert_close(ends[1], ends[0], 1e-5)
+
+
+def test_dropout_knows_the_example_not_its_place():
+  """A batch in another order, with padding between, drops the same units."""
+  rng = np.random.default_rng(2)
+  batch = make_batch(rng, 8, 8)
+  order = rng.permutation(8)
+  other = {key: value[order] for key, value in batch.items()}
+  other = {
+    key: np.concatenate([value, value[:5]]) for key, value in other.items()
+  }
+  other['mask'][8:] = 0
+  ends = []
+  for shown in (batch, other):
+    state, update, *_ = setup('vgg16', 'head', head='mlp')
+    state, metrics = train(state, update, [shown])
+    ends.append((state.params, metrics['loss']))
+  assert_close(ends[1], ends[0], 1e-6)
+  state, update, *_ = setup('vgg16', 'head', head='mlp', seed=1)
+  _, metrics = train(state, update, [batch])
+  assert abs(float(metrics['loss']) - float(ends[0][1])) > 1e-4
+
+
+def test_the_loss_is_the_mean_over_real_labelled_examples():
+  rng = np.random.default_rng(3)
+  batch = make_batch(rng, 9, 7)
+  batch['quality'][2] = -1
+  state, update, _, variables = setup('vgg16', 'head')
+  model = models.create('vgg16', 2, width=0.06, depth=0.1)
+  logits = model.apply(variables, models.normalize(batch['image']))
+  shown = [i for i in range(7) if i != 2]
+  expected = optax.softmax_cross_entropy_with_integer_labels(
+    logits[jnp.array(shown)], batch['quality'][shown]
+  ).mean()
+  state, metrics = train(state, update, [batch])
+  assert float(metrics['loss']) == pytest.approx(float(expected), rel=1e-5)
+  assert float(state.weight_sum) == 6
+  assert float(state.loss_sum) == pytest.approx(6 * float(expected), rel=1e-5)
+
+
+def test_nothing_of_a_step_that_is_not_finite_is_applied():
+  rng = np.random.default_rng(4)
+  state, update, *_ = setup('resnet50', 'stage4+head', ema_decay=0.5)
+  state, metrics = train(state, update, [make_batch(rng, 8, 8)])
+  assert metrics['finite']
+  before = jax.tree.map(np.asarray, state)
+  bad = make_batch(rng, 8, 8)
+  # An overflow inside the network: a parameter that no image survives.
+  broken = phases.flatten(state.params)
+  path = 'head/logits/kernel'
+  broken[path] = broken[path].at[0, 0].set(jnp.inf)
+  state = step_lib.place(state.replace(params=phases.unflatten(broken)))
+  state, metrics = train(state, update, [bad])
+  assert not metrics['finite']
+  state, metrics = train(state, update, [make_batch(rng, 8, 8)])
+  assert not metrics['finite']
+  after = jax.tree.map(np.asarray, state)
+  assert not after.finite
+  assert after.step == before.step == 1
+  for name in ('batch_stats', 'opt_state', 'ema', 'loss_sum', 'weight_sum'):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      getattr(after, name),
+      getattr(before, name),
+    )
+
+
+def test_averages_follow_the_weights():
+  rng = np.random.default_rng(5)
+  state, update, learning, variables = setup('vgg16', 'head', ema_decay=0.9)
+  expected = phases.split(variables['params'], learning.paths)[0]
+  for i in range(3):
+    state, _ = train(state, update, [make_batch(rng, 4, 4)])
+    decay = min(0.9, (1 + i) / (10 + i))
+    now = phases.flatten(state.params)
+    expected = {
+      path: decay * old + (1 - decay) * now[path]
+      for path, old in expected.items()
+    }
+  assert_close(state.ema, expected, 1e-6)
+  shown = phases.flatten(step_lib.evaluated(state)['params'])
+  assert_close({p: shown[p] for p in expected}, expected, 1e-6)
+
+
+def test_what_stops_learning_keeps_its_average():
+  """Otherwise later phases would build on weights that nobody evaluated."""
+  rng = np.random.default_rng(6)
+  state, update, _, variables = setup('vgg16', 'block5+head', ema_decay=0.9)
+  state, _ = train(state, update, [make_batch(rng, 4, 4)] * 2)
+  evaluated = jax.tree.map(np.asarray, step_lib.evaluated(state)['params'])
+  model = models.create('vgg16', 2, width=0.06, depth=0.1)
+  head = phases.learning(
+    config_lib.phase(learns='head'),
+    variables['params'],
+    model.points,
+    steps_per_epoch=3,
+  )
+  state = step_lib.begin_phase(state, head, ema=True)
+  assert set(state.ema) == head.paths
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    step_lib.evaluated(state)['params'],
+    evaluated,
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    state.params['backbone'],
+    evaluated['backbone'],
+  )
+
+
+def test_one_process_that_wishes_to_stop_is_heard():
+  rng = np.random.default_rng(7)
+  state, update, *_ = setup('vgg16', 'head')
+  for wish in (False, True):
+    inputs = step_lib.for_step(make_batch(rng, 4, 4), stop=wish, accumulate=1)
+    state, metrics = update(state, inputs)
+    assert bool(metrics['stop']) == wish
