@@ -54,9 +54,11 @@ list_gpus() {
 # 90 % of a GPU's memory instead of JAX's 75 %: nothing else needs it, because
 # TensorFlow is its CPU build; the rest is for cuDNN, cuBLAS and NCCL, which
 # allocate outside JAX's pool.
-MEM_FRACTION="${MEM_FRACTION:-0.9}"
+MEM_FRACTION="${MEM_FRACTION:-${XLA_CLIENT_MEM_FRACTION:-0.9}}"
+unset XLA_PYTHON_CLIENT_MEM_FRACTION  # its old name; JAX refuses to have both
+
 # Sends a layer's gradients to the other GPUs while the next layer's are still
-# being computed. XLA calls this flag stable (0.10); an unknown flag would end
-# the process at its first line. What you set in XLA_FLAGS comes last and wins.
+# being computed. jaxlib 0.10 and 0.12 call this flag stable; one they don't
+# know would end the process at once. What you set in XLA_FLAGS comes last.
 # shellcheck disable=SC2034
 MULTI_GPU_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true"

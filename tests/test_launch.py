@@ -393,6 +393,24 @@ def test_tpu_worker_resumes_after_a_maintenance_event(tools):
   assert len(calls(tools)) == 2
 
 
+def test_installed_jaxlib_knows_the_xla_flags():
+  text = (LAUNCH / 'lib.sh').read_text()
+  flags = re.findall(r'--xla_\w+=\w+', text)
+  assert flags
+
+  def start(flags):
+    return subprocess.run(
+      [sys.executable, '-c', 'import jax; jax.devices()'],
+      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
+      capture_output=True,
+      check=False,
+    ).returncode
+
+  assert start(' '.join(flags)) == 0
+  # XLA ends a process that names a flag it doesn't know.
+  assert start('--xla_gpu_no_such_flag=true') != 0
+
+
 @functools.cache
 def flags_of(module):
   """Returns the flags that a command of iqa_jax lists in its --help."""

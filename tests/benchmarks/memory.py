@@ -166,6 +166,8 @@ def _export(images: int) -> list[common.Row]:
       f'--workdir={folder / "run"}',
       f'--images={folder / "images"}',
       f'--output={folder / "output"}',
+      '--outputs=overlay,npz',
+      '--progress=false',
     ]
     process = subprocess.Popen(command, cwd=common.ROOT)
     samples: list[tuple[int, float]] = []
@@ -191,13 +193,15 @@ def _flatness(samples, done) -> list[common.Row]:
   rows = []
   share = max(done // 20, 1)
   for first in range(0, done, share):
-    within = [mb for n, mb in samples if first < n <= first + share]
+    last = min(first + share, done)
+    within = [mb for n, mb in samples if first < n <= last and n < done]
     if within:
       rows.append(
-        common.Row(
-          f'export, photographs {first} to {first + share}', within, 'MB'
-        )
+        common.Row(f'export, photographs {first} to {last}', within, 'MB')
       )
+  sheet = [mb for n, mb in samples if n == done and mb]
+  if sheet:
+    rows.append(common.Row('export, manifest and contact sheet', sheet, 'MB'))
   return rows
 
 
