@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Draws fundus photographs, trains on them and explains some: nothing to
-# download, minutes on a laptop.
+# Trains on drawn fundus photographs and explains a few: nothing to download,
+# minutes on a laptop.
 #
 #   launch/demo.sh --dry-run
 #   launch/demo.sh --config.seed=1      # arguments go to iqa_jax.main
+#   IMAGES=~/photographs launch/demo.sh # explain your own
 #
 # The same command again resumes where it was interrupted.
 
 set -euo pipefail
 
 WORKDIR="${WORKDIR:-runs/demo}"
+IMAGES="${IMAGES:-}"  # empty: a dozen new ones are drawn
 
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -17,3 +19,20 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 private_cache
 run "$PYTHON" -m iqa_jax.main --config=demo --workdir="$WORKDIR" \
   --compilation_cache="$CACHE" "$@"
+
+if [[ -z $IMAGES ]]; then
+  IMAGES="$WORKDIR/photographs"
+  run mkdir -p "$IMAGES"
+  run "$PYTHON" -c 'import sys
+from PIL import Image
+from iqa_jax.labels import CRITERIA
+from iqa_jax.simulation import photograph
+for i in range(12):
+  broken = [CRITERIA[i % 4]] if i > 3 else []
+  drawn = photograph.draw(9_000_000 + i, 512, broken=broken)
+  name = "".join(broken) or "adequate"
+  Image.fromarray(drawn.image).save(f"{sys.argv[1]}/{name}_{i}.jpg")' "$IMAGES"
+fi
+run "$PYTHON" -m iqa_jax.export_heatmaps --workdir="$WORKDIR" \
+  --images="$IMAGES" --output="$WORKDIR/heatmaps" --compilation_cache="$CACHE"
+run echo "look at $WORKDIR/report/index.html and $WORKDIR/heatmaps/index.html"
