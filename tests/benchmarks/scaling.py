@@ -1,9 +1,10 @@
 """How cost grows: with the batch, the image, the devices and the listed files.
 
 A cliff would show as a jump of the cost of one image (one megapixel, one file)
-from a row to the next. The network is a ResNet50 of a quarter width, so that
-the whole table takes minutes on two cores; devices are virtual ones that share
-those cores, so more of them can at best cost nothing.
+from a row to the next. The network is a ResNet of a quarter of ResNet50's width
+and a third of its blocks, so that the whole table takes minutes on two cores;
+devices are virtual ones that share those cores, so more of them can at best
+cost nothing.
 """
 
 from __future__ import annotations
@@ -17,52 +18,47 @@ import tempfile
 
 from tests.benchmarks import common
 
-_WIDTH = 0.25
+_NETWORK = {'width': 0.25, 'depth': 0.3}
 
 
-def run(*, smoke: bool = False, repeats: int = 3) -> list[common.Row]:
-  """Returns a row for every point of the four axes."""
-  batches = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-  sizes = (224, 320, 448, 512, 640, 768, 896, 1024)
-  devices = (1, 2, 4, 8)
-  files = (100, 1000, 10_000, 100_000)
+def run(
+  *,
+  smoke: bool = False,
+  repeats: int = 3,
+  axes: str = 'batch,size,devices,files',
+) -> list[common.Row]:
+  """Returns a row for every point of the axes named."""
+  points: dict[str, tuple[int, ...]] = {
+    'batch': (1, 2, 4, 8, 16, 32, 64, 128, 256),
+    'size': (224, 320, 448, 512, 640, 768, 896, 1024),
+    'devices': (1, 2, 4, 8),
+    'files': (100, 1000, 10_000, 100_000),
+  }
   size, batch = 224, 4
   if smoke:
-    batches, sizes, devices, files = (1, 4), (64, 96), (1, 2), (100, 1000)
+    points = {
+      'batch': (1, 4),
+      'size': (64, 96),
+      'devices': (1, 2),
+      'files': (100, 1000),
+    }
     size, batch, repeats = 64, 2, 1
   rows = []
-  for count in batches:
-    rows += _point(count, size, repeats, count, 'ms/image', f'batch {count}')
-  for side in sizes:
-    unit = batch * side * side / 1e6
-    rows += _point(batch, side, repeats, unit, 'ms/megapixel', f'{side} px')
-  for count in devices:
-    environment = {
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}',
-    }
-    out = subprocess.run(
-      [
-        sys.executable,
-        '-c',
-        'from tests.benchmarks import scaling; '
-        f'scaling.child(16, {size}, {repeats})',
-      ],
-      env=environment,
-      cwd=common.ROOT,
-      stdout=subprocess.PIPE,
-      check=True,
-    ).stdout
-    times = json.loads(out)
-    rows.append(
-      common.Row(
-        f'training step, batch 16, {count} virtual devices',
-        [1000 * t for t in times],
-        'ms',
-      )
-    )
-  return rows + _files(files, repeats)
+  for axis in axes.split(','):
+    for point in points[axis]:
+      if axis == 'batch':
+        what = f'batch {point}'
+        rows += _network(point, size, repeats, point, 'ms/image', what)
+      elif axis == 'size':
+        megapixels = batch * point * point / 1e6
+        rows += _network(
+          batch, point, repeats, megapixels, 'ms/megapixel', f'{point} px'
+        )
+      elif axis == 'devices':
+        rows.append(_devices(point, size, repeats))
+      else:
+        rows.append(_files(point, repeats))
+  return rows
 
 
 def child(batch: int, size: int, repeats: int) -> None:
@@ -71,7 +67,7 @@ def child(batch: int, size: int, repeats: int) -> None:
   print(json.dumps(common.measure(step, repeats=repeats)))
 
 
-def _point(batch, size, repeats, unit, name, what) -> list[common.Row]:
+def _network(batch, size, repeats, unit, name, what) -> list[common.Row]:
   return [
     common.Row(
       f'{kind}, {what}',
@@ -92,7 +88,7 @@ def _explanation(batch, size):
   from iqa_jax import models, tasks
   from iqa_jax.explain import cam
 
-  model = models.create('resnet50', 2, width=_WIDTH)
+  model = models.create('resnet50', 2, **_NETWORK)
   variables = models.init(model, jax.random.key(0), 64)
 
   @jax.jit
@@ -114,8 +110,8 @@ def _training_step(batch, size):
   from iqa_jax.training import phases
   from iqa_jax.training import step as step_lib
 
-  model = models.create('resnet50', 2, width=_WIDTH, axis_name=step_lib.AXIS)
-  plain = models.create('resnet50', 2, width=_WIDTH)
+  model = models.create('resnet50', 2, **_NETWORK, axis_name=step_lib.AXIS)
+  plain = models.create('resnet50', 2, **_NETWORK)
   variables = models.init(plain, jax.random.key(0), 64)
   learning = phases.learning(
     config_lib.phase(), variables['params'], model.points, steps_per_epoch=1
@@ -143,29 +139,48 @@ def _training_step(batch, size):
   return update
 
 
-def _files(counts, repeats) -> list[common.Row]:
+def _devices(count, size, repeats) -> common.Row:
+  environment = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}',
+  }
+  call = f'scaling.child(16, {size}, {repeats})'
+  out = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      f'from tests.benchmarks import scaling; {call}',
+    ],
+    env=environment,
+    cwd=common.ROOT,
+    stdout=subprocess.PIPE,
+    check=True,
+  ).stdout
+  return common.Row(
+    f'training step, batch 16, {count} virtual devices',
+    [1000 * t for t in json.loads(out)],
+    'ms',
+  )
+
+
+def _files(count, repeats) -> common.Row:
   """Returns the cost of listing a folder of `count` names for an export."""
-  rows = []
-  with tempfile.TemporaryDirectory() as scratch:
-    for count in counts:
-      folder = pathlib.Path(scratch) / str(count)
-      for number in range(count):
-        path = folder / f'{number // 1000:04}' / f'{number:06}.jpg'
-        if not number % 1000:
-          path.parent.mkdir(parents=True)
-        path.touch()
-      rows.append(_listing(folder, count, repeats))
-  return rows
-
-
-def _listing(folder, count, repeats) -> common.Row:
   from iqa_jax.explain import inputs
 
-  def find():
-    found = inputs.find(str(folder), suffixes=('.jpg',))
-    assert len(found.keys) == count
+  with tempfile.TemporaryDirectory() as scratch:
+    folder = pathlib.Path(scratch)
+    for number in range(count):
+      path = folder / f'{number // 1000:04}' / f'{number:06}.jpg'
+      if not number % 1000:
+        path.parent.mkdir()
+      path.touch()
 
-  times = common.measure(find, repeats=repeats)
+    def find():
+      found = inputs.find(str(folder), suffixes=('.jpg',))
+      assert len(found.keys) == count
+
+    times = common.measure(find, repeats=repeats)
   return common.Row(
     f'listing {count} files', [1e6 * t / count for t in times], 'us/file'
   )
