@@ -7,8 +7,10 @@
 #
 # The job saves and queues itself again two minutes before its time limit and
 # when it is preempted, until the run is complete; `scancel` ends it for good.
-# WORKDIR and the data must lie on a file system that every node sees.
-# SBATCH_ACCOUNT, SBATCH_PARTITION, ... are sbatch's own variables.
+# WORKDIR and the data must lie on a file system that every node sees. Every GPU
+# has a process of its own: train.batch_size is over all of them and must be a
+# multiple of NODES x GPUS; train.cache_gb is of each. SBATCH_ACCOUNT,
+# SBATCH_PARTITION, ... are sbatch's own variables.
 
 set -euo pipefail
 
