@@ -19,7 +19,13 @@ import numpy as np
 
 from iqa_jax import inference, labels, run_directory
 from iqa_jax.data import pipeline
-from iqa_jax.evaluation import calibration, metrics, operating_points
+from iqa_jax.evaluation import (
+  assessment,
+  breakdowns,
+  calibration,
+  metrics,
+  operating_points,
+)
 from iqa_jax.tasks import Task
 
 Columns = dict[str, np.ndarray]
@@ -42,7 +48,9 @@ def run(
     workdir: the run directory whose model is evaluated.
     source: the data.
     splits: indices of 'validation' and 'test'.
-    ensemble: further run directories; p_inadequate and logits are averaged.
+    ensemble: further run directories, whose probabilities (and, for the
+      record, logits) are averaged with the run's; their own calibration and
+      operating point are fitted on validation, and not stored with any model.
     output: where predictions.csv, metrics.json, figures/ and report/ go; None
       for `workdir`. With another place the model's own calibration and
       operating point are applied as they are.
@@ -81,39 +89,68 @@ def run(
     run_directory.update_model_record(workdir, **record)
   for columns in tables.values():
     apply_operating_record(columns, record)
+  thresholds = _criteria_thresholds(config, task, tables.get('validation'))
   write_predictions(output / 'predictions.csv', tables.values())
+  reference = source.table['quality'][splits['train']]
   result = {
     'format': 1,
-    'positive_class': 'inadequate',
+    'positive_class': labels.QUALITY[labels.INADEQUATE],
     'task': task.name,
-    'model': {
-      'digest': [m.digest for m in models],
-      'epoch': models[0].record.get('epoch'),
-      'step': models[0].record.get('step'),
-    },
+    'usable': task.usable,
+    'model': _describe(models, (workdir, *ensemble), config),
     'data': source.description,
+    'train': {
+      'n': len(reference),
+      'n_inadequate': int((reference == labels.INADEQUATE).sum()),
+      'n_patients': len(np.unique(source.table['patient_id'][splits['train']])),
+    },
     **record,
     'splits': {
-      name: measure(columns, task, record['operating_point']['threshold'])
+      name: measure(
+        columns,
+        task,
+        record['operating_point']['threshold'],
+        reference={
+          k: source.table[k][splits['train']]
+          for k in ('quality', 'grade', 'criteria')
+        },
+        thresholds=thresholds,
+        resamples=config.eval.bootstrap,
+      )
       for name, columns in tables.items()
     },
   }
   run_directory.write_json(output / 'metrics.json', result)
   for name, values in result['splits'].items():
-    verdict = values['verdict']
+    measured = values['verdict']
     logging.info(
       '%s: %d photographs (%d Inadequate), AUC %s, sensitivity %s, '
       'specificity %s',
       name,
-      verdict['n'],
-      verdict['n_inadequate'],
-      *(_told(verdict[k]) for k in ('auc', 'sensitivity', 'specificity')),
+      measured['n'],
+      measured['n_inadequate'],
+      *(
+        assessment.summary(measured, k)
+        for k in ('auc', 'sensitivity', 'specificity')
+      ),
     )
   return result
 
 
-def _told(value) -> str:
-  return 'undefined' if value is None else f'{value:.3f}'
+def _describe(models, folders, config) -> dict[str, Any]:
+  first = models[0]
+  return {
+    'name': first.config.model.name,
+    'image_size': first.image_size,
+    'epoch': first.record.get('epoch'),
+    'step': first.record.get('step'),
+    'source': first.record.get('source'),
+    'members': [
+      {'run': pathlib.Path(folder).resolve().name, 'sha256': model.digest}
+      for folder, model in zip(folders, models, strict=True)
+    ],
+    'flip_tta': bool(config.eval.flip_tta),
+  }
 
 
 def _predict(models, config, source, indices, split) -> Columns:
@@ -134,12 +171,14 @@ def _predict(models, config, source, indices, split) -> Columns:
     )
   first, task = rows[0], models[0].task
   index = first['index']
-  p = np.mean([r['p_inadequate'] for r in rows], axis=0)
-  spread = first['spread']
-  if len(rows) > 1:
-    spread = np.std([r['p_inadequate'] for r in rows], axis=0)
+  each = np.stack([r['p_inadequate'] for r in rows]).astype(np.float64)
+  # Law of total variance: between the members, and between each one's views.
+  within = np.mean([np.square(r['spread']) for r in rows], axis=0)
+  spread = np.sqrt(within + each.var(axis=0))
   logits = np.mean([r['logits'] for r in rows], axis=0)
-  probabilities = np.asarray(task.probabilities(logits))
+  probabilities = np.mean(
+    [np.asarray(task.probabilities(r['logits'])) for r in rows], axis=0
+  )
   table = source.table
   columns: Columns = {
     key: table[key][index]
@@ -154,8 +193,8 @@ def _predict(models, config, source, indices, split) -> Columns:
   for i, name in enumerate(task.outputs):
     columns[f'logit_{name}'] = logits[:, i]
     columns[f'p_{name}'] = probabilities[:, i]
-  # The quality task's own output has this name too; ensembles average it.
-  columns['p_inadequate'] = p.astype(np.float64)
+  # The quality task's own output has this name too, and the same value.
+  columns['p_inadequate'] = each.mean(axis=0)
   columns['spread'] = spread
   return columns
 
@@ -165,14 +204,9 @@ def _operating_record(saved, config, validation, *, fit) -> dict[str, Any]:
   keys = ('calibration', 'operating_point', 'uncertain_band')
   if not fit and all(key in saved for key in keys):
     return {key: saved[key] for key in keys}
-  known = slice(0, 0)
-  truth = p = np.zeros(0)
+  truth, p = np.zeros(0, int), np.zeros(0)
   if validation is not None:
-    known = (validation['quality'] >= 0) & np.isfinite(
-      validation['p_inadequate']
-    )
-    truth = validation['quality'][known]
-    p = validation['p_inadequate'][known]
+    truth, p = validation['quality'], validation['p_inadequate']
   fitted = calibration.fit(config.eval.calibration, truth, p)
   p = calibration.apply(fitted, p)
   point = operating_points.choose(
@@ -199,36 +233,107 @@ def apply_operating_record(columns: Columns, record: Mapping[str, Any]) -> None:
   ).astype(int)
 
 
-def measure(columns: Columns, task: Task, threshold: float) -> dict[str, Any]:
+def _criteria_thresholds(config, task, validation) -> dict[str, float]:
+  """Returns the threshold of each criterion, by the verdict's rule."""
+  if task.name != 'criteria' or validation is None:
+    return {}
+  points = {
+    name: operating_points.choose(
+      config.eval.operating_point,
+      config.eval.operating_target,
+      validation[name],
+      validation[f'p_{name}'],
+    )
+    for name in task.outputs
+  }
+  return {name: point['threshold'] for name, point in points.items()}
+
+
+def measure(
+  columns: Columns,
+  task: Task,
+  threshold: float,
+  *,
+  reference: Mapping[str, np.ndarray],
+  thresholds: Mapping[str, float],
+  resamples: int,
+) -> dict[str, Any]:
   """Returns the measures of a split (README.md beside this file).
 
   Args:
     columns: the predictions, after `apply_operating_record`.
     task: the run's.
     threshold: the operating point, on p_calibrated.
+    reference: 'quality', 'grade' and 'criteria' of the training examples, for
+      the majority baseline.
+    thresholds: of the criteria; 0.5 where there is none.
+    resamples: of the bootstrap.
   """
   finite = np.isfinite(columns['p_calibrated'])
-  known = finite & (columns['quality'] >= 0)
+  patient = columns['patient_id']
+
+  def labelled(values):
+    return values[values >= 0]
+
+  def verdict(name, score, p, at, reference, names=labels.QUALITY):
+    known = finite & (columns[name] >= 0)
+    return assessment.verdict(
+      columns[name][known],
+      columns[score][known],
+      columns[p][known],
+      at,
+      patient[known],
+      reference=labelled(reference),
+      resamples=resamples,
+      names=names,
+    )
+
+  judged = finite & (columns['quality'] >= 0)
   result: dict[str, Any] = {
     'n': len(finite),
     'n_not_finite': int((~finite).sum()),
-    'verdict': metrics.verdict_metrics(
-      columns['quality'][known], columns['p_calibrated'][known], threshold
+    'verdict': verdict(
+      'quality',
+      'p_inadequate',
+      'p_calibrated',
+      threshold,
+      reference['quality'],
     ),
+    'uncalibrated': _plain(
+      metrics.probabilities(
+        columns['quality'][judged], columns['p_inadequate'][judged]
+      )
+    ),
+    'selective': assessment.selective(
+      columns['quality'][judged],
+      columns['p_calibrated'][judged],
+      threshold,
+      columns['uncertain'][judged] == 1,
+      patient[judged],
+    ),
+    'breakdowns': breakdowns.run(columns),
   }
   if task.name == 'grade':
     graded = finite & (columns['grade'] >= 0)
-    p = np.stack([columns[f'p_{n}'][graded] for n in task.outputs], 1)
-    result['grade'] = metrics.multiclass(
-      columns['grade'][graded], p.argmax(1), task.outputs
+    result['grade'] = assessment.grades(
+      columns['grade'][graded],
+      np.stack([columns[f'p_{n}'][graded] for n in task.outputs], axis=1),
+      patient[graded],
+      reference=labelled(reference['grade']),
+      resamples=resamples,
     )
   if task.name == 'criteria':
-    result['criteria'] = {}
-    for name in task.outputs:
-      there = finite & (columns[name] >= 0)
-      result['criteria'][name] = metrics.verdict_metrics(
-        columns[name][there], columns[f'p_{name}'][there], 0.5
+    result['criteria'] = {
+      name: verdict(
+        name,
+        f'p_{name}',
+        f'p_{name}',
+        thresholds.get(name, 0.5),
+        reference['criteria'][:, i],
+        (f'adequate {name}', f'inadequate {name}'),
       )
+      for i, name in enumerate(task.outputs)
+    }
   return result
 
 
@@ -251,3 +356,8 @@ def write_predictions(
         }
         for row in zip(*(shown[k].tolist() for k in names), strict=True):
           writer.writerow(row)
+
+
+def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
+  """Returns numbers as JSON has them: None for what is not finite."""
+  return {k: v if np.isfinite(v) else None for k, v in values.items()}

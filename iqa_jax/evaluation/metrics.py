@@ -1,233 +1,306 @@
-"""What is measured of a verdict. Positive class: Inadequate (class 1).
+"""What the scores are worth: one number a metric, by scikit-learn.
 
-scikit-learn computes whatever it has. A measure that the data does not define
-(one class only, no prediction) is None, never a made-up number.
+Truth is 0 (adequate) or 1 (inadequate), and Inadequate is the positive class
+of every metric unless its name says otherwise. A metric that the images can't
+give (one class only, nothing called inadequate) is NaN; `reason` says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-import warnings
+from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
-import sklearn.exceptions
-import sklearn.linear_model
 from sklearn import metrics as sk
 
-Value = float | None
-_EPS = 1e-7
+from iqa_jax import labels
+from iqa_jax.evaluation import calibration
+
+BINS = 15  # of equal width, for the expected calibration error
+MAX_FPR = 0.1  # up to which the partial AUC looks
+FIXED = 0.95  # specificity (sensitivity) at which the other one is given
+
+RANKING = (
+  'auc',
+  'average_precision',
+  'partial_auc',
+  'sensitivity_at_95_specificity',
+  'specificity_at_95_sensitivity',
+)
+DECISIONS = (
+  'accuracy',
+  'balanced_accuracy',
+  'sensitivity',
+  'specificity',
+  'precision',
+  'negative_predictive_value',
+  'f1',
+  'f1_adequate',
+  'f1_macro',
+  'f1_weighted',
+  'mcc',
+  'kappa',
+)
+PROBABILITIES = (
+  'log_loss',
+  'brier',
+  'ece',
+  'calibration_slope',
+  'calibration_intercept',
+)
+TITLES = {
+  'auc': 'ROC AUC',
+  'average_precision': 'Average precision',
+  'partial_auc': f'Partial AUC (FPR ≤ {MAX_FPR:g}, standardised)',
+  'sensitivity_at_95_specificity': 'Sensitivity at 95 % specificity',
+  'specificity_at_95_sensitivity': 'Specificity at 95 % sensitivity',
+  'accuracy': 'Accuracy',
+  'balanced_accuracy': 'Balanced accuracy',
+  'sensitivity': 'Sensitivity (recall of Inadequate)',
+  'specificity': 'Specificity (recall of Adequate)',
+  'precision': 'Precision of Inadequate (PPV)',
+  'negative_predictive_value': 'Precision of Adequate (NPV)',
+  'f1': 'F1 of Inadequate',
+  'f1_adequate': 'F1 of Adequate',
+  'f1_macro': 'F1, macro',
+  'f1_weighted': 'F1, weighted',
+  'mcc': 'Matthews correlation',
+  'kappa': "Cohen's kappa",
+  'quadratic_kappa': 'Quadratic kappa',
+  'auc_macro': 'ROC AUC, mean of one against the rest',
+  'log_loss': 'Log loss',
+  'brier': 'Brier score',
+  'ece': f'Expected calibration error ({BINS} bins)',
+  'calibration_slope': 'Calibration slope',
+  'calibration_intercept': 'Calibration intercept',
+}
 
 
-def ranking(truth: np.ndarray, score: np.ndarray) -> dict[str, Value]:
-  """Returns what depends on the order of the scores alone.
+def binary(
+  truth: np.ndarray, p: np.ndarray, predicted: np.ndarray
+) -> dict[str, float]:
+  """Returns RANKING, DECISIONS and PROBABILITIES of one binary judgement.
 
   Args:
-    truth: int [n], 1 inadequate.
-    score: float [n], larger for inadequate.
-
-  Returns:
-    auc; average_precision (of Inadequate); partial_auc (over false positive
-    rates up to 0.1, standardised as by McClish 1989);
-    sensitivity_at_95_specificity and specificity_at_95_sensitivity.
+    truth: int [n], 0 or 1.
+    p: float [n] in [0, 1], the probability of class 1.
+    predicted: bool [n], whether class 1 is called.
   """
-  names = (
-    'auc',
-    'average_precision',
-    'partial_auc',
-    'sensitivity_at_95_specificity',
-    'specificity_at_95_sensitivity',
-  )
-  if len(np.unique(truth)) < 2:
-    return dict.fromkeys(names)
-  fpr, tpr, _ = sk.roc_curve(truth, score, drop_intermediate=False)
-  values = (
-    sk.roc_auc_score(truth, score),
-    sk.average_precision_score(truth, score),
-    sk.roc_auc_score(truth, score, max_fpr=0.1),
-    tpr[fpr <= 0.05 + 1e-12].max(),
-    1.0 - fpr[tpr >= 0.95 - 1e-12].min(),
-  )
-  return dict(zip(names, map(float, values), strict=True))
-
-
-def decisions(truth: np.ndarray, verdict: np.ndarray) -> dict[str, Any]:
-  """Returns what depends on the verdicts.
-
-  Args:
-    truth: int [n], 1 inadequate.
-    verdict: int [n], likewise.
-
-  Returns:
-    accuracy, balanced_accuracy, sensitivity, specificity, precision, f1,
-    f1_adequate, f1_macro, f1_weighted, mcc, kappa; confusion [[tn, fp],
-    [fn, tp]]; majority_accuracy, what calling all of them the commoner class
-    would reach.
-  """
-  names = (
-    'accuracy', 'balanced_accuracy', 'sensitivity', 'specificity',
-    'precision', 'f1', 'f1_adequate', 'f1_macro', 'f1_weighted', 'mcc',
-    'kappa', 'majority_accuracy',
-  )  # fmt: skip
-  result: dict[str, Any] = dict.fromkeys(names)
-  confusion = sk.confusion_matrix(truth, verdict, labels=[0, 1])
-  result['confusion'] = confusion.tolist()
-  n = len(truth)
-  if not n:
-    return result
-  (tn, fp), (fn, tp) = confusion
-  result['accuracy'] = float((tn + tp) / n)
-  result['majority_accuracy'] = float(max(tn + fp, fn + tp) / n)
-  result['sensitivity'] = _ratio(tp, tp + fn)
-  result['specificity'] = _ratio(tn, tn + fp)
-  result['precision'] = _ratio(tp, tp + fp)
-  if len(np.unique(truth)) < 2:
-    return result
-
-  def f1(average, positive=1):
-    return sk.f1_score(
-      truth, verdict, average=average, pos_label=positive, zero_division=0.0
-    )
-
-  result['balanced_accuracy'] = sk.balanced_accuracy_score(truth, verdict)
-  result['f1'] = f1('binary')
-  result['f1_adequate'] = f1('binary', 0)
-  result['f1_macro'] = f1('macro')
-  result['f1_weighted'] = f1('weighted')
-  result['mcc'] = sk.matthews_corrcoef(truth, verdict)
-  result['kappa'] = sk.cohen_kappa_score(truth, verdict)
   return {
-    k: float(v) if isinstance(v, np.floating) else v for k, v in result.items()
+    **ranking(truth, p),
+    **decisions(truth, predicted),
+    **probabilities(truth, p),
   }
 
 
-def calibration(truth: np.ndarray, p: np.ndarray) -> dict[str, Value]:
-  """Returns how well probabilities of Inadequate mean what they say.
+def ranking(truth: np.ndarray, score: np.ndarray) -> dict[str, float]:
+  """Returns the RANKING metrics, which no threshold enters.
 
   Args:
-    truth: int [n], 1 inadequate.
-    p: float [n] in 0..1.
+    truth: int [n], 0 or 1.
+    score: float [n], larger for class 1; any monotone scale.
 
-  Returns:
-    log_loss (natural log, p kept 1e-7 from 0 and 1), brier, ece (15 bins of
-    equal width, Guo et al. 2017), calibration_slope and
-    calibration_intercept (logistic regression on the log-odds, 1 and 0 where
-    perfect; Cox 1958; the intercept with the slope held at 1).
+  The partial AUC is McClish's standardised one (1989) over false positive
+  rates up to MAX_FPR. Sensitivity at 95 % specificity is the largest that an
+  observed threshold of at least that specificity reaches, and the reverse.
   """
-  names = (
-    'log_loss', 'brier', 'ece', 'calibration_slope', 'calibration_intercept',
-  )  # fmt: skip
+  if not _both(truth):
+    return dict.fromkeys(RANKING, np.nan)
+  fpr, tpr, _ = sk.roc_curve(truth, score, drop_intermediate=False)
+  close = 1e-9  # 0.05 has no exact float
+  return {
+    'auc': float(sk.roc_auc_score(truth, score)),
+    'average_precision': float(sk.average_precision_score(truth, score)),
+    'partial_auc': float(sk.roc_auc_score(truth, score, max_fpr=MAX_FPR)),
+    'sensitivity_at_95_specificity': float(tpr[fpr <= 1 - FIXED + close].max()),
+    'specificity_at_95_sensitivity': float(1 - fpr[tpr >= FIXED - close].min()),
+  }
+
+
+def decisions(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+  """Returns the DECISIONS metrics of bool verdicts [n]."""
+  truth, predicted = np.asarray(truth), np.asarray(predicted).astype(int)
   if not len(truth):
-    return dict.fromkeys(names)
-  p = np.clip(np.asarray(p, np.float64), _EPS, 1 - _EPS)
-  result: dict[str, Value] = {
-    'log_loss': float(sk.log_loss(truth, p, labels=[0, 1])),
+    return dict.fromkeys(DECISIONS, np.nan)
+  both = _both(truth)
+
+  def recall(label):
+    return float(
+      sk.recall_score(truth, predicted, pos_label=label, zero_division=np.nan)
+    )
+
+  def precision(label):
+    return float(
+      sk.precision_score(
+        truth, predicted, pos_label=label, zero_division=np.nan
+      )
+    )
+
+  def f1(**options):
+    return float(sk.f1_score(truth, predicted, zero_division=np.nan, **options))
+
+  recalls = recall(1), recall(0)
+  return {
+    'accuracy': float(sk.accuracy_score(truth, predicted)),
+    # scikit-learn's is that of the classes there are, and warns.
+    'balanced_accuracy': float(np.mean(recalls)) if both else np.nan,
+    'sensitivity': recalls[0],
+    'specificity': recalls[1],
+    'precision': precision(1),
+    'negative_predictive_value': precision(0),
+    'f1': f1(pos_label=1),
+    'f1_adequate': f1(pos_label=0),
+    'f1_macro': f1(average='macro') if both else np.nan,
+    'f1_weighted': f1(average='weighted') if both else np.nan,
+    'mcc': float(sk.matthews_corrcoef(truth, predicted)) if both else np.nan,
+    'kappa': float(sk.cohen_kappa_score(truth, predicted)) if both else np.nan,
+  }
+
+
+def probabilities(truth: np.ndarray, p: np.ndarray) -> dict[str, float]:
+  """Returns the PROBABILITIES metrics of p [n].
+
+  Log loss clips p to [1e-7, 1 - 1e-7]. Slope: of the logistic regression of
+  truth on log-odds (Cox 1958), 1 is ideal, below 1 is overconfident.
+  Intercept: of the same with the slope held at 1 ("calibration in the large"),
+  0 is ideal, above 0 says that p is too low (Van Calster et al. 2016).
+  """
+  truth, p = np.asarray(truth), np.asarray(p, np.float64)
+  if not len(truth):
+    return dict.fromkeys(PROBABILITIES, np.nan)
+  odds = calibration.log_odds(p)
+  return {
+    'log_loss': float(sk.log_loss(truth, calibration.clip(p), labels=[0, 1])),
     'brier': float(np.mean((p - truth) ** 2)),
     'ece': expected_calibration_error(truth, p),
-    'calibration_slope': None,
-    'calibration_intercept': None,
+    'calibration_slope': calibration.fit_line(odds, truth)[1],
+    'calibration_intercept': calibration.fit_intercept(odds, truth),
   }
-  if len(np.unique(truth)) == 2:
-    odds = special.logit(p)
-    if np.ptp(odds) > 0:
-      with warnings.catch_warnings():
-        # Perfectly separated classes have no finite slope.
-        warnings.simplefilter('error', sklearn.exceptions.ConvergenceWarning)
-        try:
-          fit = sklearn.linear_model.LogisticRegression(
-            C=np.inf, max_iter=1000, tol=1e-6
-          ).fit(odds[:, None], truth)
-          result['calibration_slope'] = float(fit.coef_[0, 0])
-        except sklearn.exceptions.ConvergenceWarning:
-          pass
-    result['calibration_intercept'] = _offset(truth, odds)
-  return result
 
 
-def _offset(truth, odds) -> float:
-  """Returns b where mean(sigmoid(odds + b)) is the prevalence (Newton)."""
-  b = 0.0
-  for _ in range(100):
-    p = special.expit(odds + b)
-    step = (truth.mean() - p.mean()) / max((p * (1 - p)).mean(), 1e-12)
-    b += float(np.clip(step, -2, 2))
-    if abs(step) < 1e-10:
-      break
-  return b
+def expected_calibration_error(truth: np.ndarray, p: np.ndarray) -> float:
+  """Returns the mean |share of class 1 - mean p| over BINS, by their size.
+
+  Guo et al. 2017, eq. 3, of the probability of class 1.
+  """
+  which = bin_of(p)
+  gap = np.bincount(which, np.asarray(p) - np.asarray(truth), BINS)
+  return float(np.abs(gap).sum() / len(which))
 
 
-def expected_calibration_error(
-  truth: np.ndarray, p: np.ndarray, bins: int = 15
-) -> float:
-  """Returns the mean of |share inadequate - mean p| over bins of p."""
-  which = np.minimum((p * bins).astype(int), bins - 1)
-  counts = np.bincount(which, minlength=bins)
-  gap = np.bincount(which, truth - p, minlength=bins)
-  return float(np.abs(gap).sum() / counts.sum())
+def bin_of(p: np.ndarray) -> np.ndarray:
+  """Returns the bin 0..BINS-1 of each probability; 1.0 is in the last."""
+  return np.minimum((np.asarray(p) * BINS).astype(int), BINS - 1)
 
 
-def multiclass(
-  truth: np.ndarray, predicted: np.ndarray, names: tuple[str, ...]
-) -> dict[str, Any]:
-  """Returns the measures of more than two ordered classes (EyeQ's grades).
+def grades(
+  truth: np.ndarray, p: np.ndarray, predicted: np.ndarray
+) -> dict[str, float]:
+  """Returns the metrics of three or more ordered classes.
 
   Args:
-    truth: int [n].
+    truth: int [n], 0..k-1.
+    p: float [n, k], a score a class; rows need not sum to 1.
     predicted: int [n].
-    names: of the classes, in order.
 
   Returns:
-    accuracy, balanced_accuracy, f1_macro, f1_weighted, f1 (per class), mcc,
-    kappa, quadratic_kappa, confusion (rows: truth), majority_accuracy.
+    accuracy, balanced_accuracy, f1_macro, f1_weighted, mcc, kappa,
+    quadratic_kappa, auc_macro, and of each class i: precision_i, recall_i,
+    f1_i, auc_i (against the rest).
   """
-  classes = list(range(len(names)))
-  confusion = sk.confusion_matrix(truth, predicted, labels=classes)
+  truth, predicted = np.asarray(truth), np.asarray(predicted)
+  count = np.shape(p)[1]
+  classes = list(range(count))
+  names = [
+    *('accuracy', 'balanced_accuracy', 'f1_macro', 'f1_weighted', 'mcc'),
+    *('kappa', 'quadratic_kappa', 'auc_macro'),
+    *(
+      f'{m}_{i}' for m in ('precision', 'recall', 'f1', 'auc') for i in classes
+    ),
+  ]
   if not len(truth):
-    return {'confusion': confusion.tolist()}
-
-  def f1(average):
-    return sk.f1_score(
-      truth, predicted, labels=classes, average=average, zero_division=0.0
+    return dict.fromkeys(names, np.nan)
+  several = len(np.unique(truth)) > 1
+  precision, recall, f1, _ = sk.precision_recall_fscore_support(
+    truth, predicted, labels=classes, zero_division=np.nan
+  )
+  averages = {
+    kind: sk.f1_score(
+      truth, predicted, labels=classes, average=kind, zero_division=np.nan
     )
-
-  result: dict[str, Any] = {
-    'accuracy': float(sk.accuracy_score(truth, predicted)),
-    'majority_accuracy': float(np.bincount(truth).max() / len(truth)),
-    'f1_macro': float(f1('macro')),
-    'f1_weighted': float(f1('weighted')),
-    'f1': dict(zip(names, map(float, f1(None)), strict=True)),
-    'confusion': confusion.tolist(),
-    'balanced_accuracy': None,
-    'mcc': None,
-    'kappa': None,
-    'quadratic_kappa': None,
+    for kind in ('macro', 'weighted')
   }
-  if len(np.unique(truth)) > 1:
-    present = confusion.sum(1) > 0
-    recall = confusion.diagonal()[present] / confusion.sum(1)[present]
-    result['balanced_accuracy'] = float(recall.mean())
-    result['mcc'] = float(sk.matthews_corrcoef(truth, predicted))
-    result['kappa'] = float(sk.cohen_kappa_score(truth, predicted))
-    result['quadratic_kappa'] = float(
-      sk.cohen_kappa_score(truth, predicted, weights='quadratic')
+  result = {
+    'accuracy': sk.accuracy_score(truth, predicted),
+    'balanced_accuracy': np.nanmean(recall) if several else np.nan,
+    'f1_macro': averages['macro'],
+    'f1_weighted': averages['weighted'],
+    'mcc': sk.matthews_corrcoef(truth, predicted) if several else np.nan,
+    'kappa': sk.cohen_kappa_score(truth, predicted) if several else np.nan,
+    'quadratic_kappa': sk.cohen_kappa_score(
+      truth, predicted, weights='quadratic'
     )
-  return result
-
-
-def verdict_metrics(
-  truth: np.ndarray, p: np.ndarray, threshold: float
-) -> dict[str, Any]:
-  """Returns all measures of the binary verdict p >= threshold."""
-  return {
-    'n': len(truth),
-    'n_inadequate': int(np.sum(truth)),
-    'threshold': float(threshold),
-    **ranking(truth, p),
-    **decisions(truth, (p >= threshold).astype(int)),
-    **calibration(truth, p),
+    if several
+    else np.nan,
   }
+  aucs = [
+    sk.roc_auc_score(truth == i, p[:, i]) if _both(truth == i) else np.nan
+    for i in classes
+  ]
+  result['auc_macro'] = np.mean(aucs)
+  for i in classes:
+    result |= {
+      f'precision_{i}': precision[i],
+      f'recall_{i}': recall[i],
+      f'f1_{i}': f1[i],
+      f'auc_{i}': aucs[i],
+    }
+  return {name: float(result[name]) for name in names}
 
 
-def _ratio(part, whole) -> Value:
-  return float(part / whole) if whole else None
+def confusion(
+  truth: np.ndarray, predicted: np.ndarray, count: int = 2
+) -> np.ndarray:
+  """Returns int64 [count, count]: row the truth, column what is called."""
+  cell = np.asarray(truth) * count + np.asarray(predicted).astype(int)
+  return np.bincount(cell, minlength=count * count).reshape(count, count)
+
+
+def majority(
+  truth: np.ndarray, reference: np.ndarray, count: int = 2
+) -> dict[str, float]:
+  """Returns the metrics of always giving the commonest class.
+
+  Args:
+    truth: int [n], the images evaluated.
+    reference: int [m], where the commonest class and the prevalences come from
+      (the training split).
+    count: number of classes.
+
+  Returns:
+    `binary` or, of more than two classes, `grades`; the calibration line of a
+    constant probability is NaN.
+  """
+  share = np.bincount(reference, minlength=count) / max(len(reference), 1)
+  called = np.full(len(truth), share.argmax())
+  if count > 2:
+    return grades(truth, np.tile(share, (len(truth), 1)), called)
+  return binary(truth, np.full(len(truth), share[1]), called)
+
+
+def reason(
+  truth: np.ndarray, value: float, names: Sequence[str] = labels.QUALITY
+) -> str:
+  """Returns why a metric of these images is undefined, '' where it is not."""
+  if np.isfinite(value):
+    return ''
+  if not len(truth):
+    return 'no image'
+  absent = [n for i, n in enumerate(names) if not np.any(truth == i)]
+  if absent:
+    return f'no {absent[0]} image'
+  return 'the ratio has no cases, or no finite value'
+
+
+def _both(truth) -> bool:
+  truth = np.asarray(truth)
+  return bool((truth == 1).any() and (truth == 0).any())

@@ -1,0 +1,95 @@
+"""Simulated photographs' labels and scores: what evaluation is tested on.
+
+Nothing here comes from a network or a photograph.
+"""
+
+import numpy as np
+
+from iqa_jax import labels
+
+
+class Source:
+  """The part of data.pipeline.Source that evaluation reads."""
+
+  def __init__(self, count: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    criteria = (rng.random((count, 4)) < [0.12, 0.03, 0.1, 0.02]).astype(int)
+    nikon = np.repeat(rng.random((count + 1) // 2) < 0.35, 2)[:count]
+    criteria[:, 0] |= nikon & (rng.random(count) < 0.12)
+    quality = criteria.max(axis=1)
+    width = rng.choice([1024, 1600, 2304, 3872], count)
+    self.criteria_truth = criteria
+    self.table = {
+      'image_id': np.array([f'simulated_{i:05d}' for i in range(count)]),
+      'dataset': np.full(count, 'simulated'),
+      'patient_id': np.array([f'patient_{i // 2:05d}' for i in range(count)]),
+      'camera': np.where(nikon, 'NIKON NF5050', 'Canon CR'),
+      'eye': np.where(np.arange(count) % 2, 'right', 'left'),
+      'grade': np.where(quality, rng.integers(1, 3, count), 0),
+      'quality': quality,
+      'criteria': criteria,
+      'field_found': (rng.random(count) > 0.03).astype(int),
+      'width': width,
+      'height': (width * 0.75).astype(int),
+    }
+    self.description = [
+      {
+        'dataset': 'simulated',
+        'version': '1.0.0',
+        'builder_config': 'test',
+        'splits': {'train': count},
+        'left_out': 0,
+        'fingerprint': '',
+      }
+    ]
+
+
+def splits(count: int) -> dict[str, np.ndarray]:
+  """Returns half for training, a quarter for validation and for testing."""
+  a, b = count // 2 // 2 * 2, 3 * count // 4 // 2 * 2
+  index = np.arange(count)
+  return {'train': index[:a], 'validation': index[a:b], 'test': index[b:]}
+
+
+def logits(source: Source, task: str, seed: int = 1) -> np.ndarray:
+  """Returns logits [n, k] that know the labels, with noise and overconfidence.
+
+  Faults of illumination are the hardest to see, and Nikon's are harder.
+  """
+  rng = np.random.default_rng(seed)
+  table = source.table
+  strength = np.array([5.0, 1.5, 6.0, 3.5])
+  evidence = (table['criteria'] * strength).max(axis=1) - 2.2
+  evidence = evidence * np.where(table['camera'] == 'Canon CR', 1, 0.6)
+  evidence = 1.6 * (evidence + rng.normal(0, 1.3, len(evidence)))
+  if task == 'quality':
+    return np.stack([-evidence / 2, evidence / 2], axis=1).astype(np.float32)
+  if task == 'grade':
+    worse = np.where(table['grade'] == 2, 2.0, -1.0) + rng.normal(
+      0, 1.5, len(evidence)
+    )
+    return np.stack(
+      [-evidence / 2, evidence / 2, evidence / 2 + worse], axis=1
+    ).astype(np.float32)
+  noise = rng.normal(0, 1.3, table['criteria'].shape)
+  return (table['criteria'] * strength - 3.2 + noise).astype(np.float32)
+
+
+HISTORY = [
+  {
+    'phase': 'head' if epoch <= 4 else 'all',
+    'epoch': epoch,
+    'step': 30 * epoch,
+    'learning_rate': 1e-3 if epoch <= 4 else 1e-4,
+    'train_loss': 0.6 * 0.85**epoch + 0.05,
+    'validation_loss': 0.6 * 0.87**epoch
+    + 0.12
+    + 0.002 * max(epoch - 9, 0) ** 2,
+    'validation_auc': 0.97 - 0.3 * 0.75**epoch,
+    'validation_balanced_accuracy': 0.92 - 0.35 * 0.78**epoch,
+    'best': epoch <= 10,
+  }
+  for epoch in range(1, 15)
+]
+
+assert labels.CRITERIA == ('focus', 'illumination', 'image_field', 'artifacts')

@@ -1,0 +1,166 @@
+"""The evaluation of a run, from logits to files."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from iqa_jax import run_directory
+from iqa_jax.evaluation import evaluate
+
+
+def read(path):
+  with open(path, newline='') as file:
+    return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize('task', ['quality', 'grade', 'criteria'])
+def test_every_image_once_and_measures_of_the_file(simulated_run, task):
+  config, folder, source, splits = simulated_run(task)
+  result = evaluate.run(config, folder, source, splits)
+  assert json.loads((folder / 'metrics.json').read_text()) == result
+  rows = read(folder / 'predictions.csv')
+  index = np.concatenate([splits['validation'], splits['test']])
+  expected = source.table['image_id'][index]
+  assert sorted(r['image_id'] for r in rows) == sorted(expected)
+  # Every number of metrics.json can be had from the file alone.
+  test = [r for r in rows if r['split'] == 'test']
+  truth = np.array([int(r['quality']) for r in test])
+  p = np.array([float(r['p_calibrated']) for r in test])
+  called = np.array([r['verdict'] == 'inadequate' for r in test])
+  measured = result['splits']['test']['verdict']
+  values = {k: v['value'] for k, v in measured['metrics'].items()}
+  assert values['auc'] == pytest.approx(sk.roc_auc_score(truth, p))
+  assert values['sensitivity'] == pytest.approx(sk.recall_score(truth, called))
+  assert values['brier'] == pytest.approx(sk.brier_score_loss(truth, p))
+  assert measured['confusion'] == sk.confusion_matrix(truth, called).tolist()
+  assert (p >= result['operating_point']['threshold']).tolist() == (
+    called.tolist()
+  )
+  saved = run_directory.read_json(folder / 'model' / 'model.json')
+  for key in ('calibration', 'operating_point', 'uncertain_band'):
+    assert saved[key] == result[key]
+
+
+def test_test_labels_change_nothing_that_is_chosen(simulated_run):
+  config, folder, source, splits = simulated_run()
+  before = evaluate.run(config, folder, source, splits)
+  source.table['quality'][splits['test']] ^= 1
+  after = evaluate.run(config, folder, source, splits)
+  for key in ('calibration', 'operating_point', 'uncertain_band'):
+    assert before[key] == after[key]
+  metrics = (r['splits']['test']['verdict']['metrics'] for r in (before, after))
+  first, second = (m['auc']['value'] for m in metrics)
+  assert first + second == pytest.approx(1)
+
+
+def test_elsewhere_the_model_is_judged_as_it_was_stored(
+  simulated_run, tmp_path
+):
+  config, folder, source, splits = simulated_run()
+  first = evaluate.run(config, folder, source, splits)
+  shifted = {**splits, 'validation': splits['validation'][:100]}
+  second = evaluate.run(
+    config, folder, source, shifted, output=tmp_path / 'other'
+  )
+  assert second['operating_point'] == first['operating_point']
+  assert (tmp_path / 'other' / 'metrics.json').is_file()
+  saved = run_directory.read_json(folder / 'metrics.json')
+  assert saved['splits']['validation']['n'] == len(splits['validation'])
+
+
+def test_an_ensemble_averages_probabilities_and_tells_the_spread(
+  simulated_run, tmp_path
+):
+  config, folder, source, splits = simulated_run(seed=1, workdir='a')
+  _, other, _, _ = simulated_run(seed=2, workdir='b')
+  rows = {}
+  for name, workdir, members in (
+    ('a', folder, ()),
+    ('b', other, ()),
+    ('both', folder, (str(other),)),
+  ):
+    evaluate.run(
+      config,
+      workdir,
+      source,
+      splits,
+      ensemble=members,
+      output=tmp_path / f'out_{name}',
+    )
+    rows[name] = read(tmp_path / f'out_{name}' / 'predictions.csv')
+  p = {
+    k: np.array([float(r['p_inadequate']) for r in v]) for k, v in rows.items()
+  }
+  np.testing.assert_allclose(p['both'], (p['a'] + p['b']) / 2, atol=1e-7)
+  spread = np.array([float(r['spread']) for r in rows['both']])
+  np.testing.assert_allclose(spread, np.abs(p['a'] - p['b']) / 2, atol=1e-6)
+  # A single model's record is never that of an ensemble.
+  saved = run_directory.read_json(folder / 'model' / 'model.json')
+  assert 'operating_point' not in saved
+
+
+def test_members_of_different_tasks_are_refused(simulated_run):
+  config, folder, source, splits = simulated_run('quality', workdir='a')
+  _, other, _, _ = simulated_run('grade', workdir='b')
+  with pytest.raises(run_directory.RunDirectoryError, match='one task'):
+    evaluate.run(config, folder, source, splits, ensemble=[str(other)])
+
+
+def test_scores_that_are_not_numbers_are_counted_not_hidden(
+  simulated_run, monkeypatch
+):
+  from iqa_jax import inference
+
+  config, folder, source, splits = simulated_run()
+  predict = inference.predict
+
+  def broken(loaded, batches, **options):
+    rows = predict(loaded, batches, **options)
+    rows['p_inadequate'] = rows['p_inadequate'].copy()
+    rows['p_inadequate'][:7] = np.nan
+    return rows
+
+  monkeypatch.setattr(inference, 'predict', broken)
+  result = evaluate.run(config, folder, source, splits)
+  test = result['splits']['test']
+  assert test['n_not_finite'] == 7
+  assert test['verdict']['n'] == test['n'] - 7
+  rows = [
+    r for r in read(folder / 'predictions.csv') if r['verdict'] == 'unknown'
+  ]
+  assert len(rows) == 14 and all(r['uncertain'] == '1' for r in rows)
+
+
+@pytest.mark.parametrize('task', ['quality', 'grade', 'criteria'])
+@pytest.mark.parametrize('label', [0, 1])
+def test_a_test_split_of_one_class_is_no_crash(simulated_run, task, label):
+  config, folder, source, splits = simulated_run(task, count=400)
+  kept = source.table['quality'][splits['test']] == label
+  splits['test'] = splits['test'][kept][:5]
+  result = evaluate.run(config, folder, source, splits)
+  auc = result['splits']['test']['verdict']['metrics']['auc']
+  absent = 'inadequate' if label == 0 else 'adequate'
+  assert auc['value'] is None and auc['note'] == f'no {absent} image'
+
+
+def test_a_validation_split_of_one_class_says_what_it_could_not_choose(
+  simulated_run,
+):
+  config, folder, source, splits = simulated_run(count=400)
+  good = source.table['quality'][splits['validation']] == 0
+  splits['validation'] = splits['validation'][good]
+  result = evaluate.run(config, folder, source, splits)
+  assert result['operating_point']['threshold'] == 0.5
+  assert 'one class' in result['operating_point']['reason']
+  assert 'one class' in result['calibration']['reason']
+
+
+def test_without_validation_and_with_one_image(simulated_run):
+  config, folder, source, splits = simulated_run(count=400)
+  splits['validation'] = splits['validation'][:0]
+  splits['test'] = splits['test'][:1]
+  result = evaluate.run(config, folder, source, splits)
+  assert list(result['splits']) == ['test']
