@@ -1,0 +1,213 @@
+"""A run from end to end in one process: history, best model, early stop."""
+
+import csv
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from iqa_jax import config as config_lib
+from iqa_jax import inference, run_directory
+from iqa_jax.tasks import Task
+from iqa_jax.training import loop
+
+COUNT, VALIDATION = 20, 6
+
+
+def make_config(*phases, **train):
+  c = config_lib.default()
+  c.data.image_size = 32
+  c.train.batch_size = c.eval.batch_size = 8
+  c.model.name, c.model.width, c.model.depth = 'vgg16', 0.06, 0.1
+  c.train.phases = phases or (
+    config_lib.phase(learns='head', epochs=3, learning_rate=1e-2),
+    config_lib.phase(learns='block5+head', epochs=1),
+  )
+  for key, value in train.items():
+    c.train[key] = value
+  return c
+
+
+def train(memory, workdir, config):
+  source = memory.Source(COUNT)
+  workdir.mkdir(exist_ok=True)
+  loop.train(config, workdir, source, memory.split(COUNT, VALIDATION))
+  return source
+
+
+def history(workdir):
+  text = (workdir / 'history.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_run_leaves_history_and_the_best_model(memory, tmp_path):
+  config = make_config()
+  source = train(memory, tmp_path, config)
+  records = history(tmp_path)
+  assert [r['phase'] for r in records] == ['head'] * 3 + ['block5+head']
+  assert [r['epoch'] for r in records] == [1, 2, 3, 4]
+  assert [r['step'] for r in records] == [2, 4, 6, 8]
+  with open(tmp_path / 'history.csv') as file:
+    rows = list(csv.DictReader(file))
+  assert [list(map(str, r.values())) for r in records] == [
+    list(row.values()) for row in rows
+  ]
+  assert any((tmp_path / 'tensorboard').iterdir())
+  # The saved model is that of the best epoch, and gives its measures again.
+  best = [r for r in records if r['best']][-1]
+  top = max((r['validation_auc'], -r['validation_loss']) for r in records)
+  assert (best['validation_auc'], -best['validation_loss']) == top
+  loaded = inference.load(tmp_path)
+  assert loaded.record['epoch'] == best['epoch']
+  assert loaded.record['outputs'] == ['adequate', 'inadequate']
+  indices = memory.split(COUNT, VALIDATION)['validation']
+  rows = inference.predict(
+    loaded,
+    memory.batches(
+      source,
+      memory.plan_eval(source, indices),
+      image_size=32,
+      batch_size=5,
+    ),
+  )
+  measured = loop.measure(loaded.task, rows, source.table)
+  for key, value in measured.items():
+    assert value == pytest.approx(best[f'validation_{key}'], rel=1e-5)
+
+
+def test_a_finished_run_is_left_as_it_is(memory, tmp_path):
+  config = make_config()
+  train(memory, tmp_path, config)
+  model = tmp_path / 'model' / 'model.json'
+  before = model.read_bytes(), model.stat().st_mtime_ns
+  source = train(memory, tmp_path, config)
+  assert (model.read_bytes(), model.stat().st_mtime_ns) == before
+  assert source.reads == 0
+
+
+def test_resumed_from_the_checkpoint_before_it_is_the_same_run(
+  memory, tmp_path, monkeypatch
+):
+  """The history is cut back to what the older checkpoint knew."""
+  config = make_config()
+  train(memory, tmp_path / 'a', config)
+  train(memory, tmp_path / 'b', config)
+  saved = sorted((tmp_path / 'b' / 'checkpoints').iterdir())
+  shutil.rmtree(saved[-1])
+  (tmp_path / 'b' / 'history.jsonl').write_text('nonsense')
+  source = train(memory, tmp_path / 'b', config)
+  assert source.reads > 0
+  assert history(tmp_path / 'a') == history(tmp_path / 'b')
+  digests = [run_directory.load_model(tmp_path / x).digest for x in 'ab']
+  assert digests[0] == digests[1]
+
+
+def test_early_stopping_ends_a_phase(memory, tmp_path):
+  config = make_config(
+    # Nothing changes, so nothing gets better after the first epoch.
+    config_lib.phase(learns='head', epochs=9, learning_rate=0.0),
+    config_lib.phase(learns='block5+head', epochs=9, learning_rate=0.0),
+    early_stop=2,
+  )
+  train(memory, tmp_path, config)
+  assert [r['phase'] for r in history(tmp_path)] == (
+    ['head'] * 3 + ['block5+head'] * 2
+  )
+  # And it is over for good.
+  assert train(memory, tmp_path, config).reads == 0
+
+
+def test_a_loss_that_is_not_finite_names_step_and_images(memory, tmp_path):
+  config = make_config(
+    config_lib.phase(
+      learns='all', epochs=4, learning_rate=1e30, optimizer='sgd'
+    ),
+    checkpoint_every=1,
+  )
+  with pytest.raises(loop.TrainingError, match=r'at step \d.*image_\d+') as e:
+    train(memory, tmp_path, config)
+  step = int(str(e.value).split('at step ')[1].split(',')[0])
+  source = memory.Source(COUNT)
+  splits = memory.split(COUNT, VALIDATION)
+  epoch, batch = divmod(step - 1, 2)
+  plan = memory.plan_train(source, splits['train'], config, epoch)
+  shown = plan.index[batch * 8 : batch * 8 + 8]
+  named = str(e.value).split('batch of ')[1].split('. ')[0].split(', ')
+  assert named == [f'image_{i}' for i in shown]
+  # No checkpoint holds what came of it.
+  run = loop._Run(config, tmp_path, source, splits)
+  with loop.checkpoints.Store(tmp_path) as store:
+    if (tmp_path / 'checkpoints').iterdir():
+      state, _ = loop._start(run, store)
+      assert state.finite and int(state.step) < step
+      for leaf in jax.tree.leaves(state.params):
+        assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'eval.select_by': 'luck'}, 'select_by=.luck. is none of'),
+    ({'train.accumulate': 0}, 'accumulate=0 is below 1'),
+    ({'train.batch_size': 0}, 'batch_size=0'),
+    ({'task.class_weights': 'heavy'}, 'none of none, balanced'),
+  ],
+)
+def test_wrong_fields_are_refused_before_training(
+  memory, tmp_path, change, message
+):
+  config = make_config()
+  config.update_from_flattened_dict(change)
+  with pytest.raises(ValueError, match=message):
+    train(memory, tmp_path, config)
+
+
+def test_a_wrong_last_phase_is_refused_before_the_first(memory, tmp_path):
+  config = make_config(
+    config_lib.phase(learns='head'), config_lib.phase(learns='stage4')
+  )
+  with pytest.raises(ValueError, match=r'stage4.*matches no parameter'):
+    train(memory, tmp_path, config)
+  assert not (tmp_path / 'history.jsonl').exists()
+
+
+def test_empty_splits_are_refused(memory, tmp_path):
+  source = memory.Source(5)
+  with pytest.raises(ValueError, match='validation split is empty'):
+    loop.train(make_config(), tmp_path, source, memory.split(5, 0))
+
+
+def test_measures_against_scikit_learn():
+  rng = np.random.default_rng(0)
+  logits = np.round(rng.normal(size=(40, 2)), 1).astype(np.float32)  # ties
+  quality = rng.integers(-1, 2, 60)
+  index = rng.permutation(60)[:40]
+  task = Task()
+  rows = {
+    'index': index,
+    'logits': logits,
+    'p_inadequate': np.asarray(task.p_inadequate(logits)),
+  }
+  table = {
+    'quality': quality,
+    'grade': quality * 2,
+    'criteria': np.zeros((60, 4), int),
+  }
+  found = loop.measure(task, rows, table)
+  truth = quality[index]
+  known = truth >= 0
+  p = rows['p_inadequate']
+  assert found['auc'] == pytest.approx(
+    sklearn.metrics.roc_auc_score(truth[known], p[known])
+  )
+  assert found['balanced_accuracy'] == pytest.approx(
+    sklearn.metrics.balanced_accuracy_score(truth[known], p[known] >= 0.5)
+  )
+  assert found['loss'] == pytest.approx(
+    sklearn.metrics.log_loss(truth[known], p[known]), rel=1e-5
+  )
+  one_class = loop.measure(task, rows, {**table, 'quality': np.ones(60, int)})
+  assert one_class['auc'] is None and one_class['loss'] > 0
