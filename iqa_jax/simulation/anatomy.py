@@ -85,8 +85,8 @@ def _grow_vessels(rng, fovea) -> tuple[Vessel, ...]:
   branches = []
   for trunk in trunks:
     reach = 3.6 if trunk.arcade else 2.2
-    branches += _branches(rng, [trunk], fovea, 9, 0.62, reach, tortuosity)
-  twigs = _branches(rng, branches, fovea, 3, 0.6, 1.1, tortuosity)
+    branches += _branches(rng, [trunk], fovea, 8, 0.62, reach, tortuosity)
+  twigs = _branches(rng, branches, fovea, 2, 0.6, 1.0, tortuosity)
   tips = _branches(rng, twigs, fovea, 1, 0.6, 0.6, tortuosity)
   return tuple(tips + twigs + branches + trunks)
 
@@ -137,22 +137,19 @@ def _branches(
   for parent in parents:
     n = len(parent.points)
     count = int(rng.integers(max(per_parent - 1, 1), per_parent + 2))
-    at = np.sort(rng.integers(n // 6, n, count))
+    at = np.maximum(np.sort(rng.integers(n // 6, n, count)), 1)
     sides = np.where(np.arange(count) % 2, 1.0, -1.0) * rng.choice([-1, 1])
-    for i, side in zip(at, sides, strict=True):
-      i = min(max(int(i), 1), n - 1)
-      along = parent.points[i] - parent.points[i - 1]
-      angle = np.arctan2(along[1], along[0]) + side * rng.uniform(0.45, 1.1)
-      origin.append(parent.points[i])
-      heading.append(angle)
-      width.append(parent.widths[i] * ratio * rng.uniform(0.7, 1.1))
-      vein.append(parent.is_vein)
-  k = len(origin)
-  if not k:
-    return []
+    along = parent.points[at] - parent.points[at - 1]
+    turned = sides * rng.uniform(0.45, 1.1, count)
+    origin.append(parent.points[at])
+    heading.append(np.arctan2(along[:, 1], along[:, 0]) + turned)
+    width.append(parent.widths[at] * ratio * rng.uniform(0.7, 1.1, count))
+    vein += [parent.is_vein] * count
+  k = len(vein)
   points = np.empty((k, 1 + int(reach / _STEP), 2))
-  points[:, 0] = origin
-  angle = np.array(heading)
+  points[:, 0] = np.concatenate(origin)
+  angle = np.concatenate(heading)
+  width = np.concatenate(width)
   lengths = rng.uniform(0.35, 1.0, k) * reach
   turn = rng.normal(0, 0.02, k)
   jitter = rng.normal(0, 0.09 * tortuosity, (k, points.shape[1]))
@@ -166,18 +163,14 @@ def _branches(
     pull = np.where(far < 0.55, -0.5, np.where(far < 2.2, 0.03, 0.0))
     angle = angle + turn + jitter[:, j] + pull * np.sin(off)
     points[:, j] = here + _STEP * np.stack([np.cos(angle), np.sin(angle)], 1)
-  vessels = []
-  for path, length, start, is_vein in zip(
-    points, lengths, width, vein, strict=True
-  ):
-    n = max(int(length / _STEP), 3)
-    path = path[:n]
-    near = np.hypot(*(path - fovea).T) < 0.32
-    if near.any():
-      path = path[: max(int(near.argmax()), 2)]
-    taper = np.linspace(1, 0.45, len(path))
-    vessels.append(Vessel(path, start * taper, is_vein))
-  return vessels
+  count = np.maximum((lengths / _STEP).astype(int), 3)
+  near = np.hypot(*np.moveaxis(points - fovea, -1, 0)) < 0.32
+  stop = np.where(near.any(1), np.maximum(near.argmax(1), 2), points.shape[1])
+  count = np.minimum(count, stop)
+  return [
+    Vessel(path[:n], start * np.linspace(1, 0.45, n), is_vein)
+    for path, n, start, is_vein in zip(points, count, width, vein, strict=True)
+  ]
 
 
 def _grow_spots(rng, fovea) -> np.ndarray:

@@ -95,7 +95,7 @@ class _Frame:
 
   def along(self, angle: float) -> np.ndarray:
     """Returns the coordinate in a direction, -1..1 across the field."""
-    return self.x * np.cos(angle) + self.y * np.sin(angle)
+    return self.x * float(np.cos(angle)) + self.y * float(np.sin(angle))
 
 
 def smooth_noise(
@@ -191,7 +191,7 @@ def _haze(image, frame, s, rng):
 
 def _rim_flare(image, frame, s, rng):
   angle = rng.uniform(0, 2 * np.pi)
-  turn = np.cos(np.arctan2(frame.y, frame.x) - angle)
+  turn = np.cos(np.arctan2(frame.y, frame.x) - float(angle))
   depth = 0.08 + 0.4 * s
   weight = _rise(frame.r - (1 - depth), depth) * _rise(turn - 0.2, 1.4)
   tint = rng.choice([[255, 225, 170], [215, 235, 255], [255, 250, 240]])

@@ -235,8 +235,7 @@ def _paint(rng, retina, scene, size, style):
   dd = (_grid(size) - scene.centre.astype(np.float32)) @ inverse.T
   dd += scene.gaze.astype(np.float32)
   x, y = dd[..., 0], dd[..., 1]
-  from_fovea = np.hypot(x - retina.fovea[0], y - retina.fovea[1])
-  from_disc = np.hypot(x / retina.disc_axes[0], y / retina.disc_axes[1])
+  from_fovea = np.hypot(*(_from(dd, retina.fovea)))
 
   pixels = np.empty((size, size, 3), np.float32)
   pixels[:] = _fundus_colour(rng, retina, style)
@@ -261,14 +260,14 @@ def _paint(rng, retina, scene, size, style):
   dark = 0.16 * macula + 0.16 * centre
   pixels *= 1 - dark[..., None] * np.array([0.9, 1.15, 1.0], np.float32)
   if retina.age < 40:  # the young fundus is glossy
-    sheen = np.exp(-(((from_disc - 1.1) / 0.7) ** 2)) * (
+    sheen = np.exp(-(((np.hypot(x, y) - 1.1) / 0.7) ** 2)) * (
       0.5 + 0.5 * np.cos(17 * np.arctan2(y, x) + 3 * mottle)
     )
     sheen += 0.8 * np.exp(-(((from_fovea - 0.75) / 0.16) ** 2))
     gloss = 14 * (40 - retina.age) / 22
     pixels += gloss * sheen[..., None] * np.array([0.7, 1, 0.8], np.float32)
   _add_spots(pixels, retina, scene)
-  _add_disc(rng, pixels, retina, x, y, from_disc)
+  _add_disc(rng, pixels, retina, scene, dd)
   vessels = _add_vessels(rng, pixels, retina, scene)
   return pixels, vessels
 
@@ -300,20 +299,33 @@ def _add_spots(pixels, retina, scene) -> None:
     patch += (np.array(tint, np.float32) - patch) * 0.65 * weight
 
 
-def _add_disc(rng, pixels, retina, x, y, from_disc) -> None:
-  edge = rng.uniform(0.05, 0.11)
+def _from(points: np.ndarray, origin: np.ndarray) -> np.ndarray:
+  """Returns x and y relative to a point, float32 [2, h, w]."""
+  return np.moveaxis(points - origin.astype(np.float32), -1, 0)
+
+
+def _add_disc(rng, pixels, retina, scene, dd) -> None:
+  edge, pale = rng.uniform(0.05, 0.11), rng.uniform(0.75, 0.95)
+  lit, ring = rng.uniform(0.6, 0.9), rng.uniform(-0.1, 0.12)
+  red = float(pixels[..., 0].mean())
+  centre, reach = scene.landmarks[:2], 0.8 * scene.scale
+  left, top = np.maximum(np.floor(centre - reach), 0).astype(int)
+  right, bottom = np.maximum(np.ceil(centre + reach), 0).astype(int)
+  patch, dd = pixels[top:bottom, left:right], dd[top:bottom, left:right]
+  if not patch.size:
+    return
+  axes = retina.disc_axes.astype(np.float32)
+  from_disc = np.hypot(*np.moveaxis(dd / axes, -1, 0))
   weight = _step(0.5 - from_disc, edge)
-  red = pixels[..., 0].mean()
   rim = np.array([red * 1.16 + 18, red * 0.82 + 14, red * 0.5], np.float32)
   # The temporal rim is paler than the nasal.
-  pale = (1 + 0.1 * np.clip(x, -0.5, 0.5))[..., None]
-  _mix(pixels, rim * pale, weight * rng.uniform(0.75, 0.95))
-  from_cup = np.hypot(x - retina.cup_offset[0], y - retina.cup_offset[1])
+  paler = (1 + 0.1 * np.clip(dd[..., 0], -0.5, 0.5))[..., None]
+  _mix(patch, rim * paler, weight * pale)
+  from_cup = np.hypot(*_from(dd, retina.cup_offset))
   cup = _step(0.5 * retina.cup - from_cup, 0.16)
   bright = np.array([red * 1.22 + 30, red * 1.1 + 20, red * 0.8], np.float32)
-  _mix(pixels, bright, cup * weight * rng.uniform(0.6, 0.9))
-  halo = np.exp(-(((from_disc - 0.56) / 0.05) ** 2)) * rng.uniform(-0.1, 0.12)
-  pixels *= 1 + halo[..., None]
+  _mix(patch, bright, cup * weight * lit)
+  patch *= 1 + ring * np.exp(-(((from_disc - 0.56) / 0.05) ** 2))[..., None]
 
 
 def _step(x, width):
@@ -331,40 +343,42 @@ def _add_vessels(rng, pixels, retina, scene) -> np.ndarray:
   fine = 2
   total = np.zeros((size, size), np.float32)
   strength = rng.uniform(0.75, 1.05)
+  ends = np.cumsum([len(v.points) for v in retina.vessels])[:-1]
+  paths = np.split(
+    scene.pixels(np.concatenate([v.points for v in retina.vessels])) * fine,
+    ends,
+  )
   for is_vein, absorbs in (
     (False, [0.14, 0.42, 0.38]), (True, [0.3, 0.6, 0.5]),
   ):  # fmt: skip
     canvas = Image.new('L', (size * fine, size * fine))
     brush = ImageDraw.Draw(canvas)
-    for vessel in retina.vessels:
+    for vessel, path in zip(retina.vessels, paths, strict=True):
       if vessel.is_vein == is_vein:
-        _stroke(brush, scene, vessel, fine)
+        _stroke(brush, path, vessel.widths * (scene.scale * fine))
     held = canvas.resize((size, size), Image.Resampling.BOX).filter(
       ImageFilter.GaussianBlur(size / 1400)
     )
     weight = np.asarray(held, np.float32) / 255
-    absorbed = strength * np.array(absorbs, np.float32)
+    absorbed = np.array(absorbs, np.float32) * np.float32(strength)
     pixels *= 1 - weight[..., None] * absorbed
     total = np.maximum(total, weight)
   return total
 
 
-def _stroke(brush, scene, vessel, fine) -> None:
-  points = scene.pixels(vessel.points) * fine
+def _stroke(brush, path, widths) -> None:
+  low, high = path.min(0), path.max(0)
   limit = brush.im.size[0]
-  if points.max() < 0 or points.min(0).max() > limit:
+  if high.min() < 0 or low.max() > limit:
     return
-  widths = vessel.widths * scene.scale * fine
-  run = 6  # points drawn with one width
+  points = [tuple(p) for p in path.tolist()]
+  run = max(4, len(points) // 5)  # points drawn with one width
   for first in range(0, len(points) - 1, run):
-    part = points[first : first + run + 1]
-    if (part.max(0) < 0).any() or (part.min(0) > limit).any():
-      continue
-    width = float(widths[first : first + run + 1].mean())
+    width = float(widths[min(first + run // 2, len(points) - 1)])
     # Below a pixel a vessel gets fainter, not thinner.
     shade = 255 if width >= 1 else round(255 * max(width, 0.25))
-    flat = [(float(a), float(b)) for a, b in part]
-    brush.line(flat, shade, max(1, round(width)), joint='curve')
+    part = points[first : first + run + 1]
+    brush.line(part, shade, max(1, round(width)), joint='curve')
 
 
 def _expose(rng, image, view, inside, style) -> np.ndarray:
@@ -373,12 +387,14 @@ def _expose(rng, image, view, inside, style) -> np.ndarray:
   centres = (np.arange(size, dtype=np.float32) + 0.5 - size / 2) / view.radius
   r2 = centres[None, :] ** 2 + centres[:, None] ** 2
   angle = rng.uniform(0, 2 * np.pi)
-  slope = centres[None, :] * np.cos(angle) + centres[:, None] * np.sin(angle)
+  slope = centres * float(np.cos(angle)) + centres[:, None] * float(
+    np.sin(angle)
+  )
   light = 1.08 - rng.uniform(0.12, 0.38) * r2 + rng.uniform(0, 0.14) * slope
   pixels = image * light[..., None].astype(np.float32)
   pixels *= rng.uniform(0.95, 1.05, 3).astype(np.float32)
-  grain = rng.normal(0, rng.uniform(1.0, 3.0), (size, size, 1))
-  pixels += grain.astype(np.float32)
+  grain = rng.standard_normal((size, size, 1), np.float32)
+  pixels += grain * rng.uniform(1.0, 3.0)
   # Some rims glow.
   rim = np.exp(-(((np.sqrt(r2) - 1.0) / 0.035) ** 2)) * rng.uniform(0, 26)
   pixels += rim[..., None] * np.array([0.6, 0.8, 1.0], np.float32)
@@ -387,8 +403,8 @@ def _expose(rng, image, view, inside, style) -> np.ndarray:
     .filter(ImageFilter.GaussianBlur(size / 900)),
     np.float32,
   ) / 255  # fmt: skip
-  black = rng.uniform(0, 5) + rng.normal(0, 0.7, (size, size, 1))
-  pixels = pixels * soft[..., None] + black.astype(np.float32)
+  # The grain of the dark: the same noise, weaker.
+  pixels = pixels * soft[..., None] + (rng.uniform(0, 5) + 0.4 * grain)
   final = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
   file = io.BytesIO()
   Image.fromarray(final).save(file, 'JPEG', quality=int(rng.integers(84, 97)))
