@@ -227,7 +227,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
   return (
     run_directory.RunDirectoryError,
     records.DataError,
-    pretrained.PretrainedError,
+    pretrained.WeightsError,
     loop.TrainingError,
     OSError,
     ValueError,
