@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import os
-import pathlib
-from typing import Any
 
 from absl import logging
 import tensorflow_datasets as tfds
 
 from iqa_jax.data import images, records
+from iqa_jax.data.records import Entry
 
 # For `tfds build`, which has no flag of its own for it.
 ALLOW_MISSING = 'IQA_JAX_ALLOW_MISSING'
@@ -33,18 +32,6 @@ CONFIGS = [
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """A photograph to build: its file (None: absent) and its labels."""
-
-  path: pathlib.Path | None
-  metadata: Mapping[str, Any]
-
-  @property
-  def image_id(self) -> str:
-    return self.metadata['image_id']
-
-
 class PhotographBuilder(
   tfds.core.GeneratorBasedBuilder, skip_registration=True
 ):
@@ -63,10 +50,8 @@ class PhotographBuilder(
     self.allow_missing = allow_missing
     super().__init__(file_format='array_record', **kwargs)
 
-  @classmethod
-  def entries(
-    cls, manual_dir: str | os.PathLike
-  ) -> Mapping[str, Sequence[Entry]]:
+  @staticmethod
+  def entries(manual_dir: str | os.PathLike) -> dict[str, list[Entry]]:
     """Returns every labelled photograph of every split."""
     raise NotImplementedError
 

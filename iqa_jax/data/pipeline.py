@@ -8,7 +8,9 @@ parallelism, on any number of processes, and from any batch on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import math
@@ -20,7 +22,7 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import labels, run_directory
-from iqa_jax.data import building, splits
+from iqa_jax.data import building, geometry, splits
 from iqa_jax.data.records import DataError
 
 _TEXT = ('image_id', 'patient_id', 'camera', 'eye', 'sex')
@@ -129,32 +131,54 @@ def open_source(
 
 
 def _built(name: str, manual_dir: str, config):
-  import tensorflow_datasets as tfds
-
   kind = builder_class(name)
   arguments: dict[str, Any] = {}
   if issubclass(kind, building.PhotographBuilder):
     arguments['allow_missing'] = config.data.allow_missing
-    # Another selection of files is another dataset, in another place.
     folder = pathlib.Path(manual_dir).expanduser() if manual_dir else None
   else:
     folder = None
-  root = config.data.data_dir or '~/tensorflow_datasets'
-  builder = kind(
-    data_dir=str(pathlib.Path(root).expanduser()),
+  root = pathlib.Path(config.data.data_dir or '~/tensorflow_datasets')
+  root = root.expanduser()
+  make = functools.partial(
+    kind,
+    data_dir=str(root),
     config=config.data.builder_config or None,
     **arguments,
   )
   if folder is not None and not folder.is_dir():
     raise DataError(f'data.manual_dir={folder} is no folder')
-  if builder.is_prepared():
-    _check_same_files(builder, folder)
-    return builder
-  if folder is None and arguments:
+  builder = make()
+  if not builder.is_prepared():
+    root.mkdir(parents=True, exist_ok=True)
+    with _only_one(root / f'.{name}.lock'):
+      builder = make()  # anew: another process may have built it meanwhile
+      if not builder.is_prepared():
+        _build(builder, folder)
+        return builder
+  if arguments:
+    _check_complete(builder, config.data.allow_missing)
+  _check_same_files(builder, folder)
+  return builder
+
+
+@contextlib.contextmanager
+def _only_one(path: pathlib.Path) -> Iterator[None]:
+  """Waits until no other process holds the lock of `path`."""
+  with open(path, 'w', encoding='utf-8') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _build(builder, folder) -> None:
+  import tensorflow_datasets as tfds
+
+  name = builder.name
+  if folder is None and isinstance(builder, building.PhotographBuilder):
     raise DataError(
       f'{name} has not been built in {builder.data_dir}, and '
       '--config.data.manual_dir does not say where its files lie.\n'
-      f'{kind.MANUAL_DOWNLOAD_INSTRUCTIONS}'
+      f'{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
     )
   logging.info('building %s in %s', name, builder.data_dir)
   builder.download_and_prepare(
@@ -162,7 +186,17 @@ def _built(name: str, manual_dir: str, config):
       manual_dir=str(folder) if folder else None, try_download_gcs=False
     )
   )
-  return builder
+
+
+def _check_complete(builder, allow_missing: bool) -> None:
+  left_out = list((builder.info.metadata or {}).get('left_out', ()))
+  if left_out and not allow_missing:
+    raise DataError(
+      f'the records in {builder.data_dir} lack {len(left_out)} photographs '
+      f'that were absent or unreadable: {", ".join(left_out[:10])}. Accept '
+      'that with --config.data.allow_missing=True, or complete the photographs '
+      'and delete that folder to build again'
+    )
 
 
 def _check_same_files(builder, folder) -> None:
@@ -429,6 +463,7 @@ def _image_batches(source, plan, slots, image_size, share) -> Iterator:
   if not len(order):
     return
   box = _boxes(source.table, plan.index[order])
+  faulty = bool(np.any(plan.fault[order] >= 0))
   turned = bool(np.any(plan.angle[order]) or np.any(plan.shrink[order]))
 
   def fetch(indices):
@@ -441,6 +476,12 @@ def _image_batches(source, plan, slots, image_size, share) -> Iterator:
       record, decoders={'image': _skip()}
     )
     image = _decode(tf, example['image'], step['box'], image_size)
+    if faulty:
+      image = tf.cond(
+        step['fault'] >= 0,
+        lambda: _fault(tf, image, step['fault'], step['seed']),
+        lambda: image,
+      )
     if turned:
       image = _turn(tf, image, step['angle'], step['shrink'])
     image = _resize(tf, image, image_size)
@@ -516,6 +557,22 @@ def _decode(tf, data, box, size: int):
     image[y0:y1, x0:x1],
     [[y0 - top, top + side - y1], [x0 - left, left + side - x1], [0, 0]],
   )
+
+
+def _fault(tf, image, criterion, seed):
+  """Puts a simulated fault of a criterion into a photograph."""
+  from iqa_jax.simulation import faults
+
+  def apply(pixels, criterion, seed):
+    rng = np.random.default_rng(seed)
+    side = np.arange(len(pixels)) + 0.5
+    inside = geometry.find_field(pixels).inside(side[None], side[:, None])
+    kind = str(rng.choice(faults.KINDS[labels.CRITERIA[criterion]]))
+    severity = rng.uniform(faults.THRESHOLD, 1.0)
+    return faults.apply(pixels, inside, kind, severity, rng)[0]
+
+  faulty = tf.numpy_function(apply, [image, criterion, seed], tf.uint8)
+  return tf.ensure_shape(faulty, (None, None, 3))
 
 
 def _turn(tf, image, angle, shrink):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import concurrent.futures
+import dataclasses
 import io
 import itertools
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,28 @@ METADATA = {
 
 class DataError(RuntimeError):
   """A dataset can't be read or built; the message says what to do."""
+
+
+def refuse(problem: str) -> None:
+  """Raises DataError: what readers do about a problem unless told otherwise."""
+  raise DataError(problem)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A labelled photograph of a downloaded dataset.
+
+  Attributes:
+    path: its file, None where it is absent.
+    metadata: its known fields of `METADATA`, plain values.
+  """
+
+  path: pathlib.Path | None
+  metadata: Mapping[str, Any]
+
+  @property
+  def image_id(self) -> str:
+    return self.metadata['image_id']
 
 
 def features() -> Any:

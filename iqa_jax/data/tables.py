@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import csv
 import difflib
 import os
+import pathlib
 
-from iqa_jax.data.records import DataError
+from iqa_jax.data.records import DataError, refuse
 
 
 def read(
   path: str | os.PathLike,
   required: Sequence[str],
   aliases: dict[str, Sequence[str]] | None = None,
+  report: Callable[[str], None] = refuse,
 ) -> Iterator[tuple[int, dict[str, str]]]:
   """Yields (line number, row) of a CSV file with a header.
 
@@ -21,9 +23,10 @@ def read(
     path: the file, UTF-8 with or without BOM.
     required: columns that must be there.
     aliases: other spellings of a column, by the name it shall have.
+    report: called with what is wrong with a row, which is then left out.
 
   Raises:
-    DataError: the file is missing, no CSV, or lacks a column or a field.
+    DataError: the file is missing, no CSV, or lacks a column.
   """
   spelled = {
     other.lower(): name
@@ -50,12 +53,13 @@ def read(
         raise DataError(f'{path} has two columns {twice!r}')
       reader.fieldnames = columns
       for row in reader:
-        for name in required:
-          if row[name] is None:
-            raise DataError(
-              f'{path}, line {reader.line_num}: too few fields, {name} is '
-              'missing'
-            )
+        short = [name for name in required if row[name] is None]
+        if short:
+          report(
+            f'{path}, line {reader.line_num}: too few fields, {short[0]} is '
+            'missing'
+          )
+          continue
         yield (
           reader.line_num,
           {k: (v or '').strip() for k, v in row.items() if k is not None},
@@ -66,3 +70,22 @@ def read(
     raise DataError(f'{path} is not UTF-8 text: {error}') from error
   except csv.Error as error:
     raise DataError(f'{path} is not a CSV file: {error}') from error
+
+
+def photographs(
+  folders: Sequence[str | os.PathLike], suffixes: Sequence[str]
+) -> dict[str, pathlib.Path]:
+  """Returns the photographs in folders by name without suffix.
+
+  Args:
+    folders: earlier ones win; those that don't exist are skipped.
+    suffixes: in lower case, with the dot.
+  """
+  found: dict[str, pathlib.Path] = {}
+  for folder in map(pathlib.Path, folders):
+    if folder.is_dir():
+      for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        name, suffix = os.path.splitext(entry.name)
+        if suffix.lower() in suffixes:
+          found.setdefault(name, pathlib.Path(entry.path))
+  return found

@@ -24,21 +24,4 @@ class Builder(building.PhotographBuilder):
   Photographs without a grade are not needed.
   """
 
-  @classmethod
-  def entries(cls, manual_dir):
-    splits = {}
-    for split in labels.SPLITS:
-      photographs = labels.find_photographs(manual_dir, split)
-      splits[split] = [
-        building.Entry(
-          photographs.get(row.image_id),
-          {
-            'image_id': row.image_id,
-            'patient_id': row.patient_id,
-            'eye': row.eye,
-            'grade': row.grade,
-          },
-        )
-        for row in labels.read(labels.label_file(manual_dir, split))
-      ]
-    return splits
+  entries = staticmethod(labels.entries)

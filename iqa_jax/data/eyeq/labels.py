@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 import dataclasses
 import os
 import pathlib
 import re
 
 from iqa_jax.data import tables
-from iqa_jax.data.records import DataError
+from iqa_jax.data.records import Entry, refuse
 
 SPLITS = ('train', 'test')
-# The authors' cropping is known to fail on these; ours is checked on them.
+# The authors' cropping is known to fail on these.
 HARD_TO_CROP = (
   '15337_left',
   '40764_right',
@@ -20,7 +20,9 @@ HARD_TO_CROP = (
   '26250_left',
   '5371_left',
 )
-_NAME = re.compile(r'(\d+)_(left|right)')
+# What the published label files hold.
+PUBLISHED = {'train photographs': 12543, 'test photographs': 16249}
+_NAME = re.compile(r'([0-9]+)_(left|right)')
 _SUFFIXES = ('.jpeg', '.png', '.jpg')
 
 
@@ -41,55 +43,72 @@ class Row:
   grade: int
 
 
-def label_file(manual_dir: str | os.PathLike, split: str) -> pathlib.Path:
-  """Returns where a split's label file is expected."""
-  return pathlib.Path(manual_dir) / f'Label_EyeQ_{split}.csv'
-
-
-def read(path: str | os.PathLike) -> list[Row]:
+def read(
+  path: str | os.PathLike, report: Callable[[str], None] = refuse
+) -> list[Row]:
   """Reads a label file (columns image and quality).
 
+  Args:
+    path: the file.
+    report: called with what is wrong with a row, which is then left out.
+
   Raises:
-    DataError: the file, a column or a value is not as published.
+    DataError: the file is no CSV with these columns, or, by default, a value
+      is not as published.
   """
   rows, seen = [], set()
-  for number, row in tables.read(path, ('image', 'quality')):
-    name = pathlib.PurePosixPath(row['image']).stem
+  for number, row in tables.read(path, ('image', 'quality'), report=report):
+    name = os.path.splitext(row['image'])[0]
     match = _NAME.fullmatch(name)
     if not match:
-      raise DataError(
+      report(
         f'{path}, line {number}: image {row["image"]!r} is not named '
         'NUMBER_left or NUMBER_right as in EyePACS'
       )
-    if row['quality'] not in ('0', '1', '2'):
-      raise DataError(
+    elif row['quality'] not in ('0', '1', '2'):
+      report(
         f'{path}, line {number}: quality {row["quality"]!r} is none of 0 '
         '(Good), 1 (Usable), 2 (Reject)'
       )
-    if name in seen:
-      raise DataError(f'{path}, line {number}: {name} is listed twice')
-    seen.add(name)
-    rows.append(Row(name, match[1], match[2], int(row['quality'])))
+    elif name in seen:
+      report(f'{path}, line {number}: {name} is listed twice')
+    else:
+      seen.add(name)
+      rows.append(Row(name, match[1], match[2], int(row['quality'])))
   return rows
 
 
-def find_photographs(
-  manual_dir: str | os.PathLike, split: str
-) -> Mapping[str, pathlib.Path]:
-  """Returns the photographs of a split by name without suffix.
+def entries(
+  manual_dir: str | os.PathLike, report: Callable[[str], None] = refuse
+) -> dict[str, list[Entry]]:
+  """Returns the graded photographs of each official split.
 
   They lie in manual_dir/<split>/ or in manual_dir itself, as downloaded
   (.jpeg) or after the authors' cropping (.png).
+
+  Args:
+    manual_dir: the folder with the label files.
+    report: called with what is wrong with the labels.
+
+  Raises:
+    DataError: a label file can't be read, or, by default, anything is wrong.
   """
-  found: dict[str, pathlib.Path] = {}
-  for folder in (
-    pathlib.Path(manual_dir) / split,
-    pathlib.Path(manual_dir) / f'{split}_preprocessed',
-    pathlib.Path(manual_dir),
-  ):
-    if folder.is_dir():
-      for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        name, suffix = os.path.splitext(entry.name)
-        if suffix.lower() in _SUFFIXES:
-          found.setdefault(name, pathlib.Path(entry.path))
+  folder = pathlib.Path(manual_dir)
+  found: dict[str, list[Entry]] = {}
+  for split in SPLITS:
+    photographs = tables.photographs(
+      (folder / split, folder / f'{split}_preprocessed', folder), _SUFFIXES
+    )
+    found[split] = [
+      Entry(photographs.get(row.image_id), dataclasses.asdict(row))
+      for row in read(folder / f'Label_EyeQ_{split}.csv', report)
+    ]
+  train, test = (
+    {e.metadata['patient_id'] for e in found[split]} for split in SPLITS
+  )
+  if train & test:
+    report(
+      f'{len(train & test)} patients are in both label files of {folder}, such '
+      f'as {min(train & test)}; EyeQ as published has none'
+    )
   return found
