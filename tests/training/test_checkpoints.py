@@ -1,5 +1,6 @@
 """States on disk: what comes back, and what happens to damaged ones."""
 
+import gc
 import os
 import pathlib
 
@@ -10,6 +11,19 @@ import pytest
 
 from iqa_jax import run_directory
 from iqa_jax.training import checkpoints
+
+
+# Orbax leaves coroutines behind when it fails to read an array.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning',
+  'ignore:coroutine .* was never awaited:RuntimeWarning',
+)
+
+
+@pytest.fixture(autouse=True)
+def leftovers_end_with_their_test():
+  yield
+  gc.collect()
 
 
 def state(number):
