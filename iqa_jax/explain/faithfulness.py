@@ -15,7 +15,7 @@ baseline (see perturbation.baseline), and ROAD imputes from the neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from iqa_jax.explain.perturbation import Score
 CONTROLS = ('random', 'centre', 'edges')
 _ROAD_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _ROAD_NOISE = 0.01 * 255
+_AT_ONCE = 64  # images per question to the network
 # A hit may miss by this share of the image's side: 15 of 224 pixels, after
 # Zhang et al. 2016.
 _TOLERANCE = 15 / 224
@@ -84,20 +85,52 @@ def replacement_curve(
     seed: of the order among equals.
   """
   rng = np.random.default_rng(seed)
-  pixels = maps.shape[1] * maps.shape[2]
-  bounds = np.round(np.linspace(0, pixels, steps + 1))
-  curves = np.empty((len(images), steps + 1))
-  for i in range(len(images)):
-    # The rank of each pixel: replaced from the step that passes it.
-    order = np.lexsort((rng.random(pixels), -maps[i].ravel()))
-    rank = np.empty(pixels, int)
-    rank[order] = np.arange(pixels)
-    replaced = rank.reshape(maps.shape[1:])[None] < bounds[:, None, None]
-    frames = np.where(replaced[..., None], other[i], images[i])
-    curves[i] = score(
-      frames.astype(np.float32), np.repeat(targets[i], steps + 1)
+  bounds = np.round(np.linspace(0, maps[0].size, steps + 1))
+
+  def frames():
+    for i in range(len(images)):
+      # The place of each pixel in the order: replaced once a step passes it.
+      replaced = _order(maps[i], rng)[None] < bounds[:, None, None]
+      frame = np.where(replaced[..., None], other[i], images[i])
+      yield frame, targets[i]
+
+  return _ask(score, frames()).reshape(len(images), steps + 1)
+
+
+def _order(relevance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Returns each pixel's place, 0 the most relevant; equals by lot."""
+  flat = relevance.ravel()
+  place = np.empty(len(flat), int)
+  place[np.lexsort((rng.random(len(flat)), -flat))] = np.arange(len(flat))
+  return place.reshape(relevance.shape)
+
+
+def _ask(score: Score, frames: Iterable[tuple[np.ndarray, int]]) -> np.ndarray:
+  """Returns the scores of all frames; asks for many at a time.
+
+  Args:
+    score: the network.
+    frames: pairs of images [k, h, w, 3] and the target of all k.
+  """
+  waiting: list[np.ndarray] = []
+  targets: list[np.ndarray] = []
+  found: list[np.ndarray] = []
+
+  def flush():
+    found.append(
+      score(np.concatenate(waiting).astype(np.float32), np.concatenate(targets))
     )
-  return curves
+    waiting.clear()
+    targets.clear()
+
+  for block, target in frames:
+    waiting.append(block)
+    targets.append(np.full(len(block), target))
+    if sum(map(len, waiting)) >= _AT_ONCE:
+      flush()
+  if waiting:
+    flush()
+  return np.concatenate(found)
 
 
 def area(curves: np.ndarray) -> np.ndarray:
@@ -157,25 +190,20 @@ def road(
     seed: of the order among equals and of the imputation's noise.
   """
   rng = np.random.default_rng(seed)
-  pixels = maps.shape[1] * maps.shape[2]
-  total = np.zeros(len(images))
-  for i in range(len(images)):
-    order = np.lexsort((rng.random(pixels), -maps[i].ravel()))
-    rank = np.empty(pixels)
-    rank[order] = (np.arange(pixels) + 0.5) / pixels
-    rank = rank.reshape(maps.shape[1:])
-    known = np.stack(
-      [rank > s for s in shares] + [rank < 1 - s for s in shares]
-    )
-    frames = impute(np.repeat(images[i][None], len(known), 0), known)
-    noise = rng.normal(0, _ROAD_NOISE, frames.shape)
-    frames = np.where(known[..., None], frames, frames + noise)
-    values = np.asarray(
-      score(frames.astype(np.float32), np.repeat(targets[i], len(known)))
-    )
-    most, least = np.split(values, 2)
-    total[i] = (least - most).mean() / 2
-  return total
+
+  def frames():
+    for i in range(len(images)):
+      rank = (_order(maps[i], rng) + 0.5) / maps[i].size
+      known = np.stack(
+        [rank > s for s in shares] + [rank < 1 - s for s in shares]
+      )
+      frame = impute(np.repeat(images[i][None], len(known), 0), known)
+      noise = rng.normal(0, _ROAD_NOISE, frame.shape)
+      yield np.where(known[..., None], frame, frame + noise), targets[i]
+
+  values = _ask(score, frames()).reshape(len(images), 2, len(shares))
+  most, least = values[:, 0], values[:, 1]
+  return (least - most).mean(1) / 2
 
 
 def impute(images: np.ndarray, known: np.ndarray) -> np.ndarray:

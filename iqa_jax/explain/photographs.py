@@ -22,6 +22,8 @@ from iqa_jax.explain import inputs
 _NAMES = ('image_id', 'path', 'image', 'image_path', 'filename', 'file')
 _LANDMARKS = ('disc_x', 'disc_y', 'disc_diameter', 'fovea_x', 'fovea_y')
 _VERDICTS = {'': -1, '-1': -1, 'adequate': 0, '0': 0, 'inadequate': 1, '1': 1}
+# Beyond all seeds of the dataset.
+_FIRST_SEED = 2**40
 _EYES = {'left': 'left', 'l': 'left', 'right': 'right', 'r': 'right'}
 
 
@@ -124,6 +126,45 @@ def read(
   source = f'{where}, labels of {labels}' if known is not None else where
   readers = [lambda i=i: _prepare(paths[i], size, rows[i]) for i in chosen]
   return _collect(readers, [_stem(paths[i].name) for i in chosen], size, source)
+
+
+def drawn(count: int, size: int, *, seed: int = 0) -> Photographs:
+  """Draws simulated photographs, none of which the fundus_sim dataset holds.
+
+  Every other one meets all criteria; the others fail one, in turn, and every
+  tenth a second one.
+
+  Args:
+    count: how many.
+    size: side in pixels.
+    seed: of the first; the same seed draws the same photographs.
+  """
+  from iqa_jax.simulation import photograph
+
+  def make(number: int) -> dict[str, Any]:
+    broken = set()
+    if number % 2:
+      broken.add(L.CRITERIA[number // 2 % 4])
+      if number % 10 == 9:
+        broken.add(L.CRITERIA[(number // 2 + 1) % 4])
+    found = photograph.draw(
+      _FIRST_SEED + seed + number, 2 * size, broken=broken
+    )
+    prepared = geometry.prepare(found.image, size, found.view)
+    return {
+      'image': prepared.image,
+      'inside': prepared.inside,
+      'quality': found.quality,
+      'criteria': found.criteria,
+      'eye': found.eye,
+      'landmarks': _to_prepared(
+        np.asarray(found.landmarks, float), prepared.affine, (1.0, 1.0)
+      ),
+    }
+
+  names = [f'drawn-{seed + i}' for i in range(count)]
+  makers = [lambda i=i: make(i) for i in range(count)]
+  return _collect(makers, names, size, f'{count} simulated photographs')
 
 
 def _prepare(path, size, row) -> dict[str, Any]:
@@ -239,6 +280,82 @@ def _lot(quality: np.ndarray, limit: int, seed: int) -> list[int]:
     turn[group] = np.arange(len(group))
   chosen = order[np.argsort(turn[order], kind='stable')][:limit]
   return sorted(int(i) for i in chosen)
+
+
+def choose(
+  loaded: Any,
+  workdir: str | os.PathLike,
+  *,
+  images: str = '',
+  labels: str | None = None,
+  limit: int = 0,
+  seed: int = 0,
+) -> Photographs:
+  """Returns the photographs named, or those of the run when none are.
+
+  Args:
+    loaded: the run's model (inference.Loaded).
+    workdir: its run directory.
+    images: see `read`; '' for `of_run`.
+    labels: see `read`; of `images` only.
+    limit: how many at most; 0 for all.
+    seed: of the lot.
+
+  Raises:
+    ValueError: there are none.
+  """
+  if not images:
+    if labels:
+      raise ValueError('labels without images: say which photographs they name')
+    return of_run(loaded, workdir, limit=limit, seed=seed)
+  return read(
+    images,
+    loaded.image_size,
+    labels=labels,
+    limit=limit,
+    usable=loaded.config.task.usable,
+    seed=seed,
+  )
+
+
+def of_run(
+  loaded: Any, workdir: str | os.PathLike, *, limit: int, seed: int = 0
+) -> Photographs:
+  """Returns photographs a run was tested on, or as good: drawn anew.
+
+  Of a run on files its test photographs (predictions.csv says which) are looked
+  for among the files it was made from; a run on fundus_sim gets new drawings.
+
+  Args:
+    loaded: the run's model (inference.Loaded).
+    workdir: its run directory.
+    limit: how many, at most; 0 for all there are (drawn: 200).
+    seed: of the lot.
+
+  Raises:
+    ValueError: the files are not where the run found them.
+  """
+  data, size = loaded.config.data, loaded.image_size
+  name = data.test_name or data.name
+  if name == 'fundus_sim':
+    return drawn(limit or 200, size, seed=seed)
+  folder = os.path.expanduser(data.test_manual_dir or data.manual_dir)
+  table = pathlib.Path(workdir) / 'predictions.csv'
+  if not folder or not os.path.isdir(folder) or not table.is_file():
+    raise ValueError(
+      f'the test photographs of {workdir} cannot be found: it names '
+      f'data.manual_dir={folder!r}, and predictions.csv is '
+      f'{"there" if table.is_file() else "missing"}; give --images'
+    )
+  return read(
+    folder,
+    size,
+    labels=table,
+    split='test',
+    limit=limit,
+    usable=loaded.config.task.usable,
+    seed=seed,
+  )
 
 
 def estimate_disc(image: np.ndarray, inside: np.ndarray) -> tuple[float, float]:

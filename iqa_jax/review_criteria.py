@@ -1,0 +1,94 @@
+"""Review a trained model criterion by criterion, in figures for print.
+
+  python -m iqa_jax.review_criteria --workdir=runs/brset
+  python -m iqa_jax.review_criteria --workdir=runs/eyeq \\
+    --images=~/photographs --labels=labels.csv
+
+For adequate photographs and for each criterion that can fail (focus,
+illumination, image field, artifacts): the recall, examples (the most confident
+right and wrong ones, and the borderline), the mean map of the evidence with
+all eyes as right eyes, and the regions where it lies. Writes review.json,
+review.md and figures as PNG and PDF. Without --images the run's own test
+photographs are looked for (a run on fundus_sim gets new drawings).
+"""
+
+import os
+import sys
+
+from absl import app, flags, logging
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'run directory')
+_IMAGES = flags.DEFINE_string(
+  'images', '', "folder, glob or CSV list; '' for the run's test photographs"
+)
+_LABELS = flags.DEFINE_string(
+  'labels', None, 'CSV with labels of --images (see explain/photographs.py)'
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'folder to write to (default: WORKDIR/review)'
+)
+_METHOD = flags.DEFINE_string('method', 'gradcam', 'how maps are made')
+_LAYER = flags.DEFINE_string('layer', None, "feature point (the model's last)")
+_FRAME = flags.DEFINE_enum(
+  'frame', 'disc', ['disc', 'field'], 'what the mean maps are centred on'
+)
+_EXAMPLES = flags.DEFINE_integer(
+  'examples', 0, 'photographs at most, evenly over the labels; 0 for all'
+)
+_BATCH = flags.DEFINE_integer('batch_size', 16, 'photographs at a time')
+_SEED = flags.DEFINE_integer('seed', 0, 'of what is drawn by lot')
+
+
+def main(argv: list[str]) -> int:
+  """Runs the review; returns the exit code."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected argument {argv[1]!r}')
+  if not _WORKDIR.value:
+    raise app.UsageError('--workdir is needed: a run of iqa_jax.main')
+  logging.set_verbosity(logging.INFO)
+
+  from iqa_jax import inference, run_directory
+  from iqa_jax.data.records import DataError
+  from iqa_jax.explain import photographs, review, subject
+
+  workdir = os.path.expanduser(_WORKDIR.value)
+  output = os.path.expanduser(_OUTPUT.value or os.path.join(workdir, 'review'))
+  try:
+    loaded = inference.load(workdir)
+    found = photographs.choose(
+      loaded,
+      workdir,
+      images=_IMAGES.value,
+      labels=_LABELS.value,
+      limit=_EXAMPLES.value,
+      seed=_SEED.value,
+    )
+    result, shown = review.run(
+      subject.Subject(
+        loaded,
+        methods=[_METHOD.value],
+        layer=_LAYER.value,
+        batch_size=_BATCH.value,
+      ),
+      found,
+      frame=_FRAME.value,
+    )
+    text = review.table(result)
+    run_directory.write_json(os.path.join(output, 'review.json'), result)
+    run_directory.write_text(os.path.join(output, 'review.md'), text)
+    review.draw(result, shown, os.path.join(output, 'figures'))
+  except (
+    run_directory.RunDirectoryError,
+    DataError,
+    OSError,
+    ValueError,
+  ) as error:
+    logging.error('%s', error)
+    return 1
+  print(text)
+  logging.info('written: %s', output)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(app.run(main))
