@@ -12,7 +12,6 @@ import pytest
 from iqa_jax import run_directory
 from iqa_jax.training import checkpoints
 
-
 # Orbax leaves coroutines behind when it fails to read an array.
 pytestmark = pytest.mark.filterwarnings(
   'ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning',
