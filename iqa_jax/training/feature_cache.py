@@ -9,7 +9,7 @@ in memory, or in a file where memory is short; epochs then read no image.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import math
 import os
@@ -88,81 +88,138 @@ class FeatureCache:
       }
 
 
-def build(
+def for_phase(
   model: nn.Module,
   variables: Any,
-  prefix: str | None,
   source: Any,
   config: ml_collections.ConfigDict,
+  prefixes: Sequence[str | None],
+  number: int,
   *,
   train: np.ndarray,
   validation: np.ndarray,
-  epochs: int,
   folder: str | os.PathLike,
-  stopped: Any = lambda: False,
-) -> FeatureCache | None:
-  """Returns the features of one phase, or None (and logs why) without a cache.
+  held: FeatureCache | None = None,
+  stopped: Callable[[], bool] = lambda: False,
+) -> tuple[FeatureCache | None, FeatureCache | None]:
+  """Returns the cache of a phase, and the one to hold for those after it.
+
+  Phases that follow each other, all with something frozen, share the maps of
+  the earliest of their prefixes: photographs then pass through it once. A
+  phase that is frozen further up gets its own maps, computed from those.
 
   Args:
     model: the classifier.
-    variables: its variables; only the prefix is used.
-    prefix: the last frozen feature point, None when nothing is frozen.
+    variables: its variables; only the frozen prefix is used.
     source: see data/pipeline.py.
     config: the run's; `train.cache_gb` is the budget.
+    prefixes: the last frozen feature point of every phase, None without one.
+    number: which phase this is.
     train: indices of the training examples.
     validation: indices of the validation examples, which are never flipped.
-    epochs: how long the phase is.
     folder: where a file may be made; it has no name and can't be left behind.
-    stopped: asked between batches; True abandons the work (returns None).
+    held: what this function gave to hold for the phase before.
+    stopped: asked between batches; True abandons the work.
+
+  Returns:
+    (None, None), and a line in the log, where there can't be a cache.
   """
-  if prefix is None:
-    return None
+  own = prefixes[number]
+  if own is None:
+    return None, None
   views = pipeline.finite_augmentations(config)
-  size = config.data.image_size
-  shape = jax.eval_shape(
+  if views is None:
+    return _none('the augmentation is not a finite set of views')
+  if not config.train.cache_gb:
+    return _none('train.cache_gb is 0')
+  group = _group(prefixes, number)
+  frozen = [prefix for prefix in (prefixes[i] for i in group) if prefix]
+  shared = min(frozen, key=model.points.index)
+  phases = config.train.phases
+  total = sum(phases[i].epochs for i in group)
+  if total <= views:
+    return _none(f'{total} epochs see an image hardly more than once')
+  examples = [(np.unique(train), flip) for flip in range(views)]
+  examples.append((np.unique(validation), 0))
+
+  def build(prefix: str, base: FeatureCache | None) -> FeatureCache | None:
+    return _build(
+      model, variables, prefix, source, config, examples, folder, base, stopped
+    )
+
+  def size(prefix: str) -> float:
+    spec = _spec(model, variables, prefix, config.data.image_size)
+    count = sum(len(indices) for indices, _ in examples)
+    return count * math.prod(spec.shape) * spec.dtype.itemsize / 1e9
+
+  budget = config.train.cache_gb
+  repeated = phases[number].epochs > views
+  if size(shared) > budget:
+    if own != shared and repeated and size(own) <= budget:
+      return build(own, None), None
+    return _none(
+      f'{size(shared):.2g} GB of {shared} maps are over the budget of '
+      f'{budget:g} GB (train.cache_gb)'
+    )
+  if held is None or held.prefix != shared:
+    held = build(shared, None)
+  if held is None or own == shared or not repeated:
+    return held, held
+  if size(shared) + size(own) > budget:
+    return held, held
+  return build(own, held) or held, held
+
+
+def _none(reason: str) -> tuple[None, None]:
+  logging.info('no feature cache for this phase: %s', reason)
+  return None, None
+
+
+def _group(prefixes: Sequence[str | None], number: int) -> range:
+  """Returns the phases around `number` that all have something frozen."""
+  first = last = number
+  while first > 0 and prefixes[first - 1] is not None:
+    first -= 1
+  while last + 1 < len(prefixes) and prefixes[last + 1] is not None:
+    last += 1
+  return range(first, last + 1)
+
+
+def _spec(model, variables, prefix: str, size: int) -> jax.ShapeDtypeStruct:
+  """Returns shape [1, h, w, c] and dtype of a feature point's maps."""
+  return jax.eval_shape(
     lambda v, x: model.apply(v, x, stop=prefix),
     variables,
     jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
   )
-  groups = [(np.unique(train), flip) for flip in range(views or 0)]
-  groups.append((np.unique(validation), 0))
-  count = sum(len(indices) for indices, _ in groups)
-  needed = count * math.prod(shape.shape) * shape.dtype.itemsize
-  budget = config.train.cache_gb * 1e9
-  reason = ''
-  if not budget:
-    reason = 'train.cache_gb is 0'
-  elif views is None:
-    reason = 'the augmentation is not a finite set of views'
-  elif epochs <= views:
-    reason = f'{epochs} epochs see an image hardly more than once'
-  elif needed > budget:
-    reason = (
-      f'{needed / 1e9:.1f} GB of {prefix} maps are over the budget of '
-      f'{config.train.cache_gb:g} GB (train.cache_gb)'
-    )
-  maps = None
-  if not reason:
-    maps = _allocate((count, *shape.shape[1:]), shape.dtype, folder)
-    if maps is None:
-      reason = f'there is no room for {needed / 1e9:.1f} GB'
+
+
+def _build(
+  model, variables, prefix, source, config, examples, folder, base, stopped
+) -> FeatureCache | None:
+  """Computes maps from photographs, or from those of an earlier point."""
+  spec = _spec(model, variables, prefix, config.data.image_size)
+  count = sum(len(indices) for indices, _ in examples)
+  maps = _allocate((count, *spec.shape[1:]), spec.dtype, folder)
   if maps is None:
-    logging.info('no feature cache for this phase: %s', reason)
+    _none(f'there is no room for {count} maps of {prefix}')
     return None
   logging.info(
     'caching %d maps of %s (%.2f GB) %s',
     count,
     prefix,
-    needed / 1e9,
+    maps.nbytes / 1e9,
     'in a file' if isinstance(maps, np.memmap) else 'in memory',
   )
-  rows = np.full((len(source.table['image_id']), 2), -1, np.int64)
-  features = jax.pmap(
-    lambda v, x: model.apply(v, models.normalize(x), stop=prefix),
-    in_axes=(None, 0),
-    devices=jax.local_devices(),
-  )
+  start = base.prefix if base else None
+
+  def compute(v: Any, x: Any):
+    x = x if base else models.normalize(x)
+    return model.apply(v, x, start=start, stop=prefix)
+
+  function = jax.pmap(compute, in_axes=(None, 0), devices=jax.local_devices())
   variables = step_lib.place(variables)
+  rows = np.full((len(source.table['image_id']), 2), -1, np.int64)
   filled = 0
   bar = tqdm.tqdm(
     total=count,
@@ -171,9 +228,9 @@ def build(
     disable=None if jax.process_index() == 0 else True,
   )
   with bar:
-    for indices, flip in groups:
+    for indices, flip in examples:
       for index, computed in _compute(
-        features, variables, source, indices, bool(flip), config
+        function, variables, source, indices, bool(flip), config, base
       ):
         if stopped():
           return None
@@ -185,22 +242,29 @@ def build(
 
 
 def _compute(
-  function, variables, source, indices: np.ndarray, flip: bool, config
+  function, variables, source, indices: np.ndarray, flip: bool, config, base
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields (index [n], maps [n, h, w, c]) in order, one batch ahead."""
   plan = pipeline.plan_eval(source, indices)
   plan = dataclasses.replace(plan, flip=np.full(len(plan.index), flip))
+  size = config.eval.batch_size
+  batches = (
+    base.batches(source, plan, batch_size=size)
+    if base
+    else pipeline.batches(
+      source,
+      plan,
+      image_size=config.data.image_size,
+      batch_size=size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+  )
+  key = 'features' if base else 'image'
   waiting: deque = deque()
-  for batch in pipeline.batches(
-    source,
-    plan,
-    image_size=config.data.image_size,
-    batch_size=config.eval.batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  ):
-    images = step_lib.shard({k: batch[k] for k in ('image', 'mask')})['image']
-    waiting.append((batch, function(variables, images)))
+  for batch in batches:
+    inputs = step_lib.shard({k: batch[k] for k in (key, 'mask')})[key]
+    waiting.append((batch, function(variables, inputs)))
     if len(waiting) > 1:
       yield _collect(*waiting.popleft())
   while waiting:

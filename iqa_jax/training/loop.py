@@ -113,9 +113,12 @@ def train(
   run = _Run(config, workdir, source, splits)
   with checkpoints.Store(workdir) as store, _Signals() as signals:
     state, progress = _start(run, store)
+    held = None  # the feature cache that later phases go on using
     with _History(run.workdir, progress) as history:
       while progress.phase < len(config.train.phases):
-        state = _train_phase(run, state, progress, store, history, signals)
+        state, held = _train_phase(
+          run, state, progress, store, history, signals, held
+        )
         progress.phase += 1
         progress.epoch = progress.stale = 0
     # A signal to one process must not leave the others to go on alone.
@@ -144,8 +147,9 @@ class _Run:
       len(self.plan(0).index) / config.train.batch_size
     )
     # Every phase is looked at before hours are spent on the first.
-    for number in range(len(config.train.phases)):
-      self.learning(number)
+    self.prefixes = [
+      self.learning(number).prefix for number in range(len(config.train.phases))
+    ]
 
   def initial_variables(self) -> dict[str, Any]:
     key = jax.random.key(self.config.seed)
@@ -225,15 +229,15 @@ def _start(run: _Run, store) -> tuple[step_lib.TrainState, Progress]:
   return step_lib.place(state), Progress(pretrained=loaded)
 
 
-def _train_phase(run, state, progress, store, history, signals):
-  """Returns the state after the phase in which `progress` is."""
+def _train_phase(run, state, progress, store, history, signals, held):
+  """Returns the state after the phase in which `progress` is, and a cache."""
   config, number = run.config, progress.phase
   phase, learning = config.train.phases[number], run.learning(number)
   name = phase.name or phase.learns
   if progress.epoch == progress.batch == 0:
     state = step_lib.place(run.begin_phase(state, number))
   if _is_over(config, phase, progress):
-    return state
+    return state, held
   logging.info(
     'phase %d of %d, %s: %d of %d parameters learn%s',
     number + 1,
@@ -245,16 +249,17 @@ def _train_phase(run, state, progress, store, history, signals):
     sum(np.size(p) for p in jax.tree.leaves(state.params)),
     f', frozen up to {learning.prefix}' if learning.prefix else '',
   )
-  cache = feature_cache.build(
+  cache, held = feature_cache.for_phase(
     run.model,
     step_lib.evaluated(state),
-    learning.prefix,
     run.source,
     config,
+    run.prefixes,
+    number,
     train=run.splits['train'],
     validation=run.splits['validation'],
-    epochs=phase.epochs,
     folder=run.workdir,
+    held=held,
     stopped=signals.alone,
   )
   if signals.alone():
@@ -266,6 +271,7 @@ def _train_phase(run, state, progress, store, history, signals):
     run.model,
     run.task,
     learning,
+    start=cache.prefix if cache else None,
     seed=config.seed,
     accumulate=config.train.accumulate,
     ema_decay=config.train.ema_decay,
@@ -312,7 +318,7 @@ def _train_phase(run, state, progress, store, history, signals):
     state = step_lib.place(state)
     store.save(state, {'progress': dataclasses.asdict(progress)})
     history.write(images / seconds)
-  return state
+  return state, held
 
 
 def _is_over(config, phase, progress) -> bool:
@@ -389,7 +395,8 @@ def _train_epoch(
       due = step % config.train.checkpoint_every == 0
       if stop or (due and progress.batch < count):
         while waiting:
-          settle()
+          # With frequent checkpoints this is where a signal is first seen.
+          stop = settle() or stop
         if stop:
           _leave(state, progress, store, signals)
         store.save(state, {'progress': dataclasses.asdict(progress)})

@@ -164,6 +164,7 @@ def make_train_step(
   task: Task,
   learning: phases.Learning,
   *,
+  start: str | None = None,
   seed: int = 0,
   accumulate: int = 1,
   ema_decay: float = 0.0,
@@ -180,6 +181,8 @@ def make_train_step(
     model: made with axis_name='batch'.
     task: names the loss.
     learning: what learns; the rest costs neither gradients nor memory.
+    start: the frozen feature point whose maps batches hold as 'features'; None
+      when they hold images.
     seed: of the dropout masks, which depend on it, the step and the example.
     accumulate: parts of a batch.
     ema_decay: of the moving average, 0 for none. It rises to this as
@@ -199,7 +202,9 @@ def make_train_step(
     variables = {'params': phases.unflatten({**frozen, **learns})}
     if stats:
       variables['batch_stats'] = stats
-    logits, stats = _forward(model, learning, variables, batch, root, step)
+    logits, stats = _forward(
+      model, learning, start, variables, batch, root, step
+    )
     loss, weight = task.loss(logits, batch)
     weight = weight * batch['mask']
     return jnp.sum(loss * weight), (weight.sum(), stats)
@@ -291,14 +296,11 @@ def make_train_step(
   )
 
 
-def _forward(model, learning, variables, batch, root, step):
+def _forward(model, learning, start, variables, batch, root, step):
   """Returns logits [b, k] and the new BatchNorm statistics."""
-  if 'features' in batch:
-    x = batch['features']
-  else:
-    x = models.normalize(batch['image'])
-    if learning.prefix is not None:
-      x = model.apply(variables, x, stop=learning.prefix)
+  x = models.normalize(batch['image']) if start is None else batch['features']
+  if learning.prefix != start:
+    x = model.apply(variables, x, start=start, stop=learning.prefix)
   x = lax.stop_gradient(x)
   last = model.points[-1]
   stats = variables.get('batch_stats', {})

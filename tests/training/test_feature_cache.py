@@ -34,19 +34,25 @@ def make_config(**train):
   return config
 
 
-def build(network, memory, source, config, tmp_path, epochs=5):
+def for_phase(network, source, config, folder, prefixes, number, held=None):
   model, variables = network
-  return feature_cache.build(
+  return feature_cache.for_phase(
     model,
     variables,
-    'block4_pool',
     source,
     config,
+    prefixes,
+    number,
     train=SPLITS['train'],
     validation=SPLITS['validation'],
-    epochs=epochs,
-    folder=tmp_path,
+    folder=folder,
+    held=held,
   )
+
+
+def build(network, memory, source, config, tmp_path, epochs=5):
+  config.train.phases = (config_lib.phase(epochs=epochs),)
+  return for_phase(network, source, config, tmp_path, ['block4_pool'], 0)[0]
 
 
 def train(network, memory, source, config, cache, epochs=2):
@@ -59,7 +65,9 @@ def train(network, memory, source, config, cache, epochs=2):
   )
   state = step_lib.begin_phase(step_lib.create_state(variables), learning)
   state = step_lib.place(state)
-  update = step_lib.make_train_step(model, Task(), learning)
+  update = step_lib.make_train_step(
+    model, Task(), learning, start=cache.prefix if cache else None
+  )
   for epoch in range(epochs):
     plan = memory.plan_train(source, SPLITS['train'], config, epoch)
     if cache is None:
@@ -159,3 +167,74 @@ def test_no_room_anywhere_is_no_failure(
   source = memory.Source(16)
   assert build(network, memory, source, make_config(), tmp_path) is None
   assert 'there is no room' in caplog.text
+
+
+def phases_of(*epochs):
+  return tuple(config_lib.phase(epochs=n) for n in epochs)
+
+
+def test_phases_share_the_maps_of_the_earliest_prefix(
+  network, memory, tmp_path
+):
+  source = memory.Source(16)
+  config = make_config(phases=phases_of(4, 4, 4))
+  prefixes = ['block5_pool', 'block4_pool', None]
+  first, held = for_phase(network, source, config, tmp_path, prefixes, 0)
+  assert (first.prefix, held.prefix) == ('block5_pool', 'block4_pool')
+  reads = source.reads
+  assert reads == 2 * 11 + 5
+  second, held = for_phase(network, source, config, tmp_path, prefixes, 1, held)
+  assert second is held
+  assert source.reads == reads
+  assert for_phase(network, source, config, tmp_path, prefixes, 2, held) == (
+    None,
+    None,
+  )
+  # Computed from the shared maps, they are what photographs give.
+  config.train.phases = phases_of(4)
+  alone, _ = for_phase(network, source, config, tmp_path, ['block5_pool'], 0)
+  np.testing.assert_array_equal(alone.rows, first.rows)
+  np.testing.assert_allclose(alone.maps, first.maps, rtol=1e-5, atol=1e-6)
+  # A run that resumes in the second phase has the same bits.
+  config.train.phases = phases_of(4, 4, 4)
+  again, _ = for_phase(network, source, config, tmp_path, prefixes, 1)
+  np.testing.assert_array_equal(again.maps, second.maps)
+
+
+def test_a_short_phase_starts_from_the_shared_maps(network, memory, tmp_path):
+  source = memory.Source(16)
+  config = make_config(phases=phases_of(2, 4))
+  cache, held = for_phase(
+    network, source, config, tmp_path, ['block5_pool', 'block4_pool'], 0
+  )
+  assert cache is held
+  assert cache.prefix == 'block4_pool'
+
+
+def test_where_the_shared_maps_are_too_large_a_phase_has_its_own(
+  network, memory, tmp_path
+):
+  source = memory.Source(16)
+  # Room for 27 maps of 1x1x31, none for those of 2x2x31.
+  config = make_config(phases=phases_of(4, 4), cache_gb=27 * 31 * 4 / 1e9)
+  prefixes = ['block5_pool', 'block4_pool']
+  cache, held = for_phase(network, source, config, tmp_path, prefixes, 0)
+  assert cache.prefix == 'block5_pool'
+  assert held is None
+  assert for_phase(network, source, config, tmp_path, prefixes, 1)[0] is None
+
+
+@pytest.mark.parametrize('start', ['block3_pool', 'block4', 'block4_pool'])
+def test_training_from_any_frozen_point_is_training(
+  network, memory, tmp_path, start
+):
+  source = memory.Source(16)
+  config = make_config(phases=phases_of(4))
+  cache, _ = for_phase(network, source, config, tmp_path, [start], 0)
+  cached = train(network, memory, source, config, cache, epochs=1)
+  plain = train(network, memory, source, config, None, epochs=1)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    cached.params,
+    plain.params,
+  )
