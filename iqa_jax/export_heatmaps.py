@@ -128,6 +128,8 @@ def main(argv: list[str]) -> int:
     if not flag.value:
       raise app.UsageError(f'--{flag.name} is needed: {flag.help}')
   logging.set_verbosity(logging.INFO)
+  # It tells of every platform that it does not find.
+  logging.get_absl_logger().manager.getLogger('jax').setLevel('WARNING')
 
   from iqa_jax import run_directory
   from iqa_jax.explain import export, inputs, manifest

@@ -94,7 +94,9 @@ class Journal:
     folder = pathlib.Path(output) / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     path = _path(output, shard, settings['num_shards'])
-    self._file = open(path, 'a+b')
+    # Unbuffered: what a full disk refuses must not linger and be tried again.
+    self._file = open(path, 'ab', buffering=0)
+    self._reader = open(path, 'rb')
     self.finished = False
     self._offsets: dict[str, int] = {}
     try:
@@ -105,7 +107,7 @@ class Journal:
       if not self._file.seek(0, os.SEEK_END):
         self._write([{'format': _FORMAT, 'settings': dict(settings)}])
     except BaseException:
-      self._file.close()
+      self.close()
       raise
 
   def _check(self, path, settings, overwrite, own) -> None:
@@ -133,9 +135,9 @@ class Journal:
 
   def _scan(self) -> None:
     """Reads where the lines begin; cuts off a line that was half written."""
-    self._file.seek(0)
+    self._reader.seek(0)
     end = 0
-    for line in self._file:
+    for line in self._reader:
       record = _parse(line)
       if record is None:
         if not line.endswith(b'\n'):
@@ -162,8 +164,8 @@ class Journal:
 
   def read(self, key: str) -> dict[str, Any]:
     """Returns the record of a photograph."""
-    self._file.seek(self._offsets[key])
-    record = _parse(self._file.readline())
+    self._reader.seek(self._offsets[key])
+    record = _parse(self._reader.readline())
     assert record is not None
     return record
 
@@ -189,20 +191,26 @@ class Journal:
       self.finished = True
 
   def _write(self, records) -> list[int]:
-    offset = self._file.seek(0, os.SEEK_END)
+    start = offset = self._file.seek(0, os.SEEK_END)
     offsets, lines = [], []
     for record in records:
       line = json.dumps(record, allow_nan=False).encode() + b'\n'
       offsets.append(offset)
       offset += len(line)
       lines.append(line)
-    self._file.write(b''.join(lines))
-    self._file.flush()
-    os.fsync(self._file.fileno())
+    data = memoryview(b''.join(lines))
+    try:
+      while data:
+        data = data[self._file.write(data) :]
+      os.fsync(self._file.fileno())
+    except OSError:
+      self._file.truncate(start)
+      raise
     return offsets
 
   def close(self) -> None:
     """Lets other processes have the journal."""
+    self._reader.close()
     self._file.close()
 
   def __enter__(self) -> Journal:

@@ -17,6 +17,7 @@ import pathlib
 import queue
 import resource
 import signal
+import stat
 import sys
 import threading
 import time
@@ -178,6 +179,9 @@ class Worker:
     start = time.perf_counter()
     try:
       status = os.stat(path)
+      if not stat.S_ISREG(status.st_mode):
+        # Opening a named pipe would wait for ever.
+        return Failed('not_an_image', 'not a regular file')
       photograph = images.read(path)
     except images.ImageError as error:
       return Failed(error.status, error.reason)
