@@ -130,7 +130,7 @@ def _check_size(path, width, height) -> None:
 
 
 def _read_pillow(path, file, min_size):
-  with Image.open(file, formats=('JPEG', 'MPO', 'PNG', 'TIFF')) as image:
+  with Image.open(file, formats=('JPEG', 'PNG', 'TIFF')) as image:
     width, height = image.size
     _check_size(path, width, height)
     if min_size is not None and image.format in ('JPEG', 'MPO'):
