@@ -105,7 +105,7 @@ def _partitions(columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
   for name in ('dataset', 'camera', 'eye'):
     if name in columns:
       values = np.asarray(columns[name]).astype(str)
-      names = [v for v in np.unique(values) if v]
+      names = [str(v) for v in np.unique(values) if v]
       if names and (name != 'dataset' or len(names) > 1):
         yield name, {v: values == v for v in names}
   if 'grade' in columns and (columns['grade'] >= 0).any():

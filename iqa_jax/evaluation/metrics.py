@@ -74,6 +74,13 @@ TITLES = {
   'calibration_intercept': 'Calibration intercept',
 }
 
+SHORT = {
+  'precision': 'Precision',
+  'recall': 'Recall',
+  'f1': 'F1',
+  'auc': 'ROC AUC against the rest',
+}
+
 
 def binary(
   truth: np.ndarray, p: np.ndarray, predicted: np.ndarray
