@@ -30,7 +30,7 @@ def run(
   """Returns a row for every point of the axes named."""
   points: dict[str, tuple[int, ...]] = {
     'batch': (1, 2, 4, 8, 16, 32, 64, 128, 256),
-    'size': (224, 320, 448, 512, 640, 768, 896, 1024),
+    'size': (224, 320, 448, 640, 768, 1024),
     'devices': (1, 2, 4, 8),
     'files': (100, 1000, 10_000, 100_000),
   }
@@ -43,21 +43,22 @@ def run(
       'files': (100, 1000),
     }
     size, batch, repeats = 64, 2, 1
-  rows = []
+  rows: list[common.Row] = []
   for axis in axes.split(','):
     for point in points[axis]:
       if axis == 'batch':
         what = f'batch {point}'
-        rows += _network(point, size, repeats, point, 'ms/image', what)
+        new = _network(point, size, repeats, point, 'ms/image', what)
       elif axis == 'size':
         megapixels = batch * point * point / 1e6
-        rows += _network(
-          batch, point, repeats, megapixels, 'ms/megapixel', f'{point} px'
-        )
+        what = f'{point} px'
+        new = _network(batch, point, repeats, megapixels, 'ms/megapixel', what)
       elif axis == 'devices':
-        rows.append(_devices(point, size, repeats))
+        new = [_devices(point, size, repeats)]
       else:
-        rows.append(_files(point, repeats))
+        new = [_files(point, repeats)]
+      print(*new, sep='\n', file=sys.stderr, flush=True)
+      rows += new
   return rows
 
 
