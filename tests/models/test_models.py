@@ -312,7 +312,7 @@ def test_init_follows_the_key_and_keeps_the_scale():
   np.testing.assert_allclose(
     kernel.std(), np.sqrt(2 / (9 * kernel.shape[-1])), rtol=0.02
   )
-  logits = model.apply(first, reference.images(64, 64))
+  logits = jax.jit(model.apply)(first, reference.images(64, 64))
   assert 1e-4 < np.abs(logits).max() < 10
 
 
@@ -329,13 +329,9 @@ def test_only_the_named_parts_train():
   images = reference.images(64, 64)
 
   def statistics(train):
-    _, state = model.apply(
-      variables,
-      images,
-      train=train,
-      mutable=['batch_stats'],
-      rngs={'dropout': jax.random.key(0)},
-    )
+    apply = functools.partial(model.apply, train=train, mutable=['batch_stats'])
+    rngs = {'dropout': jax.random.key(0)}
+    _, state = jax.jit(apply)(variables, images, rngs=rngs)
     return state['batch_stats']['backbone']
 
   old = variables['batch_stats']['backbone']
@@ -351,7 +347,11 @@ def test_only_the_named_parts_train():
 
   def logits(train, key):
     return model.apply(
-      variables, images, train=train, rngs={'dropout': jax.random.key(key)}
+      variables,
+      jnp.ones((2, 7, 7, 128)),
+      start='stage4',
+      train=train,
+      rngs={'dropout': jax.random.key(key)},
     )
 
   head = frozenset({'head'})
