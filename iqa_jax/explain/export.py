@@ -155,8 +155,13 @@ class Summary:
   first_s: float | None = None
 
 
-def run(options: Options) -> Summary:
+def run(options: Options, model: Model | None = None) -> Summary:
   """Exports one shard, or what is left of it.
+
+  Args:
+    options: what to do.
+    model: of the same workdir, method, layer, target and batch size; to save
+      several exports from loading and compiling it again.
 
   Raises:
     InputError, ManifestError, RunDirectoryError, ExportError, ValueError: the
@@ -175,7 +180,7 @@ def run(options: Options) -> Summary:
     logging.info('%d files ignored: no images by their names', listing.ignored)
   if listing.repeated:
     logging.info('%d entries of the list are repetitions', listing.repeated)
-  model = _Model(options)
+  model = Model(options) if model is None else model
   sheet_share = options.sheet_limit / max(len(listing.keys), 1)
   output = pathlib.Path(options.output)
   temporary = output / '.incomplete' / f'shard-{options.shard_index:05d}'
@@ -287,7 +292,7 @@ def _check(options: Options) -> None:
       raise ValueError(f'--{name}={value} is not within {low} to {high}')
 
 
-class _Model:
+class Model:
   """The model: what its record says at once, its network when needed."""
 
   def __init__(self, options: Options):
@@ -414,7 +419,7 @@ class _Model:
     return p, verdict, uncertain
 
 
-def _settings(options, model: _Model, listing, color_max) -> dict[str, Any]:
+def _settings(options, model: Model, listing, color_max) -> dict[str, Any]:
   """Returns all that the outputs depend on, as JSON values."""
   judged = {
     key: model.record.get(key)
@@ -443,7 +448,7 @@ def _settings(options, model: _Model, listing, color_max) -> dict[str, Any]:
   }
 
 
-def _dataset_scale(options, model: _Model, pool: _Pool, listing) -> float:
+def _dataset_scale(options, model: Model, pool: _Pool, listing) -> float:
   """Returns the raw value at the top of the colour bar for all photographs.
 
   It is taken from a fixed sample of the whole listing, so that shards agree,
@@ -802,7 +807,7 @@ class _Process:
 class _Pool:
   """Worker processes, and the stream of photographs through them."""
 
-  def __init__(self, options: Options, model: _Model, temporary: pathlib.Path):
+  def __init__(self, options: Options, model: Model, temporary: pathlib.Path):
     count = options.workers or len(os.sched_getaffinity(0))
     self._settings = worker_lib.Settings(
       output=os.path.abspath(options.output),
