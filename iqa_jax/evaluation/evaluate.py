@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import csv
+import json
 import os
 import pathlib
 from typing import Any
@@ -17,14 +18,17 @@ import jax
 import ml_collections
 import numpy as np
 
+from iqa_jax import config as config_lib
 from iqa_jax import inference, labels, run_directory
 from iqa_jax.data import pipeline
 from iqa_jax.evaluation import (
   assessment,
   breakdowns,
   calibration,
+  examples,
   metrics,
   operating_points,
+  report,
 )
 from iqa_jax.tasks import Task
 
@@ -134,7 +138,33 @@ def run(
         for k in ('auc', 'sensitivity', 'specificity')
       ),
     )
+  shown = 'test' if 'test' in tables else 'validation'
+  report.write(
+    output,
+    result,
+    tables,
+    config=json.loads(config_lib.to_json(config)),
+    history=_history(home),
+    environment=_environment(home),
+    examples=examples.draw(
+      models[0], config, source, splits[shown], tables[shown]
+    ),
+    resamples=config.eval.bootstrap,
+  )
   return result
+
+
+def _history(home: pathlib.Path) -> list[dict[str, Any]]:
+  path = home / 'history.jsonl'
+  if not path.is_file():
+    return []
+  lines = path.read_text(encoding='utf-8').splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def _environment(home: pathlib.Path) -> dict[str, Any]:
+  path = home / 'environment.json'
+  return run_directory.read_json(path) if path.is_file() else {}
 
 
 def _describe(models, folders, config) -> dict[str, Any]:

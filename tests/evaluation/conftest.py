@@ -26,6 +26,7 @@ def simulated_run(tmp_path, monkeypatch):
     config = config_lib.default()
     config.task.name = task_name
     config.eval.bootstrap = 100
+    config.explain.examples = 0
     for key, value in changes.items():
       config.eval[key] = value
     task = Task.from_config(config)

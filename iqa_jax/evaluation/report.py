@@ -1,0 +1,263 @@
+"""The report: one self-contained HTML file, and the same in Markdown."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+import json
+import os
+import pathlib
+from typing import Any
+
+import jinja2
+
+from iqa_jax import run_directory
+from iqa_jax.evaluation import assessment, breakdowns, figures, metrics
+from iqa_jax.evaluation.examples import Example
+
+_HEADLINE = ('auc', 'sensitivity', 'specificity', 'accuracy')
+_BREAKDOWN_MEASURES = ('auc', 'sensitivity', 'specificity', 'accuracy')
+_NOT_MEDICAL = (
+  'Research software, not a medical device. Its verdicts say whether a '
+  'photograph resembles those that graders called inadequate; they say '
+  'nothing about disease.'
+)
+
+
+def write(
+  output: str | os.PathLike,
+  result: Mapping[str, Any],
+  tables: Mapping[str, Mapping[str, Any]],
+  *,
+  config: Mapping[str, Any] | None = None,
+  history: Sequence[Mapping[str, Any]] = (),
+  environment: Mapping[str, Any] | None = None,
+  examples: Sequence[Example] = (),
+  resamples: int = 2000,
+) -> None:
+  """Writes figures/, report/index.html and report/report.md.
+
+  Args:
+    output: the folder.
+    result: what metrics.json holds.
+    tables: the columns of every split in it.
+    config: the run's configuration, nested.
+    history: lines of history.jsonl.
+    environment: what environment.json holds.
+    examples: photographs with maps.
+    resamples: of the figures' bands.
+  """
+  output = pathlib.Path(output)
+  drawn = figures.draw(result, tables, history, resamples=resamples)
+  figures.save(drawn, output / 'figures')
+  context = {
+    **_context(result),
+    'config': config or {},
+    'config_text': json.dumps(config, indent=2) if config else '',
+    'environment': environment or {},
+    'facts': _facts(result, config or {}, environment or {}),
+    'figures': [
+      {'name': name, 'title': f.title, 'caption': f.caption}
+      for name, f in drawn.items()
+    ],
+    'not_medical': _NOT_MEDICAL,
+  }
+  shown = {
+    name: _uri((output / 'figures' / f'{name}.svg').read_bytes(), 'svg+xml')
+    for name in drawn
+  }
+  kinds: dict[str, list[dict[str, str]]] = {}
+  for number, example in enumerate(examples):
+    kinds.setdefault(example.kind, []).append(
+      {
+        'name': example.name,
+        'caption': example.caption,
+        'uri': _uri(example.jpeg, 'jpeg'),
+        'file': f'examples/{number:03d}.jpg',
+      }
+    )
+    with run_directory.atomic_path(
+      output / 'report' / 'examples' / f'{number:03d}.jpg'
+    ) as path:
+      path.write_bytes(example.jpeg)
+  html = _environment(autoescape=True).get_template('report.html.j2')
+  markdown = _environment(autoescape=False).get_template('report.md.j2')
+  run_directory.write_text(
+    output / 'report' / 'index.html',
+    html.render(**context, uris=shown, examples=kinds),
+  )
+  run_directory.write_text(
+    output / 'report' / 'report.md',
+    markdown.render(**context, examples=kinds),
+  )
+
+
+def _context(result) -> dict[str, Any]:
+  splits = result['splits']
+  main = 'test' if 'test' in splits else list(splits)[-1]
+  measured = splits[main]
+  return {
+    'result': result,
+    'main': main,
+    'measured': measured,
+    'headline': [
+      {
+        'title': metrics.TITLES[name].split(' (')[0],
+        'measure': measured['verdict']['metrics'][name],
+      }
+      for name in _HEADLINE
+    ],
+    'verdict_rows': _rows({k: s['verdict'] for k, s in splits.items()}, main),
+    'grade_rows': _rows({main: measured['grade']}, main)
+    if 'grade' in measured
+    else [],
+    'criteria': measured.get('criteria', {}),
+    'criteria_names': (
+      *('auc', 'average_precision', 'sensitivity', 'specificity'),
+      *('precision', 'f1', 'balanced_accuracy'),
+    ),
+    'titles': metrics.TITLES,
+    'breakdown_titles': breakdowns.TITLES,
+    'measures': _BREAKDOWN_MEASURES,
+    'splits': splits,
+    'warnings': list(_warnings(result, measured, main)),
+  }
+
+
+def _rows(assessed: Mapping[str, Any], main: str) -> list[dict[str, Any]]:
+  """Returns one row a metric: its entry in each split, and the baseline."""
+  names = assessed[main]['metrics']
+  return [
+    {
+      'title': _title(name),
+      'entries': [a['metrics'].get(name) for a in assessed.values()],
+      'majority': assessed[main]['majority'].get(name),
+    }
+    for name in names
+  ]
+
+
+def _title(name: str) -> str:
+  if name in metrics.TITLES:
+    return metrics.TITLES[name]
+  stem, _, group = name.rpartition('_')
+  return f'{metrics.SHORT.get(stem, stem)}: {group}'
+
+
+def _warnings(result, measured, main) -> Iterable[str]:
+  """Yields what a reader must know before any number."""
+  if measured['n_not_finite']:
+    yield (
+      f'{measured["n_not_finite"]} of {measured["n"]} images got no finite '
+      'score; they are not in the metrics'
+    )
+  for key, what in (
+    ('calibration', 'not calibrated'),
+    ('operating_point', 'the operating point is 0.5'),
+  ):
+    reason = result.get(key, {}).get('reason')
+    if reason:
+      yield f'{what}: {reason}'
+  verdict = measured['verdict']
+  few = min(verdict['n_inadequate'], verdict['n'] - verdict['n_inadequate'])
+  if few < 30:
+    yield (
+      f'one class has only {few} images in the {main} split: read the '
+      'intervals, not the numbers'
+    )
+  if any(d.get('dataset') == 'fundus_sim' for d in result.get('data', ())):
+    yield (
+      'these photographs are simulated: the figures say nothing about real '
+      'photographs'
+    )
+  for shortcut in measured['breakdowns']['shortcuts']:
+    value = shortcut['auc']['value']
+    if shortcut['breakdown'] == 'camera' and value and value > 0.55:
+      yield (
+        f'prevalence differs by camera: the camera alone, without the '
+        f'photograph, reaches AUC {value:.3f}'
+      )
+
+
+def _facts(result, config, environment) -> list[tuple[str, str]]:
+  """Returns what the run was, as pairs of text."""
+  facts: list[tuple[str, str]] = []
+  model = result.get('model', {})
+  if model:
+    facts.append(
+      ('Model', f'{model["name"]}, {model["image_size"]} px, {result["task"]}')
+    )
+    for member in model['members']:
+      facts.append(('Weights', f'{member["run"]}, sha256 {member["sha256"]}'))
+    facts.append(
+      ('Kept', f'epoch {model.get("epoch")}, step {model.get("step")}')
+    )
+    facts.append(('Flip averaging', 'on' if model['flip_tta'] else 'off'))
+  if config:
+    phases = '; '.join(
+      f'{p["name"] or p["learns"]}: {p["epochs"]} epochs, {p["optimizer"]}, '
+      f'learning rate {p["learning_rate"]:g}'
+      for p in config['train']['phases']
+    )
+    facts += [
+      ('Training', phases),
+      ('Batch size', str(config['train']['batch_size'])),
+      ('Initial weights', config['model']['pretrained'] or 'random'),
+      ('Seed', str(config['seed'])),
+    ]
+  for name, file in result.get('files', {}).items():
+    facts.append((f'File of {name}', file))
+  for key, title in (
+    ('git', 'Revision'),
+    ('python', 'Python'),
+    ('devices', 'Devices'),
+  ):
+    if environment.get(key):
+      value = environment[key]
+      facts.append(
+        (title, ', '.join(value) if isinstance(value, list) else str(value))
+      )
+  if environment.get('versions'):
+    versions = environment['versions']
+    facts.append(
+      ('Versions', ', '.join(f'{k} {v}' for k, v in versions.items()))
+    )
+  return facts
+
+
+def _environment(*, autoescape: bool) -> jinja2.Environment:
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('iqa_jax.evaluation', 'templates'),
+    autoescape=autoescape,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
+  )
+  environment.filters['measure'] = _measure
+  environment.filters['number'] = _number
+  environment.filters['cell'] = _cell
+  environment.filters['words'] = lambda text: str(text).replace('_', ' ')
+  return environment
+
+
+def _measure(measure: Mapping[str, Any] | None) -> str:
+  if measure is None:
+    return '–'
+  return assessment.text(measure)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+  return '–' if value is None else f'{value:.{digits}f}'
+
+
+def _cell(text: Any) -> str:
+  """Returns text that a Markdown table or HTML inside it can't mistake."""
+  text = ' '.join(str(text).split())
+  for sign in '\\`*_[]<>|#&':
+    text = text.replace(sign, f'\\{sign}')
+  return text
+
+
+def _uri(data: bytes, kind: str) -> str:
+  return f'data:image/{kind};base64,{base64.b64encode(data).decode("ascii")}'
