@@ -216,7 +216,7 @@ def main(argv):
   try:
     lines, code = validate(
       _DATASET.value,
-      os.path.expanduser(_MANUAL_DIR.value),
+      os.path.expanduser(_MANUAL_DIR.value or ''),
       _OUTPUT.value,
       _ALLOW_MISSING.value,
     )

@@ -33,7 +33,8 @@ CONFIGS = [
 
 
 class PhotographBuilder(
-  tfds.core.GeneratorBasedBuilder, skip_registration=True
+  tfds.core.GeneratorBasedBuilder,
+  skip_registration=True,  # type: ignore[call-arg]
 ):
   """Builds labelled photographs that a person has downloaded.
 

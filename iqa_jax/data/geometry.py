@@ -238,7 +238,7 @@ def _consensus(points: np.ndarray, tolerance: float):
   )
   votes = (np.abs(apart - radius[:, None]) < tolerance).sum(1)
   best = votes.argmax()
-  cx, cy, r = *centre[best], radius[best]
+  (cx, cy), r = centre[best], radius[best]
   for _ in range(3):  # least squares on the points that agree (Kasa 1976)
     on = np.abs(np.hypot(points[:, 0] - cx, points[:, 1] - cy) - r) < tolerance
     if on.sum() < 10:

@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import importlib
 import math
 import pathlib
 from typing import Any
@@ -26,6 +27,7 @@ from iqa_jax.data import building, geometry, splits
 from iqa_jax.data.records import DataError
 
 _TEXT = ('image_id', 'patient_id', 'camera', 'eye', 'sex')
+_DATASETS = ('brset', 'eyeq', 'fundus_sim')
 _READ = 64  # records fetched at a time
 
 
@@ -35,14 +37,11 @@ def builder_class(name: str) -> type:
   Raises:
     ValueError: there is no such dataset.
   """
-  if name == 'eyeq':
-    from iqa_jax.data.eyeq import eyeq_dataset_builder as module
-  elif name == 'brset':
-    from iqa_jax.data.brset import brset_dataset_builder as module
-  elif name == 'fundus_sim':
-    from iqa_jax.data.fundus_sim import fundus_sim_dataset_builder as module
-  else:
-    raise ValueError(f'data.name={name!r} is none of brset, eyeq, fundus_sim')
+  if name not in _DATASETS:
+    raise ValueError(f'data.name={name!r} is none of {", ".join(_DATASETS)}')
+  module = importlib.import_module(
+    f'iqa_jax.data.{name}.{name}_dataset_builder'
+  )
   return module.Builder
 
 
@@ -146,8 +145,8 @@ def _built(name: str, manual_dir: str, config):
     config=config.data.builder_config or None,
     **arguments,
   )
-  if folder is not None and not folder.is_dir():
-    raise DataError(f'data.manual_dir={folder} is no folder')
+  if folder is not None and not (folder.is_dir() and any(folder.iterdir())):
+    raise DataError(f'data.manual_dir={folder} is no folder, or an empty one')
   builder = make()
   if not builder.is_prepared():
     root.mkdir(parents=True, exist_ok=True)
@@ -244,7 +243,7 @@ def _read_table(builder, split: str, reader) -> dict[str, np.ndarray]:
   try:
     with run_directory.atomic_path(cached) as temporary:
       with open(temporary, 'wb') as file:
-        np.savez(file, **table)
+        np.savez(file, **table)  # type: ignore[arg-type]
   except OSError:
     logging.info('%s is read-only; its table is read anew each time', cached)
   return table

@@ -82,7 +82,9 @@ def folds(patient: np.ndarray, stratum: np.ndarray, count: int) -> np.ndarray:
   names, where = np.unique(patient, return_inverse=True)
   strata = np.zeros(len(names), int)
   np.maximum.at(strata, where, stratum)
-  order = sorted(range(len(names)), key=lambda i: (strata[i], _hash(names[i])))
+  order = sorted(
+    range(len(names)), key=lambda i: (strata[i], _hash(str(names[i])))
+  )
   dealt = np.empty(len(names), int)
   # On from stratum to stratum, so that rare ones don't all start at fold 0.
   dealt[order] = np.arange(len(names)) % count
@@ -90,7 +92,7 @@ def folds(patient: np.ndarray, stratum: np.ndarray, count: int) -> np.ndarray:
 
 
 def _hash(name: str) -> bytes:
-  return hashlib.sha256(str(name).encode()).digest()
+  return hashlib.sha256(name.encode()).digest()
 
 
 def _of_dataset(table, indices, data) -> dict[str, np.ndarray]:
@@ -157,5 +159,5 @@ def class_column(task: str) -> str:
 
 
 def _first(table, indices, count) -> np.ndarray:
-  order = sorted(indices, key=lambda i: _hash(table['image_id'][i]))
+  order = sorted(indices, key=lambda i: _hash(str(table['image_id'][i])))
   return np.sort(np.asarray(order[:count], np.int64))

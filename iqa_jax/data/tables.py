@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import csv
 import difflib
 import os
@@ -14,7 +14,7 @@ from iqa_jax.data.records import DataError, refuse
 def read(
   path: str | os.PathLike,
   required: Sequence[str],
-  aliases: dict[str, Sequence[str]] | None = None,
+  aliases: Mapping[str, Sequence[str]] | None = None,
   report: Callable[[str], None] = refuse,
 ) -> Iterator[tuple[int, dict[str, str]]]:
   """Yields (line number, row) of a CSV file with a header.

@@ -81,7 +81,8 @@ def read(
     DataError: the file is no CSV with these columns, or, by default, a value
       is not as published.
   """
-  rows, seen = [], set()
+  rows: list[dict[str, Any]] = []
+  seen: set[str] = set()
   for number, row in tables.read(path, _REQUIRED, _ALIASES, report):
     # Some copies name the file with its suffix.
     name = os.path.splitext(row['image_id'])[0]

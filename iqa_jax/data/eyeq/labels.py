@@ -12,14 +12,6 @@ from iqa_jax.data import tables
 from iqa_jax.data.records import Entry, refuse
 
 SPLITS = ('train', 'test')
-# The authors' cropping is known to fail on these.
-HARD_TO_CROP = (
-  '15337_left',
-  '40764_right',
-  '13227_left',
-  '26250_left',
-  '5371_left',
-)
 # What the published label files hold.
 PUBLISHED = {'train photographs': 12543, 'test photographs': 16249}
 _NAME = re.compile(r'([0-9]+)_(left|right)')
@@ -56,7 +48,8 @@ def read(
     DataError: the file is no CSV with these columns, or, by default, a value
       is not as published.
   """
-  rows, seen = [], set()
+  rows: list[Row] = []
+  seen: set[str] = set()
   for number, row in tables.read(path, ('image', 'quality'), report=report):
     name = os.path.splitext(row['image'])[0]
     match = _NAME.fullmatch(name)

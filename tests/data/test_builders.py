@@ -1,0 +1,244 @@
+"""The tfds builders on small downloads drawn here."""
+
+import collections
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from absl import flags
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow_datasets as tfds
+
+from iqa_jax import config as config_lib
+from iqa_jax.data import building, images, pipeline, records
+from iqa_jax.data.brset import brset_dataset_builder
+from iqa_jax.data.eyeq import eyeq_dataset_builder
+from tests.data import dummy
+
+
+class _Case(tfds.testing.DatasetBuilderTestCase):
+  # tfds looks at other packages' modules while it builds.
+  MOCK_OUT_FORBIDDEN_OS_FUNCTIONS = False
+
+  @classmethod
+  def setUpClass(cls):
+    # tfds' tests read absl's flags, which its own runner would have parsed.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS(['test'])
+    folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.EXAMPLE_DIR = folder
+    cls.draw(pathlib.Path(folder))
+    super().setUpClass()
+
+  def _assertAsDataset(self, builder):
+    # tfds reads ArrayRecord files as data sources only.
+    sources = builder.as_data_source()
+    assert sources.keys() == self.SPLITS.keys()
+    names = []
+    for split, source in sources.items():
+      assert len(source) == self.SPLITS[split]
+      for example in source:
+        assert example.keys() == records.METADATA.keys() | {
+          'image', 'affine', 'size', 'height', 'width', 'field_found',
+        }  # fmt: skip
+        assert example['image'].dtype == np.uint8
+        names.append(example['image_id'])
+    assert len(set(names)) == len(names)
+
+
+class EyeqTest(_Case):
+  DATASET_CLASS = eyeq_dataset_builder.Builder
+  SPLITS = {name: len(rows) for name, rows in dummy.EYEQ.items()}
+  draw = staticmethod(dummy.eyeq)
+
+
+class BrsetTest(_Case):
+  DATASET_CLASS = brset_dataset_builder.Builder
+  SPLITS = {'train': len(dummy.BRSET)}
+  draw = staticmethod(dummy.brset)
+
+
+del _Case
+
+
+def open_eyeq(tmp_path, **changes):
+  config = config_lib.default()
+  config.data.name = 'eyeq'
+  config.data.manual_dir = str(tmp_path / 'download')
+  config.data.data_dir = str(tmp_path / 'records')
+  config.data.update(changes)
+  return pipeline.open_source(config)
+
+
+@pytest.fixture
+def download(tmp_path):
+  return dummy.eyeq(tmp_path / 'download')
+
+
+def test_records_hold_what_was_downloaded(tmp_path, download):
+  source = open_eyeq(tmp_path)
+  table = source.table
+  assert collections.Counter(table['split']) == {'train': 3, 'test': 2}
+  at = {name: i for i, name in enumerate(table['image_id'])}
+  i = at['10_right']
+  assert table['patient_id'][i] == '10' and table['eye'][i] == 'right'
+  assert table['grade'][i] == 1 and table['quality'][i] == 1
+  assert (table['height'][i], table['width'][i]) == (96, 96)
+  assert (table['criteria'] == -1).all() and np.isnan(table['landmarks']).all()
+  [image] = source.images(np.array([i]))
+  path = download / 'train/10_right.jpeg'
+  made = records.from_file(path)
+  np.testing.assert_allclose(table['affine'][i], made['affine'])
+  expected = np.asarray(Image.open(made['image']))
+  assert image.shape == (512, 512, 3)
+  assert np.abs(image.astype(int) - expected).mean() < 1
+
+
+def test_nothing_is_built_twice(tmp_path, download, monkeypatch):
+  open_eyeq(tmp_path)
+  monkeypatch.setattr(records, 'from_file', None)
+  assert len(open_eyeq(tmp_path).table['image_id']) == 5
+  # Records alone are enough.
+  assert len(open_eyeq(tmp_path, manual_dir='').table['image_id']) == 5
+
+
+def test_missing_photographs(tmp_path, download):
+  for name in ('train/10_left', 'test/12_left'):
+    (download / f'{name}.jpeg').unlink()
+  with pytest.raises(
+    records.DataError,
+    match=r'2 of 5 labelled photographs are not in .*: 10_left, 12_left\. Put',
+  ):
+    open_eyeq(tmp_path)
+  source = open_eyeq(tmp_path, allow_missing=True)
+  assert sorted(source.table['image_id']) == ['10_right', '11_left', '13_right']
+  assert source.description[0]['left_out'] == 2
+  # A partial set is never used where a whole one is asked for...
+  with pytest.raises(records.DataError, match=r'lack 2 photographs .*12_left'):
+    open_eyeq(tmp_path)
+  # ... nor when the download has become complete.
+  dummy.eyeq(download)
+  with pytest.raises(records.DataError, match='delete that folder'):
+    open_eyeq(tmp_path, allow_missing=True)
+
+
+def test_only_the_first_ten_missing_are_listed(tmp_path):
+  folder = tmp_path / 'download'
+  folder.mkdir()
+  for split, first in (('train', 0), ('test', 50)):
+    rows = [f'{i},{i + first}_left.jpeg,0,0' for i in range(20)]
+    text = '\n'.join([',image,quality,DR_grade', *rows])
+    (folder / f'Label_EyeQ_{split}.csv').write_text(text)
+  with pytest.raises(records.DataError, match='40 of 40') as caught:
+    open_eyeq(tmp_path)
+  assert str(caught.value).count('_left') == 10
+
+
+def test_truncated_photographs(tmp_path, download):
+  path = download / 'train/11_left.jpeg'
+  path.write_bytes(path.read_bytes()[:2000])
+  with pytest.raises(
+    records.DataError, match=r'11_left\.jpeg: truncated.*Download it again'
+  ):
+    open_eyeq(tmp_path)
+  source = open_eyeq(tmp_path, allow_missing=True)
+  assert '11_left' not in source.table['image_id']
+  assert source.description[0]['left_out'] == 1
+  with pytest.raises(
+    records.DataError, match=r'lack 1 photographs .*: 11_left'
+  ):
+    open_eyeq(tmp_path)
+
+
+def test_changed_labels_are_not_silently_ignored(tmp_path, download):
+  open_eyeq(tmp_path)
+  labels = download / 'Label_EyeQ_test.csv'
+  labels.write_text(
+    labels.read_text().replace('12_left.jpeg,0', '12_left.jpeg,2')
+  )
+  with pytest.raises(records.DataError, match='from other labels'):
+    open_eyeq(tmp_path)
+
+
+def test_errors_say_what_to_do(tmp_path):
+  with pytest.raises(records.DataError, match=r'(?s)does not say.*Kaggle'):
+    open_eyeq(tmp_path, manual_dir='')
+  with pytest.raises(records.DataError, match='is no folder'):
+    open_eyeq(tmp_path)
+  (tmp_path / 'download').mkdir()
+  (tmp_path / 'download/notes.txt').touch()
+  with pytest.raises(records.DataError, match=r'Label_EyeQ_train\.csv cannot'):
+    open_eyeq(tmp_path)
+  with pytest.raises(ValueError, match="'eyq' is none of brset, eyeq"):
+    open_eyeq(tmp_path, name='eyq')
+
+
+def test_original_keeps_the_pixels(tmp_path, download):
+  source = open_eyeq(tmp_path, builder_config='original')
+  assert source.table['original'].all()
+  i = list(source.table['image_id']).index('13_right')
+  [image] = source.images(np.array([i]))
+  expected = images.read(download / 'test/13_right.png').pixels
+  assert np.abs(image.astype(int) - expected).mean() < 2
+
+
+def test_datasets_can_be_mixed(tmp_path):
+  folder = dummy.brset(dummy.eyeq(tmp_path / 'download'))
+  source = open_eyeq(tmp_path, name='eyeq+brset')
+  table = source.table
+  assert collections.Counter(table['dataset']) == {'eyeq': 5, 'brset': 4}
+  nikon = table['camera'] == 'NIKON NF5050'
+  assert set(table['image_id'][nikon]) == {'img00002', 'img00003'}
+  read = source.read(np.array([8, 0, 5]))
+  names = [
+    source._features.deserialize_example_np(r)['image_id'].decode()
+    for r in read
+  ]
+  assert names == table['image_id'][[8, 0, 5]].tolist()
+  del folder
+
+
+# `tfds` itself imports what its other commands need (Apache Beam, Croissant).
+_TFDS_BUILD = """
+import argparse, sys
+from tensorflow_datasets.scripts.cli import build
+parser = argparse.ArgumentParser()
+build.register_subparser(parser.add_subparsers())
+arguments = parser.parse_args(['build', *sys.argv[1:]])
+arguments.subparser_fn(arguments)
+"""
+
+
+@pytest.mark.slow
+def test_tfds_build_from_the_dataset_folder(tmp_path, download):
+  folder = pathlib.Path(eyeq_dataset_builder.__file__).parent
+  root = pathlib.Path(records.__file__).parents[2]
+  command = [
+    sys.executable, '-c', _TFDS_BUILD, f'--data_dir={tmp_path / "records"}',
+    f'--manual_dir={download}', '--config=512',
+  ]  # fmt: skip
+  done = subprocess.run(
+    command, cwd=folder, env={**os.environ, 'PYTHONPATH': str(root)},
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert (tmp_path / 'records/eyeq/512/1.0.0/dataset_info.json').exists()
+  assert len(open_eyeq(tmp_path).table['image_id']) == 5
+
+
+def test_a_fingerprint_is_of_labels_and_files():
+  def entry(path, grade):
+    return records.Entry(path, {'image_id': 'a', 'grade': grade})
+
+  prints = {
+    building.fingerprint({'train': [entry(path, grade)]})
+    for path in (None, pathlib.Path('a.jpeg'))
+    for grade in (0, 1)
+  }
+  assert len(prints) == 4
+  moved = {'train': [entry(pathlib.Path('b/a.jpeg'), 0)]}
+  assert building.fingerprint(moved) in prints

@@ -1,0 +1,308 @@
+"""Batches: every image once, the same at any parallelism, labels in step."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from iqa_jax import config as config_lib
+from iqa_jax import labels
+from iqa_jax.data import pipeline, records
+from iqa_jax.data.records import METADATA
+from iqa_jax.simulation import photograph
+
+SIZE = 32
+_COUNT = 23
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+  """A source of drawn photographs at 64 px, without a build of 512 px."""
+  import tensorflow_datasets as tfds
+
+  class Small(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version('1.0.0')
+    name = 'small'
+
+    def _info(self):
+      return self.dataset_info_from_configs(features=records.features())
+
+    def _split_generators(self, dl_manager):
+      return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+      for i in range(_COUNT):
+        broken = ('focus',) if i % 3 == 0 else ()
+        drawn = photograph.draw(i, 64, broken=broken)
+        yield (
+          f'{i:02d}',
+          METADATA
+          | {
+            'image': records.encode(drawn.image),
+            'image_id': f'{i:02d}',
+            'patient_id': str(i // 2),
+            'eye': drawn.eye,
+            'quality': drawn.quality,
+            'criteria': drawn.criteria,
+            'landmarks': drawn.landmarks,
+            'field_found': 1,
+            'affine': np.eye(2, 3),
+            'size': 64,
+            'height': 64,
+            'width': 64,
+          },
+        )
+
+  builder = Small(
+    data_dir=str(tmp_path_factory.mktemp('small')), file_format='array_record'
+  )
+  builder.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+  )
+  return pipeline.Source([builder])
+
+
+def configuration(**augment):
+  config = config_lib.default()
+  config.data.augment.update(augment)
+  return config
+
+
+def everything(source):
+  return np.arange(len(source.table['image_id']))
+
+
+def collect(source, plan, **options):
+  options = {'image_size': SIZE, 'batch_size': 8} | options
+  return list(pipeline.batches(source, plan, **options))
+
+
+def assert_same(a, b):
+  assert a.keys() == b.keys()
+  for key in a:
+    np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_every_image_is_scored_exactly_once(source):
+  plan = pipeline.plan_eval(source, everything(source))
+  for processes in (1, 2, 4):
+    seen = collections.Counter()
+    for process in range(processes):
+      got = collect(
+        source, plan, process_index=process, process_count=processes
+      )
+      assert len(got) == 3  # on every process, or they would wait for ever
+      for batch in got:
+        assert batch['image'].shape == (8 // processes, SIZE, SIZE, 3)
+        seen.update(batch['image_id'][batch['mask'] > 0])
+    assert seen == collections.Counter(source.table['image_id'])
+
+
+def test_a_batch_is_what_was_stored(source):
+  plan = pipeline.plan_eval(source, everything(source))
+  [stored] = source.images([7])
+  batch = collect(source, plan, image_size=64)[0]
+  np.testing.assert_array_equal(batch['image'][7], stored)
+  last = collect(source, plan)[-1]
+  np.testing.assert_array_equal(last['mask'], [1] * 7 + [0])
+  assert not last['image'][7].any()
+  table = source.table
+  for key in ('image_id', 'quality', 'grade', 'criteria'):
+    np.testing.assert_array_equal(batch[key], table[key][:8])
+  assert batch['image'].dtype == np.uint8
+  assert batch['quality'].dtype == np.int32
+
+
+def test_processes_share_the_batch_of_one(source):
+  config = configuration(rotation=10.0, scale=0.1)
+  plan = pipeline.plan_train(source, everything(source), config, 3)
+  whole = collect(source, plan)
+  halves = [
+    collect(source, plan, process_index=p, process_count=2) for p in (0, 1)
+  ]
+  for batch, first, second in zip(whole, *halves, strict=True):
+    assert_same(
+      batch, {k: np.concatenate([first[k], second[k]]) for k in first}
+    )
+
+
+def test_any_batch_can_be_made_at_any_time(source):
+  config = configuration(rotation=10.0, scale=0.1)
+  config.data.faults.focus = 0.4
+  plan = pipeline.plan_train(source, everything(source), config, 1)
+  whole = collect(source, plan)
+  for start in (1, 2):
+    for a, b in zip(
+      whole[start:], collect(source, plan, start_batch=start), strict=True
+    ):
+      assert_same(a, b)
+  assert collect(source, plan, start_batch=3) == []
+
+
+def test_a_plan_depends_on_seed_epoch_and_example_alone(source):
+  config = configuration(rotation=10.0, scale=0.1)
+  config.data.faults.focus = 0.3
+  some, all_of_it = np.arange(5, 15), everything(source)
+
+  def drawn(indices, epoch=0, seed=0):
+    config.seed = seed
+    plan = pipeline.plan_train(source, indices, config, epoch)
+    return {
+      int(i): (f, a, s, k, r)
+      for i, f, a, s, k, r in zip(
+        plan.index, plan.flip, plan.angle, plan.shrink, plan.fault, plan.seed,
+        strict=True,
+      )
+    }  # fmt: skip
+
+  whole = drawn(all_of_it)
+  part = drawn(some)
+  assert part == {i: whole[i] for i in part}
+  assert drawn(all_of_it) == whole
+  assert drawn(all_of_it, epoch=1) != whole
+  assert drawn(all_of_it, seed=1) != whole
+  first, second = (
+    pipeline.plan_train(source, all_of_it, config, e).index for e in (0, 1)
+  )
+  assert (first != second).any()
+  np.testing.assert_array_equal(np.sort(first), all_of_it)
+
+
+def test_a_flip_mirrors_image_and_landmarks(source):
+  plan = pipeline.plan_train(source, everything(source), configuration(), 0)
+  assert 0 < plan.flip.sum() < _COUNT
+  straight = {
+    i: (image, marks)
+    for b in collect(source, pipeline.plan_eval(source, everything(source)))
+    for i, image, marks in zip(
+      b['index'], b['image'], b['landmarks'], strict=True
+    )
+  }
+  at = 0
+  for batch in collect(source, plan):
+    for k in np.nonzero(batch['mask'])[0]:
+      image, marks = straight[batch['index'][k]]
+      if plan.flip[at]:
+        image = image[:, ::-1]
+        marks = np.array(
+          [SIZE - marks[0], *marks[1:3], SIZE - marks[3], marks[4]]
+        )
+      np.testing.assert_array_equal(batch['image'][k], image)
+      np.testing.assert_allclose(batch['landmarks'][k], marks, atol=1e-4)
+      at += 1
+
+
+def turned(source, index, angle, shrink):
+  plan = pipeline.plan_eval(source, np.array([index]))
+  plan = pipeline.Plan(
+    plan.index, plan.flip, np.float32([angle]), np.float32([shrink]),
+    plan.fault, plan.seed,
+  )  # fmt: skip
+  return collect(source, plan, image_size=64, batch_size=1)[0]['image'][0]
+
+
+def test_a_quarter_turn_is_exact(source):
+  [stored] = source.images([5])
+  for quarters in (1, 2, 3):
+    # Counterclockwise or clockwise is all one; twice must undo once back.
+    image = turned(source, 5, quarters * np.pi / 2, 0.0).astype(int)
+    direct = np.rot90(stored, -quarters).astype(int)
+    assert min(
+      np.abs(image - direct).mean(),
+      np.abs(image - np.rot90(stored, quarters)).mean(),
+    ) < 1  # fmt: skip
+
+
+def test_scaling_makes_the_whole_field_smaller(source):
+  [stored] = source.images([5])
+  smaller = turned(source, 5, 0.0, 0.25)
+  lit = lambda image: (image.max(2) > 20).any(0).sum()  # noqa: E731
+  assert lit(smaller) == pytest.approx(0.75 * lit(stored), abs=2)
+  assert not smaller[:7].any() and not smaller[-7:].any()
+
+
+def test_finite_augmentations():
+  assert pipeline.finite_augmentations(configuration()) == 2
+  assert pipeline.finite_augmentations(configuration(flip=False)) == 1
+  assert pipeline.finite_augmentations(configuration(rotation=5.0)) is None
+  config = configuration()
+  config.data.faults.focus = 0.1
+  assert pipeline.finite_augmentations(config) is None
+
+
+def test_balanced_sampling_balances_training_only(source):
+  config = configuration()
+  config.data.balance = 'sampling'
+  quality = source.table['quality']
+  share = np.mean([
+    quality[pipeline.plan_train(source, everything(source), config, e).index]
+    for e in range(60)
+  ])  # fmt: skip
+  assert quality.mean() < 0.4
+  assert share == pytest.approx(0.5, abs=0.05)
+
+
+def test_faults_change_adequate_photographs_and_their_labels(source):
+  config = configuration(flip=False)
+  config.data.faults.focus = 0.5
+  config.data.faults.artifacts = 0.5
+  table = source.table
+  plan = pipeline.plan_train(source, everything(source), config, 0)
+  adequate = table['quality'][plan.index] == labels.ADEQUATE
+  assert (plan.fault[adequate] >= 0).all()
+  assert (plan.fault[~adequate] == -1).all()
+  assert set(plan.fault[adequate]) == {0, 3}
+  stored = list(source.images(plan.index))
+  at = 0
+  for batch in collect(source, plan, image_size=64):
+    for k in np.nonzero(batch['mask'])[0]:
+      if adequate[at]:
+        assert (batch['image'][k] != stored[at]).any()
+        assert batch['quality'][k] == labels.INADEQUATE
+        expected = table['criteria'][plan.index[at]].copy()
+        expected[plan.fault[at]] = labels.INADEQUATE
+      else:
+        np.testing.assert_array_equal(batch['image'][k], stored[at])
+        expected = table['criteria'][plan.index[at]]
+      np.testing.assert_array_equal(batch['criteria'][k], expected)
+      at += 1
+
+
+def test_fault_rates_over_one_are_refused(source):
+  config = configuration()
+  config.data.faults.focus = config.data.faults.artifacts = 0.6
+  with pytest.raises(ValueError, match=r'sum to 1\.2, over 1'):
+    pipeline.plan_train(source, everything(source), config, 0)
+
+
+def test_a_batch_that_does_not_divide_is_refused(source):
+  plan = pipeline.plan_eval(source, everything(source))
+  with pytest.raises(ValueError, match='8 does not divide over 3'):
+    collect(source, plan, process_count=3)
+
+
+def test_raw_photographs_are_prepared_like_records(tmp_path):
+  """`original` records, cropped in the pipeline, against geometry.prepare."""
+  from PIL import Image
+  import tensorflow as tf
+
+  from iqa_jax.data import geometry
+
+  drawn = photograph.draw(2, 400, distractors=False).image
+  frame = np.zeros((600, 900, 3), np.uint8)
+  frame[100:500, 250:650] = drawn
+  Image.fromarray(frame).save(tmp_path / 'a.jpg', quality=95)
+  record = records.from_file(tmp_path / 'a.jpg', original=True)
+  table = {
+    'affine': record['affine'][None],
+    'size': np.array([record['size']]),
+    'width': np.array([record['width']]),
+    'original': np.array([True]),
+  }
+  box = pipeline._boxes(table, np.array([0]))[0]
+  assert record['field_found']
+  for size in (64, 224):
+    image = pipeline._decode(tf, record['image'].getvalue(), box, size)
+    image = pipeline._resize(tf, image, size).numpy().astype(int)
+    expected = geometry.prepare(frame, size).image
+    assert np.abs(image - expected).mean() < 2.5
