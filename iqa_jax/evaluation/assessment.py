@@ -16,6 +16,8 @@ from iqa_jax import labels
 from iqa_jax.evaluation import intervals, metrics, operating_points
 
 Entry = dict[str, Any]
+TOO_SMALL = 'too small to tell'
+IMPRECISE = 'imprecise: wide interval'
 _COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
 
@@ -165,9 +167,9 @@ def proportion(hit: np.ndarray, patient: np.ndarray) -> Entry:
   if not len(hit):
     note = 'no image'
   elif len(np.unique(patient)) < intervals.FEW:
-    note = f'too small to tell: {len(np.unique(patient))} patients'
+    note = f'{TOO_SMALL}: {len(np.unique(patient))} patients'
   elif high - low > intervals.WIDE:
-    note = 'too small to tell: wide interval'
+    note = IMPRECISE
   return {**entry(value, low, high, note), 'n': len(hit)}
 
 

@@ -64,40 +64,44 @@ def run(columns: Columns) -> dict[str, Any]:
 def worst(
   groups: list[dict[str, Any]], overall: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-  """Returns each breakdown's lowest AUC, sensitivity and specificity.
+  """Returns the groups whose AUC, sensitivity or specificity is below all's.
 
-  Only groups that can tell are named, and only where they lie below all images;
-  'clear' where their whole interval does. Sorted by how far below.
+  Those that are 'clearly' below, with their whole interval, and otherwise the
+  lowest of each breakdown. Groups too small to tell are not named. The clear
+  ones come first, then by how far below.
   """
   found = []
   for breakdown in dict.fromkeys(g['breakdown'] for g in groups):
     rows = [g for g in groups if g['breakdown'] == breakdown]
-    if len(rows) < 2:
-      continue
     for measure in ('auc', 'sensitivity', 'specificity'):
       whole = overall[measure]['value']
-      tell = [
+      below = [
         g
         for g in rows
-        if g[measure]['value'] is not None and not g[measure]['note']
+        if whole is not None
+        and g[measure]['high'] is not None
+        and g[measure]['value'] < whole
+        and not g[measure]['note'].startswith(assessment.TOO_SMALL)
       ]
-      if whole is None or not tell:
-        continue
-      lowest = min(tell, key=lambda g: g[measure]['value'])
-      measured = lowest[measure]
-      if measured['value'] < whole:
-        found.append(
-          {
-            'breakdown': breakdown,
-            'group': lowest['group'],
-            'measure': measure,
-            **{k: measured[k] for k in ('value', 'low', 'high')},
-            'overall': whole,
-            'n': lowest['n'],
-            'clear': measured['high'] < whole,
-          }
-        )
-  return sorted(found, key=lambda row: row['value'] - row['overall'])
+      for g in below:
+        measured = g[measure]
+        clearly = measured['high'] < whole
+        lowest = all(measured['value'] <= o[measure]['value'] for o in below)
+        if clearly or lowest:
+          found.append(
+            {
+              'breakdown': breakdown,
+              'group': g['group'],
+              'measure': measure,
+              **{k: measured[k] for k in ('value', 'low', 'high')},
+              'overall': whole,
+              'n': g['n'],
+              'clearly': clearly,
+            }
+          )
+  return sorted(
+    found, key=lambda r: (not r['clearly'], r['value'] - r['overall'])
+  )
 
 
 def _partitions(columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -175,9 +179,9 @@ def _auc(truth, score, patient) -> assessment.Entry:
   if not note:
     few = intervals.too_small(truth, patient)
     if few:
-      note = f'too small to tell: {few}'
+      note = f'{assessment.TOO_SMALL}: {few}'
     elif not high - low <= intervals.WIDE:
-      note = 'too small to tell: wide interval'
+      note = assessment.IMPRECISE
   if not np.isfinite(low) and np.isfinite(value) and not note:
     note = 'too few images for an interval'
   return {**assessment.entry(value, low, high, note), 'n': len(truth)}

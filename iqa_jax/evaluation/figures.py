@@ -136,6 +136,9 @@ def save(drawn: Mapping[str, Drawn], folder: str | os.PathLike) -> None:
   }
   with matplotlib.rc_context(STYLE):
     for name, (figure, _, _) in drawn.items():
+      # Laid out once, not once a format.
+      figure.draw_without_rendering()
+      figure.set_layout_engine('none')
       for kind, metadata in undated.items():
         figure.savefig(folder / f'{name}.{kind}', metadata=metadata)
 
@@ -163,7 +166,10 @@ def _history(history) -> Drawn:
     for a, b in itertools.pairwise(history)
     if a['phase'] != b['phase']
   ]
-  for axes, title in ((left, 'Loss'), (right, 'Validation')):
+  for axes, title in (
+    (left, 'Loss'),
+    (right, 'Validation (positive class: Inadequate)'),
+  ):
     for at in phases:
       axes.axvline(at, color=GREY, linewidth=0.8, linestyle=':')
     if best:
@@ -172,7 +178,7 @@ def _history(history) -> Drawn:
         color=ORANGE,
         linewidth=0.9,
         linestyle='--',
-        label=f'kept: epoch {best[-1]}',
+        label=f'kept: epoch {best[-1]}' if axes is left else None,
       )
     axes.set(title=title, xlabel='epoch')
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -517,7 +523,7 @@ def _groups(found, of) -> Drawn:
     figure,
     'Groups',
     f'{of}. 95 % intervals clustered by patient; in brackets Inadequate / all. '
-    'Dashed: all images. Grey and hollow: too small to tell.',
+    'Dashed: all images. Grey and hollow: too small to tell, or imprecise.',
   )
 
 

@@ -251,7 +251,7 @@ def as_text(result: Mapping[str, Any]) -> str:
     f'    inadequate {fn:8d}{tp:8d}',
   ]
   for row in scored['breakdowns']['worst']:
-    if row['clear']:
+    if row['clearly']:
       lines.append(
         f'  clearly below all images: {row["measure"]} of {row["breakdown"]} '
         f'{row["group"]!r}, {assessment.text(row)} against {row["overall"]:.3f}'
