@@ -27,9 +27,11 @@ FRAMES = ('disc', 'field')
 # periphery has a nasal and a temporal half.
 REGIONS = ('centre', 'nasal', 'temporal', 'periphery', 'outside')
 _CENTRE, _PERIPHERY = 0.5, 0.8
-_FRAME_CELLS = 96
-_REACH = {'disc': 1.8, 'field': 1.0}  # of the frame, in radii
-_LEAST = 3  # photographs that a place of a mean map must rest on
+_CELLS = 48  # of a frame, per radius
+# Left, right, top and bottom of the frame, in radii of the field.
+_EXTENT = {'disc': (-1.9, 1.3, -1.25, 1.25), 'field': (-1.0, 1.0, -1.0, 1.0)}
+# A place of a mean map must rest on this many photographs, and this share.
+_LEAST, _LEAST_SHARE = 3, 0.2
 _SHOWN = 4  # examples of each kind
 
 
@@ -130,6 +132,7 @@ def run(
 def _groups(subject, photographs, logits) -> list[Group]:
   by_criterion = subject.loaded.task.name == 'criteria'
   p_inadequate = subject.p_inadequate(logits)
+  targets = subject.loaded.task.targets
   members = {'adequate': photographs.quality == L.ADEQUATE}
   for i, name in enumerate(L.CRITERIA):
     members[name] = photographs.criteria[:, i] == L.INADEQUATE
@@ -143,9 +146,8 @@ def _groups(subject, photographs, logits) -> list[Group]:
     if name == 'adequate':
       p, threshold = 1 - p_inadequate[index], 1 - subject.threshold
       # At the operating point itself the verdict is inadequate.
-      right = p > threshold
-      targets = subject.loaded.task.targets
-      target = name if name in targets else 'margin'
+      right = p_inadequate[index] < subject.threshold
+      target = 'adequate' if 'adequate' in targets else 'margin'
     elif by_criterion and name in L.CRITERIA:
       column = subject.loaded.task.outputs.index(name)
       p = subject.score(photographs.images[index], np.full(len(index), column))
@@ -153,7 +155,8 @@ def _groups(subject, photographs, logits) -> list[Group]:
       right, target = p >= threshold, name
     else:
       p, threshold = p_inadequate[index], subject.threshold
-      right, target = p >= threshold, 'margin'
+      right = p >= threshold
+      target = 'inadequate' if 'inadequate' in targets else 'margin'
     ids = subject.targets(target, logits[index])
     raw = subject.maps(photographs.images[index], ids)[subject.methods[0]]
     groups.append(
@@ -293,8 +296,8 @@ def mean_map(
 ) -> dict[str, np.ndarray]:
   """Returns the group's mean evidence in a common frame.
 
-  Left eyes are mirrored and every field has the same size. Where fewer than
-  three photographs reach, the mean is NaN.
+  Left eyes are mirrored and every field has the same size. Where too few
+  photographs reach, the mean is NaN.
 
   Args:
     group: the photographs and their maps.
@@ -303,13 +306,15 @@ def mean_map(
     frame: the frame's centre, one of FRAMES.
 
   Returns:
-    'mean' float [k, k], signed, in units of the logit; 'photograph' float
-    [k, k, 3], the mean photograph of 0..1; 'count' int [k, k]; 'reach', the
-    frame's half side in radii.
+    'mean' float [k, m], signed, in units of the logit; 'photograph' float
+    [k, m, 3], the mean photograph of 0..1; 'count' int [k, m].
   """
-  reach = _REACH[frame]
-  at = ((np.arange(_FRAME_CELLS) + 0.5) / _FRAME_CELLS * 2 - 1) * reach
-  dy, dx = np.meshgrid(at, at, indexing='ij')
+  left, right, top, bottom = _EXTENT[frame]
+  dy, dx = np.meshgrid(
+    np.arange(top, bottom, 1 / _CELLS) + 0.5 / _CELLS,
+    np.arange(left, right, 1 / _CELLS) + 0.5 / _CELLS,
+    indexing='ij',
+  )
   total = np.zeros(dx.shape)
   light = np.zeros((*dx.shape, 3))
   count = np.zeros(dx.shape, int)
@@ -331,13 +336,14 @@ def mean_map(
       plane = photographs.images[i, :, :, channel] / 255
       light[..., channel] += np.where(seen, sample(plane), 0)
     count += seen
-  few = count < min(_LEAST, len(group.index))
+  total_count = len(group.index)
+  least = max(_LEAST, _LEAST_SHARE * total_count)
+  few = count < min(least, total_count)
   share = np.maximum(count, 1)
   return {
     'mean': np.where(few, np.nan, total / share),
     'photograph': np.where(few[..., None], 1.0, light / share[..., None]),
     'count': count,
-    'reach': np.asarray(reach),
   }
 
 
@@ -416,7 +422,7 @@ def draw(
   folder.mkdir(parents=True, exist_ok=True)
   groups = shown['groups']
   magnitude = max(
-    cam.magnitude(of['group'].maps, 0.95) for of in groups.values()
+    cam.magnitude(of['group'].maps, 0.75) for of in groups.values()
   )
   figures = {
     'recall': _draw_recall(result),
@@ -490,7 +496,7 @@ def _draw_means(result, groups):
   from matplotlib import patches
 
   count = len(groups)
-  figure = _figure(2.3 * count + 0.9, 5.4)
+  figure = _figure(2.3 * count + 0.9, 4.4)
   axes = figure.subplots(2, count, squeeze=False)
   limit = max(
     (np.nanmax(np.abs(of['mean']['mean'])) for of in groups.values()),
@@ -499,11 +505,11 @@ def _draw_means(result, groups):
   # A map of zeros still needs a scale.
   limit = limit or 1.0
   disc = result['frame'] == 'disc'
+  left, right, top_edge, bottom_edge = _EXTENT[result['frame']]
+  extent = (left, right, bottom_edge, top_edge)
   picture = None
   for column, (name, of) in enumerate(groups.items()):
     mean = of['mean']
-    reach = float(mean['reach'])
-    extent = (-reach, reach, reach, -reach)
     top, bottom = axes[:, column]
     top.imshow(np.clip(mean['photograph'], 0, 1), extent=extent)
     picture = bottom.imshow(
@@ -516,7 +522,7 @@ def _draw_means(result, groups):
         axis.add_patch(
           patches.Circle((0, 0), 0.14, fill=False, color='black', lw=0.8)
         )
-      axis.set_xticks([-reach, 0, reach], ['temporal', '', 'nasal'], fontsize=7)
+      axis.set_xticks([left, right], ['temporal', 'nasal'], fontsize=7)
       axis.set_yticks([])
   axes[0, 0].set_ylabel('mean photograph', fontsize=8)
   axes[1, 0].set_ylabel('mean map', fontsize=8)
@@ -571,7 +577,7 @@ def _draw_sheet(group, picked, photographs, magnitude):
         told += ', empty map'
       laid.set_title(told, fontsize=6)
   bar = figure.colorbar(picture, ax=axes, shrink=0.5, aspect=30)
-  bar.set_label('evidence, share of the strongest', fontsize=7)
+  bar.set_label('evidence (1: strong in any photograph)', fontsize=7)
   bar.ax.tick_params(labelsize=6)
   figure.suptitle(
     f'{_words(group.name)}: {group.right.sum()} of {len(group.right)} right '

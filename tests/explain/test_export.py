@@ -324,7 +324,7 @@ def test_empty_maps_are_said_to_be(photographs, tmp_path):
 
 def test_network_that_runs_over_is_a_status(photographs, tmp_path):
   run = tmp_path / 'run'
-  material.make_run(run, head_scale=1e38)
+  material.make_run(run, head_scale=float('nan'))
   export.run(options(run, photographs, tmp_path / 'out'))
   rows = read(tmp_path / 'out/manifest.csv')
   assert rows['3.jpg']['status'] == 'not_finite'

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import pathlib
 import random
 import shutil
 import subprocess
 import time
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -27,6 +29,7 @@ def _damaged(root: pathlib.Path, rng: np.random.Generator):
   The size is that of the upright photograph, for those that can be read.
   """
   expected: dict[str, tuple[tuple[str, ...], tuple[int, int] | None]] = {}
+  root.mkdir()
 
   def add(name, statuses, size=None):
     expected[name] = (statuses, size)
@@ -77,6 +80,7 @@ def _damaged(root: pathlib.Path, rng: np.random.Generator):
     elif i < 3:
       bomb = bytearray(_png(photograph.resize((64, 64))))
       bomb[16:24] = b'\x00\x00\x80\x00' * 2  # says 32768 x 32768
+      bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, 'big')
       add(f'bomb{i}.png', ('too_large',)).write_bytes(bomb)
     else:
       add(f'broken{i}.jpg', ('missing',)).symlink_to('nowhere.jpg')
@@ -89,8 +93,6 @@ def _damaged(root: pathlib.Path, rng: np.random.Generator):
 
 
 def _png(image: Image.Image) -> bytes:
-  import io
-
   file = io.BytesIO()
   image.save(file, 'PNG')
   return file.getvalue()

@@ -121,13 +121,13 @@ def test_panel_says_what_it_shows():
   image = Image.fromarray(material.fundus(rng, width=900, height=600))
   affine = np.array([[6.0, 0, 150], [0, 6.0, 0]])
   shown = np.zeros((7, 7))
-  plain = overlay.panel(image, shown, affine, 100, CAPTION)
+  plain = overlay.panel(image, shown, affine, 100, caption=CAPTION)
   other = overlay.panel(
     image,
     shown,
     affine,
     100,
-    overlay.Caption(**{**CAPTION.__dict__, 'verdict': 'adequate'}),
+    caption=overlay.Caption(**{**CAPTION.__dict__, 'verdict': 'adequate'}),
   )
   assert plain.width > 2 * plain.height
   # The header differs, the pictures don't.
@@ -161,6 +161,6 @@ def test_names_of_any_script_and_length_fit():
   affine = np.array([[1.0, 0, 0], [0, 1.0, 0]])
   name = '眼底/' + 'x' * 300 + '\udcff\n.jpg'
   caption = overlay.Caption(**{**CAPTION.__dict__, 'name': name})
-  overlay.panel(image, np.zeros((7, 7)), affine, 130, caption)
+  overlay.panel(image, np.zeros((7, 7)), affine, 130, caption=caption)
   assert len(overlay._short(name, 40)) == 39
   assert overlay._short(name, 400).isprintable()
