@@ -20,16 +20,24 @@ MB = 2**20
 
 
 def run(
-  *, smoke: bool = False, images: int = 10_000, batch: int = 16
+  *,
+  smoke: bool = False,
+  images: int = 10_000,
+  batch: int = 16,
+  parts: str = 'training,export',
 ) -> list[common.Row]:
   """Measures training (ResNet50, 224 px) and export (narrow, 64 px)."""
   if smoke:
     images, batch = 60, 4
   width, size = (0.125, 64) if smoke else (1.0, 224)
-  rows = []
-  for learns in ('head', 'stage4+head', 'all'):
-    rows += _training(learns, width, size, batch)
-  return rows + _export(images)
+  rows: list[common.Row] = []
+  for part in parts.split(','):
+    if part == 'export':
+      rows += _export(images)
+    else:
+      for learns in ('head', 'stage4+head', 'all'):
+        rows += _training(learns, width, size, batch)
+  return rows
 
 
 def _bytes(tree) -> int:
