@@ -61,16 +61,16 @@ def main(argv: list[str]) -> int:
   """Scores, prints the tables and, with --output, writes the report."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected argument {argv[1]!r}')
-  for flag in (_PREDICTIONS, _LABELS):
-    if not flag.value:
-      raise app.UsageError(f'--{flag.name} is needed')
+  predictions, labels = _PREDICTIONS.value, _LABELS.value
+  if not predictions or not labels:
+    raise app.UsageError('--predictions and --labels are needed')
 
   from iqa_jax.evaluation import scoring
 
   try:
     result = scoring.run(
-      _PREDICTIONS.value,
-      _LABELS.value,
+      predictions,
+      labels,
       compare=_COMPARE.value,
       output=_OUTPUT.value,
       usable=_USABLE.value,

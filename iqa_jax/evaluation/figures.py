@@ -19,7 +19,7 @@ import numpy as np
 from iqa_jax import labels
 from iqa_jax.evaluation import intervals, metrics, operating_points
 
-STYLE = {
+STYLE: dict[Any, Any] = {
   'font.family': 'DejaVu Sans',
   'font.size': 8,
   'axes.titlesize': 9,

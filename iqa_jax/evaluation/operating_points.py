@@ -150,10 +150,10 @@ def uncertain_band(
   # Wider by a hair: the furthest of them is to be inside.
   reach = np.sort(certainty(p, threshold))[count - 1] + 1e-9
   odds = calibration.log_odds(np.asarray(threshold))
-  low, high = (
-    calibration.sigmoid(odds - reach),
-    calibration.sigmoid(odds + reach),
-  )
+  least, most = calibration.log_odds(np.array([0.0, 1.0]))
+  # Certainty is clipped; what lies at its end is inside with it.
+  low = 0.0 if odds - reach <= least else calibration.sigmoid(odds - reach)
+  high = 1.0 if odds + reach >= most else calibration.sigmoid(odds + reach)
   return [float(low), float(high)]
 
 

@@ -147,7 +147,7 @@ def run(
       resamples=resamples,
     ),
   }
-  if scores.normalised is not None:
+  if scores.normalised is not None and scores.grades is not None:
     scored['normalised'] = metrics.ranking(
       quality[kept], scores.normalised[ours]
     )
