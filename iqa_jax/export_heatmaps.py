@@ -126,7 +126,8 @@ def main(argv: list[str]) -> int:
   needed = [_OUTPUT] if _MERGE.value else [_WORKDIR, _IMAGES, _OUTPUT]
   for flag in needed:
     if not flag.value:
-      raise app.UsageError(f'--{flag.name} is needed: {flag.help}')
+      text = flags.FLAGS[flag.name].help
+      raise app.UsageError(f'--{flag.name} is needed: {text}')
   logging.set_verbosity(logging.INFO)
   # It tells of every platform that it does not find.
   logging.get_absl_logger().manager.getLogger('jax').setLevel('WARNING')
@@ -137,7 +138,7 @@ def main(argv: list[str]) -> int:
   options = export.Options(
     workdir=os.path.expanduser(_WORKDIR.value or ''),
     images=_IMAGES.value or '',
-    output=os.path.expanduser(_OUTPUT.value),
+    output=os.path.expanduser(_OUTPUT.value or ''),
     root=_ROOT.value,
     outputs=tuple(_OUTPUTS.value),
     method=_METHOD.value,

@@ -414,7 +414,7 @@ class Model:
     p = float(calibration.apply(self.calibrated, np.array([p_inadequate]))[0])
     verdict = 'inadequate' if p >= self.threshold else 'adequate'
     uncertain = self.band is not None and bool(
-      operating_points.is_uncertain(np.float64(p), self.band)
+      operating_points.is_uncertain(np.array(p), self.band)
     )
     return p, verdict, uncertain
 
@@ -936,10 +936,11 @@ class _Stream:
     pool = self._pool
     pool._start()
     # Loads the network while the first photographs are decoded.
-    loading = pool._device.submit(
+    started = pool._device.submit(
       lambda: (pool._model.network, pool._model.batch_size)
     )
-    loading.add_done_callback(pool._notify)
+    started.add_done_callback(pool._notify)
+    loading: concurrent.futures.Future | None = started
     while True:
       if loading is not None and loading.done():
         # One shape for all batches; a few photographs need no large one.

@@ -143,7 +143,7 @@ def contour(
   for level in levels:
     color = tuple(int(c) for c in palette(colors)[round(255 * level)])
     for line in lines.lines(level):
-      points = (line - 0.5) / 224 * side + affine[:, 2]
+      points = (np.asarray(line) - 0.5) / 224 * side + affine[:, 2]
       flat = [tuple(p) for p in points.tolist()]
       draw.line(flat, (0, 0, 0), width=2 * width, joint='curve')
       draw.line(flat, color, width=width, joint='curve')
@@ -216,8 +216,8 @@ def panel(
   shown: np.ndarray,
   affine: np.ndarray,
   prepared_size: int,
-  caption: Caption,
   *,
+  caption: Caption,
   colors: str = 'viridis',
   opacity: float = 0.55,
 ) -> Image.Image:

@@ -148,13 +148,20 @@ def prepare(pixels: np.ndarray, size: int) -> geometry.Prepared:
   blur is what is judged.
   """
   through = max(size, records.SIZE)
+  height, width = pixels.shape[:2]
   factor = 1
-  while factor < 8 and min(pixels.shape[:2]) >= 4 * factor * through:
+  while factor < 8 and min(height, width) >= 4 * factor * through:
     factor *= 2
-  small = pixels
-  if factor > 1:
-    small = np.asarray(Image.fromarray(pixels).reduce(factor))
-  done = geometry.prepare(small, through)
+  # The field is looked for at 256 px; whole pixels are averaged faster first.
+  coarse = max(factor, max(height, width) // 640)
+  field = None
+  if coarse > 1:
+    whole = Image.fromarray(pixels)
+    found = geometry.find_field(np.asarray(whole.reduce(coarse)))
+    field = found.scaled(coarse / factor, coarse / factor)
+    if factor > 1:
+      pixels = np.asarray(whole.reduce(factor))
+  done = geometry.prepare(pixels, through, field)
   image = Image.fromarray(done.image)
   if size != through:
     image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -292,19 +299,20 @@ class Worker:
     s = self._settings
     photograph = held.photograph
     look: dict[str, Any] = {'colors': s.colors, 'opacity': s.opacity}
+    laid: Any = ()
+    note = drawing.caption.note
     if photograph is not None:
       # Downsized pictures have their own pixels.
       stretch = np.array(
         [[photograph.width / held.width], [photograph.height / held.height]]
       )
       laid = (photograph, drawing.shown, held.affine * stretch, s.size)
-      note = drawing.caption.note
     if 'overlay' in s.outputs:
       yield (
         'overlay',
         'jpg',
         lambda: (
-          overlay.noted(photograph, note)
+          overlay.noted(laid[0], note)
           if note
           else overlay.overlay(*laid, **look)
         ),
@@ -314,7 +322,7 @@ class Worker:
         'contour',
         'jpg',
         lambda: (
-          overlay.noted(photograph, note)
+          overlay.noted(laid[0], note)
           if note
           else overlay.contour(*laid, colors=s.colors)
         ),
@@ -323,7 +331,7 @@ class Worker:
       yield (
         'panel',
         'jpg',
-        lambda: overlay.panel(*laid, drawing.caption, **look),
+        lambda: overlay.panel(*laid, caption=drawing.caption, **look),
       )
     if 'npz' in s.outputs:
       facts = drawing.facts | {
