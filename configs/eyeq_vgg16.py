@@ -18,16 +18,17 @@ def get_config():
   c.data.image_size = 224
   c.task.class_weights = 'balanced'
   c.model.name = 'vgg16'
+  c.model.head = 'standardized'
   c.model.pretrained = 'vgg16.tv_in1k'
   c.train.batch_size = 32
   c.train.phases = (
     config_lib.phase(
       name='head',
       learns='head',
-      epochs=40,
-      learning_rate=1e-2,
+      epochs=60,
+      learning_rate=3e-3,
       schedule='cosine',
-      weight_decay=1e-2,
+      weight_decay=0.1,
     ),
   )
   return c

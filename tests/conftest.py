@@ -4,13 +4,11 @@ import os
 import pathlib
 
 # Before JAX starts: several CPU devices, so that pmap is tested for real.
-os.environ.setdefault(
-  'XLA_FLAGS', '--xla_force_host_platform_device_count=4'
-)
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
-import pytest  # noqa: E402
+import pytest
 
 SHARED = pathlib.Path(
   os.environ.get(

@@ -39,7 +39,13 @@ from iqa_jax import inference, models, run_directory
 from iqa_jax.data import pipeline
 from iqa_jax.models import pretrained
 from iqa_jax.tasks import Task
-from iqa_jax.training import checkpoints, distributed, feature_cache, phases
+from iqa_jax.training import (
+  checkpoints,
+  distributed,
+  feature_cache,
+  phases,
+  standardization,
+)
 from iqa_jax.training import step as step_lib
 
 # Steps that may be under way while the host prepares the next one.
@@ -224,6 +230,9 @@ def _start(run: _Run, store) -> tuple[step_lib.TrainState, Progress]:
     return step_lib.place(state), progress
   variables, loaded = pretrained.load(
     run.config.model.pretrained, run.model, run.initial_variables()
+  )
+  variables = standardization.fit(
+    run.model, variables, run.source, run.splits['train'], run.config
   )
   state = step_lib.create_state(variables)
   return step_lib.place(state), Progress(pretrained=loaded)

@@ -1,0 +1,79 @@
+"""Puts the features that a `standardized` head sees on one scale.
+
+The channels of a frozen trunk differ in scale by orders of magnitude; a
+gradient method then learns the loudest first and the others hardly ever. Their
+mean and variance over the training split are measured once, before the first
+step, and stay fixed (a data-dependent initialisation, as by Salimans & Kingma
+2016, but of the input).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from iqa_jax import models
+from iqa_jax.data import pipeline
+from iqa_jax.training import distributed
+from iqa_jax.training import step as step_lib
+
+
+def fit(
+  model: Any,
+  variables: dict[str, Any],
+  source: Any,
+  indices: np.ndarray,
+  config: ml_collections.ConfigDict,
+) -> dict[str, Any]:
+  """Returns `variables` with the head's statistics of the training split.
+
+  Args:
+    model: the classifier.
+    variables: its variables; unchanged if its head is not `standardized`.
+    source: see data/pipeline.py.
+    indices: the training examples, used as they are, without augmentation.
+    config: the run's.
+  """
+  if 'head' not in variables.get('batch_stats', {}):
+    return variables
+
+  def moments(v, images, mask):
+    x = model.apply(v, models.normalize(images), stop=model.points[-1])
+    x = x.astype(jnp.float32).mean((1, 2))
+    return mask @ x, mask @ x**2, mask.sum()
+
+  measure = jax.pmap(moments, in_axes=(None, 0, 0), devices=jax.local_devices())
+  placed = step_lib.place(variables)
+  total: list[Any] = [0.0, 0.0, 0.0]
+  for batch in pipeline.batches(
+    source,
+    pipeline.plan_eval(source, np.unique(indices)),
+    image_size=config.data.image_size,
+    batch_size=config.eval.batch_size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  ):
+    part = step_lib.shard({k: batch[k] for k in ('image', 'mask')})
+    sums = measure(placed, part['image'], part['mask'])
+    for i, value in enumerate(sums):
+      total[i] = total[i] + np.asarray(value, np.float64).sum(0)
+  sums = distributed.gather(
+    {str(i): np.asarray(value)[None] for i, value in enumerate(total)}
+  )
+  first, second, count = (sums[str(i)].sum((0, 1)) for i in range(3))
+  mean = first / count
+  # A channel that never lights up keeps its scale.
+  variance = np.maximum(second / count - mean**2, 0.0)
+  variance = np.where(variance > 1e-8, variance, 1.0)
+  stats = {
+    **variables['batch_stats'],
+    'head': {
+      'mean': jnp.asarray(mean, jnp.float32),
+      'var': jnp.asarray(variance, jnp.float32),
+    },
+  }
+  return {**variables, 'batch_stats': stats}
