@@ -28,6 +28,7 @@ def verdict(
   threshold: float,
   patient: np.ndarray,
   *,
+  called: np.ndarray | None = None,
   reference: np.ndarray | None = None,
   resamples: int = 2000,
   names: Sequence[str] = labels.QUALITY,
@@ -41,6 +42,7 @@ def verdict(
     p: float [n], calibrated probability of class 1.
     threshold: class 1 is called where p reaches it.
     patient: [n], whom the images are of.
+    called: bool [n], the verdicts, where they are not by one threshold.
     reference: labels that the majority baseline comes from; None: truth.
     resamples: of the bootstrap.
     names: of class 0 and class 1, for the notes.
@@ -50,7 +52,7 @@ def verdict(
     'majority' {name: number or None}, 'confusion' [[tn, fp], [fn, tp]].
   """
   truth, score, p = np.asarray(truth), np.asarray(score), np.asarray(p)
-  called = p >= threshold
+  called = p >= threshold if called is None else np.asarray(called)
   draws = intervals.Resamples(patient, resamples)
   values = {
     **metrics.binary(truth, p, called),

@@ -21,7 +21,7 @@ TITLES = {
   'camera': 'Camera',
   'eye': 'Eye',
   'grade': 'EyeQ grade',
-  'fault': 'Sole failing criterion (BRSet)',
+  'fault': 'Sole failing criterion',
   'field': 'Field of view',
   'size': 'Image size (tertiles)',
 }

@@ -1,4 +1,4 @@
-"""What people look at first: figures in one style, as SVG, PDF and PNG.
+"""What people look at first: figures in one style, as SVG and PNG.
 
 Inadequate is the positive class in all of them. Blue is adequate, orange is
 inadequate (Okabe & Ito's colours, told apart by the colour-blind).
@@ -6,7 +6,7 @@ inadequate (Okabe & Ito's colours, told apart by the colour-blind).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import itertools
 import os
 import pathlib
@@ -41,7 +41,6 @@ STYLE: dict[Any, Any] = {
   'figure.dpi': 100,
   'savefig.dpi': 200,
   'svg.hashsalt': 'iqa_jax',
-  'pdf.fonttype': 42,
 }
 BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#868c97'
 _SINGLE, _SQUARE, _WIDE = (3.6, 2.8), (3.6, 3.5), (7.2, 2.9)
@@ -73,14 +72,14 @@ def draw(
     history: lines of history.jsonl.
     resamples: of the bands.
   """
-  split = 'test' if 'test' in tables else list(tables)[-1]
+  split = main_split(tables)
   columns, measured = tables[split], result['splits'][split]
   threshold = result['operating_point']['threshold']
   known = (columns['quality'] >= 0) & np.isfinite(columns['p_calibrated'])
   c = {k: np.asarray(v)[known] for k, v in columns.items()}
   truth, p = c['quality'], c['p_calibrated']
   of = f'{split} split: {len(truth)} images, {int(truth.sum())} Inadequate'
-  if split == 'scored':
+  if split not in ('test', 'validation'):
     of = f'{len(truth)} images, {int(truth.sum())} Inadequate'
   drawn: dict[str, Drawn] = {}
   with matplotlib.rc_context(STYLE):
@@ -102,7 +101,7 @@ def draw(
       draws = intervals.Resamples(c['patient_id'], resamples)
       score = c['p_inadequate']
       bands = intervals.roc_band(truth, score, draws, _GRID)
-      called = p >= threshold
+      called = c['verdict'] == labels.INADEQUATE
       drawn['roc'] = _roc(truth, score, called, bands[0], measured, of)
       drawn['precision_recall'] = _precision_recall(
         truth, score, called, bands[1], measured, of
@@ -112,7 +111,7 @@ def draw(
       )
     if len(truth):
       drawn['scores'] = _scores(truth, p, result, of)
-      if len(truth) > 1:
+      if len(truth) > 1 and 'n_folds' not in result:
         drawn['coverage'] = _coverage(truth, p, threshold, measured, of)
       faults = [
         g
@@ -125,13 +124,18 @@ def draw(
   return drawn
 
 
+def main_split(names: Iterable[str]) -> str:
+  """Returns the split that figures and report are about."""
+  names = list(names)
+  return 'test' if 'test' in names else names[-1]
+
+
 def save(drawn: Mapping[str, Drawn], folder: str | os.PathLike) -> None:
-  """Writes NAME.svg, NAME.pdf and NAME.png of every figure, repeatably."""
+  """Writes NAME.svg and NAME.png of every figure, repeatably."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   undated: dict[str, dict[str, Any]] = {
     'svg': {'Date': None},
-    'pdf': {'CreationDate': None},
     'png': {},
   }
   with matplotlib.rc_context(STYLE):
@@ -439,6 +443,8 @@ def _by_criterion(c, groups, result, of) -> Drawn:
 
 
 def _mark(axes, result) -> None:
+  if 'n_folds' in result:
+    return
   low, high = result.get('uncertain_band') or (0, 0)
   if high > low:
     axes.axvspan(low, high, color=GREY, alpha=0.2, linewidth=0)

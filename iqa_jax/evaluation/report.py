@@ -94,11 +94,12 @@ def write(
 
 def _context(result) -> dict[str, Any]:
   splits = result['splits']
-  main = 'test' if 'test' in splits else list(splits)[-1]
+  main = figures.main_split(splits)
   measured = splits[main]
   return {
     'result': result,
     'main': main,
+    'headline_title': _headline(result),
     'measured': measured,
     'headline': [
       {
@@ -122,6 +123,14 @@ def _context(result) -> dict[str, Any]:
     'splits': splits,
     'warnings': list(_warnings(result, measured, main)),
   }
+
+
+def _headline(result) -> str:
+  if 'n_folds' in result:
+    return f'Cross-validation, {result["n_folds"]} folds'
+  if 'model' in result:
+    return 'Evaluation of a fundus image quality model'
+  return 'Scored predictions'
 
 
 def _rows(assessed: Mapping[str, Any], main: str) -> list[dict[str, Any]]:
