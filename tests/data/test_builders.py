@@ -204,12 +204,11 @@ def test_datasets_can_be_mixed(tmp_path):
 
 # `tfds` itself imports what its other commands need (Apache Beam, Croissant).
 _TFDS_BUILD = """
-import argparse, sys
-from tensorflow_datasets.scripts.cli import build
-parser = argparse.ArgumentParser()
-build.register_subparser(parser.add_subparsers())
-arguments = parser.parse_args(['build', *sys.argv[1:]])
-arguments.subparser_fn(arguments)
+import sys
+from absl import app
+from tensorflow_datasets.scripts.cli import build, cli_utils
+parse = cli_utils.make_flags_parser(build.Args, description='build')
+app.run(lambda arguments: arguments.execute(), flags_parser=parse)
 """
 
 
