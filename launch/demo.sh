@@ -22,16 +22,8 @@ run "$PYTHON" -m iqa_jax.main --config=demo --workdir="$WORKDIR" \
 
 if [[ -z $IMAGES ]]; then
   IMAGES="$WORKDIR/photographs"
-  run mkdir -p "$IMAGES"
-  run "$PYTHON" -c 'import sys
-from PIL import Image
-from iqa_jax.labels import CRITERIA
-from iqa_jax.simulation import photograph
-for i in range(12):
-  broken = [CRITERIA[i % 4]] if i > 3 else []
-  drawn = photograph.draw(9_000_000 + i, 512, broken=broken)
-  name = "".join(broken) or "adequate"
-  Image.fromarray(drawn.image).save(f"{sys.argv[1]}/{name}_{i}.jpg")' "$IMAGES"
+  run "$PYTHON" -m iqa_jax.simulation.gallery --output="$IMAGES" \
+    --photographs=16 --size=512 --seed=9000000
 fi
 run "$PYTHON" -m iqa_jax.export_heatmaps --workdir="$WORKDIR" \
   --images="$IMAGES" --output="$WORKDIR/heatmaps" --compilation_cache="$CACHE"
