@@ -1,0 +1,144 @@
+"""Images a second into batches: from large JPEGs and from prepared records.
+
+The peer is PyTorch's DataLoader with as many workers as cores, each of which
+decodes a whole JPEG with Pillow, resizes and normalises it. Ours reads records
+of the same photographs: `original` keeps all their pixels (a large JPEG each,
+decoded by tf.data at a fraction of its size by the DCT, cropped to the field
+and resized), `512` holds them prepared. Normalisation happens on the device.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+import tempfile
+
+from tests.benchmarks import common
+
+
+def run(
+  *,
+  smoke: bool = False,
+  images: int = 48,
+  width: int = 3504,
+  size: int = 224,
+  batch: int = 16,
+  repeats: int = 5,
+) -> list[common.Row]:
+  """Measures `images` photographs of `width` pixels (3:2).
+
+  Args:
+    smoke: few and small ones.
+    images: how many photographs.
+    width: of the JPEGs, in pixels.
+    size: of the network's input.
+    batch: images a batch.
+    repeats: measurements of each.
+  """
+  if smoke:
+    images, width, size, batch, repeats = 6, 600, 64, 2, 2
+  with tempfile.TemporaryDirectory() as folder:
+    download = pathlib.Path(folder) / 'download'
+    megabytes = _draw(download, images, width)
+    sources = {name: _open(folder, name) for name in ('original', '512')}
+    # Prepared records go too fast for one pass to be measured.
+    passes = {'original': 1, '512': 1 if smoke else 20}
+
+    def read(name):
+      return lambda: _read(sources[name], passes[name], size, batch)
+
+    functions = {name: read(name) for name in sources}
+    note = f'{width}x{width * 2 // 3} px, {megabytes:.2f} MB each'
+    peer_name = ''
+    try:
+      with common.Peer('peer_input', packages=('torch', 'PIL')) as peer:
+        workers = peer(
+          'prepare', folder=str(download / 'train'), size=size, batch=batch
+        )
+        peer_name = f'DataLoader, {workers} workers, from the JPEGs'
+        times = common.alternate(
+          {**functions, 'peer': lambda: peer('read')}, repeats=repeats
+        )
+    except common.PeerAbsent as reason:
+      note += f'; {reason}'
+      times = common.alternate(functions, repeats=repeats)
+  peer_rates = common.rates(images, times.get('peer', ()))
+  return [
+    common.Row(
+      title,
+      common.rates(images * passes[name], times[name]),
+      'images/s',
+      peer_name,
+      peer_rates,
+      target,
+      note,
+    )
+    for name, title, target in (
+      ('original', f'large JPEGs to {size} px', 'at least 4x'),
+      ('512', f'prepared records to {size} px', 'at least 20x'),
+    )
+  ]
+
+
+def _draw(download: pathlib.Path, count: int, width: int) -> float:
+  """Draws a download of EyeQ's layout; returns megabytes a photograph."""
+  import numpy as np
+  from PIL import Image
+
+  from iqa_jax.simulation import photograph
+
+  (download / 'train').mkdir(parents=True)
+  height = width * 2 // 3
+  side = int(0.95 * height)
+  left, top = (width - side) // 2, (height - side) // 2
+  box = (left, top, left + side, top + side)
+  total, rows = 0, [',image,quality,DR_grade']
+  for i in range(count):
+    rng = np.random.default_rng(i)
+    drawn = photograph.draw(i, 512, distractors=False).image
+    frame = Image.new('RGB', (width, height))
+    frame.paste(Image.fromarray(drawn).resize((side, side)), box)
+    # A sensor's noise: without it a JPEG would decode too easily.
+    grain = rng.integers(-6, 7, (height, width, 1), np.int16)
+    pixels = np.clip(np.asarray(frame) + grain, 0, 255).astype(np.uint8)
+    path = download / 'train' / f'{i}_left.jpeg'
+    Image.fromarray(pixels).save(path, quality=88)
+    total += path.stat().st_size
+    rows.append(f'{i},{path.name},{i % 3},0')
+  (download / 'Label_EyeQ_train.csv').write_text('\n'.join(rows) + '\n')
+  # EyeQ has two splits; the test one takes the last photograph.
+  (download / 'Label_EyeQ_test.csv').write_text(
+    f'{rows[0]}\n0,{count}_left.jpeg,0,0\n'
+  )
+  (download / 'test').mkdir()
+  (download / 'test' / f'{count}_left.jpeg').write_bytes(path.read_bytes())
+  return total / count / 1e6
+
+
+def _open(folder: str, name: str):
+  from iqa_jax import config as config_lib
+  from iqa_jax.data import pipeline
+
+  config = config_lib.default()
+  config.data.name = 'eyeq'
+  config.data.builder_config = name
+  config.data.manual_dir = f'{folder}/download'
+  config.data.data_dir = f'{folder}/records'
+  return pipeline.open_source(config)
+
+
+def _read(source, passes: int, size: int, batch: int) -> None:
+  import numpy as np
+
+  from iqa_jax.data import pipeline
+
+  training = np.nonzero(source.table['split'] == 'train')[0]
+  plan = pipeline.plan_eval(source, np.tile(training, passes))
+  read = 0
+  for got in pipeline.batches(source, plan, image_size=size, batch_size=batch):
+    read += int(got['mask'].sum())
+  assert read == len(training) * passes
+
+
+if __name__ == '__main__':
+  sys.exit(common.main(run))
