@@ -143,13 +143,17 @@ def _faults(criteria) -> dict[str, np.ndarray]:
 
 
 def _tertiles(pixels) -> dict[str, np.ndarray]:
+  """Returns thirds by size; fewer groups where many images are of one size."""
   low, high = np.quantile(pixels, [1 / 3, 2 / 3], method='lower')
-  groups = {
-    f'up to {low / 1e6:.2f} MP': pixels <= low,
-    f'up to {high / 1e6:.2f} MP': (pixels > low) & (pixels <= high),
-    'larger': pixels > high,
-  }
-  return {name: inside for name, inside in groups.items() if inside.any()}
+  groups = [
+    (f'up to {low / 1e6:.2f} MP', pixels <= low),
+    (
+      f'{low / 1e6:.2f} to {high / 1e6:.2f} MP',
+      (pixels > low) & (pixels <= high),
+    ),
+    (f'over {high / 1e6:.2f} MP', pixels > high),
+  ]
+  return {name: inside for name, inside in groups if inside.any()}
 
 
 def _measure(columns, breakdown, group, inside) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""Folds are pooled image by image, at their own operating points."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as sk
+
+from iqa_jax import cross_validate, run_directory
+from iqa_jax.evaluation import evaluate, folds
+
+
+@pytest.fixture
+def five(simulated_run, tmp_path, monkeypatch):
+  """Returns make(shared_test) -> (workdir, config, source) of five folds."""
+  monkeypatch.setattr(evaluate.report, 'write', lambda *_, **__: None)
+
+  def make(shared_test=False):
+    for k in range(5):
+      config, folder, source, _ = simulated_run(
+        count=500, seed=k, workdir=f'fold_{k}'
+      )
+      patient = np.arange(500) // 2
+      if shared_test:
+        rest, test = np.arange(400), np.arange(400, 500)
+        splits = {
+          'train': rest[patient[rest] % 5 != k],
+          'validation': rest[patient[rest] % 5 == k],
+          'test': test,
+        }
+      else:
+        splits = {
+          name: np.flatnonzero(inside)
+          for name, inside in (
+            ('train', ~np.isin(patient % 5, (k, (k + 1) % 5))),
+            ('validation', patient % 5 == k),
+            ('test', patient % 5 == (k + 1) % 5),
+          )
+        }
+      evaluate.run(config, folder, source, splits)
+    return tmp_path, config, source
+
+  return make
+
+
+def test_every_image_is_tested_once_at_its_folds_own_point(five):
+  workdir, config, source = five()
+  result = folds.pool(workdir, 5, config)
+  assert result['pooled_on'] == 'test' and not result['notes']
+  pooled = result['splits']['pooled']['verdict']
+  assert pooled['n'] == 500
+  rows = {}
+  for k in range(5):
+    table = folds.read_predictions(workdir / f'fold_{k}' / 'predictions.csv')
+    for i in np.flatnonzero(table['split'] == 'test'):
+      rows[table['image_id'][i]] = (
+        table['p_calibrated'][i],
+        table['verdict'][i],
+      )
+  p, called = np.array([rows[i] for i in source.table['image_id']]).T
+  truth = source.table['quality']
+  values = {k: v['value'] for k, v in pooled['metrics'].items()}
+  assert values['auc'] == pytest.approx(sk.roc_auc_score(truth, p))
+  assert values['sensitivity'] == pytest.approx(sk.recall_score(truth, called))
+  each = [
+    run_directory.read_json(workdir / f'fold_{k}' / 'metrics.json')['splits'][
+      'test'
+    ]['verdict']['metrics']['auc']['value']
+    for k in range(5)
+  ]
+  found = result['folds']['auc']
+  assert found['values'] == each
+  low, high = stats.t.interval(0.95, 4, np.mean(each), stats.sem(each))
+  assert (found['low'], found['high']) == pytest.approx((low, high))
+  assert 'ROC AUC' in folds.as_text(result)
+
+
+def test_a_shared_test_split_is_not_counted_five_times(five):
+  workdir, config, _ = five(shared_test=True)
+  result = folds.pool(workdir, 5, config)
+  assert result['pooled_on'] == 'validation'
+  assert result['splits']['pooled']['verdict']['n'] == 400
+  assert 'flatter' in result['notes'][0]
+
+
+def test_damage_is_named(five, tmp_path):
+  workdir, config, _ = five()
+  path = workdir / 'fold_3' / 'predictions.csv'
+  path.write_text('image_id,verdict\na,maybe\n')
+  with pytest.raises(run_directory.RunDirectoryError, match='fold_3'):
+    folds.pool(workdir, 5, config)
+
+
+def test_arguments_are_handed_on_but_for_its_own():
+  given = [
+    '--config=demo',
+    '--workdir=a',
+    '--folds',
+    '0,1',
+    '--config.seed=3',
+    '--config.data.fold=2',
+    '-workdir',
+    'b',
+  ]
+  assert cross_validate._handed_on(given) == [
+    '--config=demo',
+    '--config.seed=3',
+  ]

@@ -1,0 +1,146 @@
+"""The report and its figures: complete, self-contained, not to be broken."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from iqa_jax.evaluation import assessment, evaluate, examples, figures, report
+from iqa_jax.evaluation.examples import Example
+
+
+class Page(html.parser.HTMLParser):
+  """Collects what a page loads and runs."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.sources, self.tags, self.open = [], [], []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    if tag not in ('meta', 'br', 'img', 'link', 'input'):
+      self.open.append(tag)
+    self.sources += [v for k, v in attrs if k in ('src', 'href')]
+    assert not any(k.startswith('on') for k, _ in attrs)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+
+@pytest.fixture
+def evaluated(simulated_run, monkeypatch):
+  """Returns the arguments with which a simulated run's report is written."""
+  calls = []
+  monkeypatch.setattr(
+    evaluate.report, 'write', lambda *a, **k: calls.append((a, k))
+  )
+
+  def make(task='criteria', **options):
+    config, folder, source, splits = simulated_run(task, **options)
+    evaluate.run(config, folder, source, splits)
+    return calls[-1]
+
+  return make
+
+
+def test_one_file_that_holds_everything_and_runs_nothing(
+  evaluated, tmp_path, monkeypatch
+):
+  (_, result, tables), options = evaluated()
+  monkeypatch.undo()
+  jpeg = b'\xff\xd8not really'
+  evil = '<script>alert(1)</script>"onload=x|`_*[a](b)'
+  options['examples'] = [Example('Missed', evil, evil, jpeg)]
+  options['environment'] = {'git': evil}
+  report.write(tmp_path, result, tables, **options)
+  text = (tmp_path / 'report' / 'index.html').read_text()
+  page = Page(text)
+  assert not page.open
+  assert not {'script', 'iframe', 'link', 'object'} & set(page.tags)
+  assert all(s.startswith('data:image/') for s in page.sources)
+  assert '<script>alert' not in text and '&lt;script&gt;' in text
+  markdown = (tmp_path / 'report' / 'report.md').read_text()
+  assert '<script' not in markdown.replace('\\<', '')
+  # Every row of a table has as many cells as its head.
+  for table in re.findall(r'(?:^\|.*\n)+', markdown, re.MULTILINE):
+    cells = {len(re.findall(r'(?<!\\)\|', row)) for row in table.splitlines()}
+    assert len(cells) == 1, table
+  # Every figure is stated with its positive class, and in both formats.
+  for name in figures.draw(result, tables, options['history'], resamples=5):
+    assert f'figures/{name}.png' in markdown
+    with Image.open(tmp_path / 'figures' / f'{name}.png') as picture:
+      assert min(picture.size) > 200
+    svg = (tmp_path / 'figures' / f'{name}.svg').read_text()
+    assert '<svg' in svg and 'dc:date' not in svg
+  shown = assessment.summary(result['splits']['test']['verdict'], 'auc')
+  assert shown in text and shown in markdown
+  for section in ('Criteria', 'On whom it fails', 'Data', 'model card'):
+    assert section in text
+  assert (tmp_path / 'report' / 'examples' / '000.jpg').read_bytes() == jpeg
+
+
+@pytest.mark.parametrize('task', ['quality', 'grade', 'criteria'])
+def test_every_figure_of_a_task_is_drawn(evaluated, task):
+  (_, result, tables), options = evaluated(task)
+  drawn = figures.draw(result, tables, options['history'], resamples=5)
+  expected = {
+    'history', 'confusion', 'roc', 'precision_recall', 'calibration', 'scores',
+    'coverage', 'scores_by_criterion', 'groups',
+  }  # fmt: skip
+  assert set(drawn) == expected | (
+    {'confusion_grade'} if task == 'grade' else set()
+  )
+  for name, figure in drawn.items():
+    if name not in ('scores_by_criterion', 'coverage', 'groups'):
+      assert 'nadequate' in figure.caption, name
+
+
+@pytest.mark.parametrize('kept', ['none', 'one', 'good', 'bad'])
+def test_too_little_to_draw_is_no_crash(simulated_run, kept, monkeypatch):
+  if kept in ('good', 'bad'):
+    monkeypatch.setattr(figures, 'save', lay_out)
+  config, folder, source, splits = simulated_run('grade', count=200)
+  test = splits['test']
+  quality = source.table['quality'][test]
+  splits['test'] = {
+    'none': test[:0],
+    'one': test[:1],
+    'good': test[quality == 0][:4],
+    'bad': test[quality == 1][:4],
+  }[kept]
+  evaluate.run(config, folder, source, splits)
+  assert (folder / 'report' / 'index.html').is_file()
+  json.loads((folder / 'metrics.json').read_text())
+
+
+def lay_out(drawn, folder):
+  folder.mkdir(parents=True)
+  for name, (figure, _, _) in drawn.items():
+    figure.draw_without_rendering()
+    (folder / f'{name}.svg').write_text('')
+
+
+def test_examples_are_dealt_in_turn_and_never_twice():
+  rng = np.random.default_rng(0)
+  n = 300
+  truth = rng.integers(0, 2, n)
+  p = np.clip(0.5 + 0.3 * (2 * truth - 1) + rng.normal(0, 0.3, n), 0, 1)
+  p[0] = np.nan
+  c = {
+    'p_calibrated': p,
+    'quality': truth,
+    'verdict': (p >= 0.5).astype(int),
+    'uncertain': (np.abs(p - 0.5) < 0.05).astype(int),
+  }
+  chosen = examples.choose(c, 24)
+  rows = [row for found in chosen.values() for row in found]
+  assert len(rows) == len(set(rows)) == 24 and 0 not in rows
+  assert {len(v) for v in chosen.values()} <= {4, 5}
+  missed = [i for i in range(1, n) if truth[i] == 1 and p[i] < 0.5]
+  assert chosen['missed'][0] == min(missed, key=lambda i: p[i])
+  right = {k: v[:2] for k, v in c.items()}
+  assert sum(map(len, examples.choose(right, 24).values())) == 1
