@@ -85,18 +85,20 @@ def overlay(
   *,
   colors: str = 'viridis',
   opacity: float = 0.55,
+  in_place: bool = False,
 ) -> Image.Image:
   """Returns the photograph with the map laid over where it belongs.
 
   Args:
-    photograph: RGB; it is not changed.
+    photograph: RGB.
     shown: float [h, w], 0 to 1, over the prepared image.
     affine: float64 [2, 3], prepared (x, y, 1) -> (x, y) of `photograph`.
     prepared_size: side of the prepared image.
     colors: one of COLORS.
     opacity: of the strongest evidence ('jet': of everything), 0 to 1.
+    in_place: whether `photograph` may be drawn on, which saves its copy.
   """
-  picture = photograph.copy()
+  picture = photograph if in_place else photograph.copy()
   box, levels = _laid(shown, affine, prepared_size, photograph.size)
   if levels is None:
     return picture
@@ -141,7 +143,8 @@ def contour(
   )
   lines = contourpy.contour_generator(z=np.pad(fine, 1))
   for level in levels:
-    color = tuple(int(c) for c in palette(colors)[round(255 * level)])
+    # The lower third of the colour maps is too dark for a line.
+    color = tuple(int(c) for c in palette(colors)[round(90 + 165 * level)])
     for line in lines.lines(level):
       points = (np.asarray(line) - 0.5) / 224 * side + affine[:, 2]
       flat = [tuple(p) for p in points.tolist()]

@@ -307,16 +307,6 @@ class Worker:
         [[photograph.width / held.width], [photograph.height / held.height]]
       )
       laid = (photograph, drawing.shown, held.affine * stretch, s.size)
-    if 'overlay' in s.outputs:
-      yield (
-        'overlay',
-        'jpg',
-        lambda: (
-          overlay.noted(laid[0], note)
-          if note
-          else overlay.overlay(*laid, **look)
-        ),
-      )
     if 'contour' in s.outputs:
       yield (
         'contour',
@@ -351,6 +341,17 @@ class Worker:
           held.prepared,
           np.zeros_like(shown) if drawing.caption.note else shown,
           **look,
+        ),
+      )
+    # Last, because it draws on the photograph itself.
+    if 'overlay' in s.outputs:
+      yield (
+        'overlay',
+        'jpg',
+        lambda: (
+          overlay.noted(laid[0], note)
+          if note
+          else overlay.overlay(*laid, **look, in_place=True)
         ),
       )
 

@@ -53,10 +53,21 @@ def photographs(tmp_path_factory):
 
 
 def options(workdir, photographs, output, **changes):
-  values = {'progress': False, 'workers': 2, 'outputs': manifest.KINDS}
+  values = {'progress': False, 'workers': 1, 'outputs': manifest.KINDS}
   return export.Options(
     str(workdir), str(photographs), str(output), **(values | changes)
   )
+
+
+_models: dict[tuple, export.Model] = {}
+
+
+def run(some: export.Options) -> export.Summary:
+  """Exports without loading and compiling what an earlier test has."""
+  key = (some.workdir, some.method, some.layer, some.target, some.batch_size)
+  if key not in _models:
+    _models[key] = export.Model(some)
+  return export.run(some, _models[key])
 
 
 def read(path: pathlib.Path) -> dict[str, dict[str, str]]:
@@ -70,7 +81,7 @@ def read(path: pathlib.Path) -> dict[str, dict[str, str]]:
 @pytest.fixture(scope='module')
 def done(workdir, photographs, tmp_path_factory):
   output = tmp_path_factory.mktemp('out')
-  summary = export.run(options(workdir, photographs, output, batch_size=4))
+  summary = run(options(workdir, photographs, output, batch_size=4, workers=2))
   return output, summary
 
 
@@ -181,9 +192,9 @@ def test_again_does_nothing_and_changes_are_done_again(
   for name in 'abc':
     material.save(root / f'{name}.jpg', rng)
   some = options(workdir, root, output, outputs=('overlay',))
-  assert export.run(some).skipped == 0
+  assert run(some).skipped == 0
   times = {p: p.stat().st_mtime_ns for p in output.glob('overlay/*')}
-  assert export.run(some).skipped == 4
+  assert run(some).skipped == 4
   assert times == {p: p.stat().st_mtime_ns for p in output.glob('overlay/*')}
   rows = read(output / 'manifest.csv')
   # A lost output, a half-written one, a changed, a new and a removed input.
@@ -192,7 +203,7 @@ def test_again_does_nothing_and_changes_are_done_again(
   material.save(root / 'c.jpg', rng, width=200)
   material.save(root / 'd.jpg', rng)
   (root / '1.jpg').unlink()
-  assert export.run(some).skipped == 0
+  assert run(some).skipped == 0
   rows = read(output / 'manifest.csv')
   assert sorted(rows) == ['a.jpg', 'b.jpg', 'c.jpg', 'd.jpg']
   assert {r['status'] for r in rows.values()} == {'ok'}
@@ -200,9 +211,7 @@ def test_again_does_nothing_and_changes_are_done_again(
   for row in rows.values():
     Image.open(output / row['overlay']).verify()
   with pytest.raises(manifest.ManifestError, match='colors'):
-    export.run(
-      options(workdir, root, output, outputs=('overlay',), colors='jet')
-    )
+    run(options(workdir, root, output, outputs=('overlay',), colors='jet'))
   assert read(output / 'manifest.csv') == rows
 
 
@@ -219,7 +228,7 @@ def test_shards_merge_to_the_whole(workdir, photographs, done, tmp_path):
     )
     with pytest.raises(manifest.ManifestError, match='has not run'):
       export.merge(some)
-    export.run(some)
+    run(some)
   assert export.merge(some) == 13
   merged, whole = (
     read(tmp_path / 'manifest.csv'),
@@ -253,7 +262,7 @@ def test_list_can_neither_write_outside_nor_collide(workdir, tmp_path):
   listed.write_text('image\n' + '\n'.join(names) + '\n')
   before = {p for p in tmp_path.rglob('*') if p.is_file()}
   output = tmp_path / 'deep/er/out'
-  export.run(options(workdir, listed, output, contact_sheet=False))
+  run(options(workdir, listed, output, contact_sheet=False))
   rows = read(output / 'manifest.csv')
   assert sorted(rows) == sorted(names)
   written = {p for p in tmp_path.rglob('*') if p.is_file()} - before
@@ -264,13 +273,13 @@ def test_list_can_neither_write_outside_nor_collide(workdir, tmp_path):
 
 @pytest.mark.slow
 def test_explains_a_criterion_of_many_colours(workdir, photographs, tmp_path):
-  run = tmp_path / 'run'
-  material.make_run(run, task='criteria', size=32)
+  weights = tmp_path / 'run'
+  material.make_run(weights, task='criteria', size=32)
   for scaling in ('logit', 'dataset'):
     output = tmp_path / scaling
-    export.run(
+    run(
       options(
-        run,
+        weights,
         photographs,
         output,
         target='focus',
@@ -307,10 +316,10 @@ def test_explains_a_criterion_of_many_colours(workdir, photographs, tmp_path):
 
 
 def test_empty_maps_are_said_to_be(photographs, tmp_path):
-  run = tmp_path / 'run'
+  weights = tmp_path / 'run'
   # With no weight in the head nothing speaks for anything.
-  material.make_run(run, head_scale=0.0)
-  export.run(options(run, photographs, tmp_path / 'out', colors='jet'))
+  material.make_run(weights, head_scale=0.0)
+  run(options(weights, photographs, tmp_path / 'out', colors='jet'))
   rows = read(tmp_path / 'out/manifest.csv')
   original = np.asarray(Image.open(photographs / '3.jpg')).astype(int)
   assert rows['3.jpg']['empty_map'] == '1'
@@ -323,9 +332,9 @@ def test_empty_maps_are_said_to_be(photographs, tmp_path):
 
 
 def test_network_that_runs_over_is_a_status(photographs, tmp_path):
-  run = tmp_path / 'run'
-  material.make_run(run, head_scale=float('nan'))
-  export.run(options(run, photographs, tmp_path / 'out'))
+  weights = tmp_path / 'run'
+  material.make_run(weights, head_scale=float('nan'))
+  run(options(weights, photographs, tmp_path / 'out'))
   rows = read(tmp_path / 'out/manifest.csv')
   assert rows['3.jpg']['status'] == 'not_finite'
   assert not rows['3.jpg']['overlay']
@@ -365,14 +374,12 @@ def test_output_that_cannot_be_written_ends_with_the_reason(
   output.mkdir()
   (output / 'overlay').write_text('in the way')
   with pytest.raises(export.ExportError, match=r'overlay.* cannot be written'):
-    export.run(
-      options(workdir, photographs, output, outputs=('npz', 'overlay'))
-    )
+    run(options(workdir, photographs, output, outputs=('npz', 'overlay')))
   (output / 'overlay').unlink()
-  export.run(options(workdir, photographs, output, outputs=('npz', 'overlay')))
+  run(options(workdir, photographs, output, outputs=('npz', 'overlay')))
   assert read(output / 'manifest.csv')['0.jpg']['status'] == 'ok'
   with pytest.raises(export.ExportError, match='cannot be written to'):
-    export.run(options(workdir, photographs, photographs / '0.jpg'))
+    run(options(workdir, photographs, photographs / '0.jpg'))
 
 
 def test_full_disk(workdir, photographs, tmp_path):
@@ -387,7 +394,7 @@ def test_full_disk(workdir, photographs, tmp_path):
     pytest.skip('may not mount a small disk here')
   try:
     with pytest.raises(export.ExportError, match='No space left'):
-      export.run(options(workdir, photographs, disk / 'out'))
+      run(options(workdir, photographs, disk / 'out'))
     for path in (disk / 'out').rglob('*.jpg'):
       Image.open(path).verify()
     lines = next((disk / 'out/journal').iterdir()).read_bytes().splitlines()
@@ -447,6 +454,7 @@ def slow(tmp_path):
   return root
 
 
+@pytest.mark.slow
 def test_worker_that_dies_once_costs_nothing(workdir, slow, tmp_path):
   def kill(pid):
     if holds(pid, slow / 'b.png'):
@@ -455,7 +463,7 @@ def test_worker_that_dies_once_costs_nothing(workdir, slow, tmp_path):
     return False
 
   thread = meanwhile(kill)
-  export.run(options(workdir, slow, tmp_path / 'out', outputs=('npz',)))
+  run(options(workdir, slow, tmp_path / 'out', outputs=('npz',)))
   thread.join()
   rows = read(tmp_path / 'out/manifest.csv')
   assert {r['status'] for r in rows.values()} == {'ok'}
@@ -472,7 +480,7 @@ def test_photograph_that_kills_its_decoder_fails_alone(workdir, slow, tmp_path):
     return len(killed) > 1
 
   thread = meanwhile(kill)
-  export.run(options(workdir, slow, tmp_path / 'out', outputs=('npz',)))
+  run(options(workdir, slow, tmp_path / 'out', outputs=('npz',)))
   thread.join()
   rows = read(tmp_path / 'out/manifest.csv')
   assert {p: r['status'] for p, r in rows.items()} == {
@@ -495,16 +503,17 @@ def test_photograph_that_hangs_fails_alone(
     return False
 
   thread = meanwhile(stop)
-  export.run(options(workdir, slow, tmp_path / 'out', outputs=('npz',)))
+  run(options(workdir, slow, tmp_path / 'out', outputs=('npz',)))
   thread.join()
   rows = read(tmp_path / 'out/manifest.csv')
   assert rows['b.png']['status'] == 'timeout'
   assert rows['a.jpg']['status'] == rows['c.jpg']['status'] == 'ok'
 
 
+@pytest.mark.slow
 def test_memory_that_is_kept_is_bounded(workdir, photographs, tmp_path, done):
   """With no budget all is decoded twice, to the same pictures."""
-  export.run(options(workdir, photographs, tmp_path, memory_gb=0, batch_size=4))
+  run(options(workdir, photographs, tmp_path, memory_gb=0, batch_size=4))
   rows = read(tmp_path / 'manifest.csv')
   for path, row in read(done[0] / 'manifest.csv').items():
     if row['status'] == 'ok':
@@ -565,7 +574,7 @@ def test_signals_leave_a_manifest_and_go_on(workdir, tmp_path, number):
   assert len(rows) == 120 and set(statuses) == {'ok', 'pending'}
   finished = statuses.count('ok')
   assert finished == len(list((tmp_path / 'out').glob('panel/*')))
-  again = export.run(
+  again = run(
     options(
       workdir, tmp_path / 'in', tmp_path / 'out', outputs=export.DEFAULT_OUTPUTS
     )
