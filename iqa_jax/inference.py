@@ -50,6 +50,8 @@ class Loaded:
 def load(workdir: str | os.PathLike) -> Loaded:
   """Loads the best model of a run directory.
 
+  In a run of several processes each reads it, so they must all see it.
+
   Raises:
     RunDirectoryError: there is none, or it is damaged, or its weights are not
       those of the model that its record describes.

@@ -117,7 +117,7 @@ def _compiled_step(name: str, learns: str, batch: int, size: int, cached: bool):
       jax.ShapeDtypeStruct((batch, size, size, 3), np.float32),
     )
     inputs['features'] = np.zeros(maps.shape, maps.dtype)
-  step = step_lib.make_train_step(model, Task(), learning, start=start)
+  step: Any = step_lib.make_train_step(model, Task(), learning, start=start)
   compiled = step.lower(
     step_lib.place(state), step_lib.for_step(inputs, stop=False, accumulate=1)
   ).compile()
