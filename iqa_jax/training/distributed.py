@@ -52,7 +52,7 @@ def initialize(
 
   Raises:
     ValueError: only some of the three are given.
-    RuntimeError: the others could not be reached.
+    ConnectionError: the others could not be reached.
   """
   given: list[Any] = [coordinator_address, num_processes, process_id]
   if given == [None] * 3:
@@ -79,7 +79,7 @@ def initialize(
       shutdown_timeout_seconds=heartbeat_seconds,
     )
   except (RuntimeError, ValueError) as error:
-    raise RuntimeError(
+    raise ConnectionError(
       'this process could not join the others '
       f'({address or "address from the environment"}): {error}'
     ) from error

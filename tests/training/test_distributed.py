@@ -57,6 +57,15 @@ def test_half_an_address_is_refused(joined):
   assert joined == []
 
 
+def test_who_cannot_be_reached_is_named(monkeypatch):
+  def refuse(**_):
+    raise RuntimeError('deadline exceeded')
+
+  monkeypatch.setattr(distributed.jax.distributed, 'initialize', refuse)
+  with pytest.raises(ConnectionError, match='node7:1234.*deadline exceeded'):
+    distributed.initialize('node7:1234', 2, 1)
+
+
 def read(path):
   with np.load(path) as saved:
     return dict(saved)
