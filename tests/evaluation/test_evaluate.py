@@ -11,6 +11,12 @@ from iqa_jax import run_directory
 from iqa_jax.evaluation import evaluate
 
 
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+  """Leaves figures to test_report."""
+  monkeypatch.setattr(evaluate.report, 'write', lambda *_, **__: None)
+
+
 def read(path):
   with open(path, newline='') as file:
     return list(csv.DictReader(file))

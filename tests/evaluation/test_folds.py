@@ -1,5 +1,8 @@
 """Folds are pooled image by image, at their own operating points."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -88,6 +91,22 @@ def test_damage_is_named(five, tmp_path):
   path.write_text('image_id,verdict\na,maybe\n')
   with pytest.raises(run_directory.RunDirectoryError, match='fold_3'):
     folds.pool(workdir, 5, config)
+
+
+@pytest.mark.parametrize('command', ['score', 'cross_validate'])
+def test_help_imports_nothing_heavy(command):
+  done = subprocess.run(
+    [sys.executable, '-X', 'importtime', '-m', f'iqa_jax.{command}', '--help'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert f'python -m iqa_jax.{command}' in done.stdout
+  heavy = ('jax', 'tensorflow', 'sklearn', 'matplotlib', 'scipy', 'numpy')
+  loaded = {
+    line.rpartition('|')[2].strip() for line in done.stderr.splitlines()
+  }
+  assert not loaded & set(heavy)
 
 
 def test_arguments_are_handed_on_but_for_its_own():
