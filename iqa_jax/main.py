@@ -16,7 +16,6 @@ explains, 130 or 143 interrupted (SIGINT, SIGTERM) and ready to resume.
 """
 
 import os
-import signal
 import sys
 
 from absl import app, flags, logging
@@ -71,7 +70,6 @@ def main(argv: list[str]) -> int:
   # TensorFlow only reads data here; its greetings would hide our messages.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   logging.set_verbosity(logging.INFO)
-  signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
   from iqa_jax import job
 
