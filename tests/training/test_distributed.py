@@ -62,7 +62,7 @@ def test_who_cannot_be_reached_is_named(monkeypatch):
     raise RuntimeError('deadline exceeded')
 
   monkeypatch.setattr(distributed.jax.distributed, 'initialize', refuse)
-  with pytest.raises(ConnectionError, match='node7:1234.*deadline exceeded'):
+  with pytest.raises(ConnectionError, match=r'node7:1234.*deadline exceeded'):
     distributed.initialize('node7:1234', 2, 1)
 
 
