@@ -95,14 +95,11 @@ def max_pool(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
     constant_values=-jnp.inf,
   )
   ends = [length - size + 1 for length in x.shape[1:3]]
-  best = None
+  best = jnp.full((), -jnp.inf, x.dtype)
   for i in range(size):
     for j in range(size):
       here = x[:, i : ends[0] + i : stride, j : ends[1] + j : stride]
-      if best is None:
-        best = here
-      else:
-        best = jnp.where((here > best) | jnp.isnan(here), here, best)
+      best = jnp.where((here > best) | jnp.isnan(here), here, best)
   return best
 
 

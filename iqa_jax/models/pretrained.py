@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import models, run_directory
-from iqa_jax.models import torch_file
+from iqa_jax.models import heads, torch_file
 
 TAGS = ('resnet50.tv_in1k', 'resnet50.tv2_in1k', 'vgg16.tv_in1k')
 
@@ -210,7 +210,7 @@ def _from_run(path: pathlib.Path) -> tuple[dict[str, Any], str]:
   flat = traverse_util.flatten_dict(saved.variables, sep='/')
   for name, value in flat.items():
     # The head goes by its kind, as in foreign checkpoints.
-    ours = name.replace('params/head/', f'params/{kind}/', 1)
+    ours = re.sub('^(params|batch_stats)/head/', rf'\1/{kind}/', name)
     named[ours] = (name, value)
   return named, saved.digest
 
@@ -272,14 +272,14 @@ def _fit(
   unused: list[str] = []
   unexpected: list[str] = []
   misshaped: list[str] = []
-  heads = tuple(f'params/{k}/' for k in ('linear', 'mlp', 'imagenet'))
   last = {f'params/head/logits/{leaf}' for leaf in ('kernel', 'bias')}
   for ours, (name, value) in named.items():
-    if ours.startswith(heads):
-      if not ours.startswith(f'params/{kind}/'):
+    collection, part, layer = ours.split('/', 2)
+    if part in (*heads.KINDS, 'imagenet'):
+      if part != kind:
         unused.append(name)
         continue
-      ours = ours.replace(f'params/{kind}/', 'params/head/', 1)
+      ours = f'{collection}/head/{layer}'
     if ours not in flat:
       unexpected.append(name)
     elif value.shape == flat[ours].shape:

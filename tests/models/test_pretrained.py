@@ -82,7 +82,12 @@ def test_a_new_head_on_a_published_trunk(name, tmp_path):
   if name == 'resnet50':
     tensors['bn1.num_batches_tracked'] = np.asarray(1000)
   path = save(tensors, tmp_path / 'published.safetensors')
-  for head, num_outputs in (('linear', 2), ('mlp', 2), ('imagenet', 3)):
+  for head, num_outputs in (
+    ('linear', 2),
+    ('mlp', 2),
+    ('imagenet', 3),
+    ('standardized', 2),
+  ):
     model, variables = small(name, num_outputs, head)
     loaded, record = pretrained.load(path, model, variables)
     new, old = leaves(loaded), leaves(variables)
@@ -92,11 +97,11 @@ def test_a_new_head_on_a_published_trunk(name, tmp_path):
       assert same == (place in record['initialised']), place
       assert new[place].dtype == jnp.float32
     kept = set(record['initialised'])
-    assert all(p.startswith('params/head/') for p in kept)
+    assert all(p.split('/')[1] == 'head' for p in kept)
     if (name, head) == ('vgg16', 'imagenet'):
       assert kept == {'params/head/logits/kernel', 'params/head/logits/bias'}
     else:
-      assert kept == {p for p in new if p.startswith('params/head/')}
+      assert kept == {p for p in new if p.split('/')[1] == 'head'}
     if name == 'resnet50':
       assert 'bn1.num_batches_tracked' in record['unused']
       assert 'fc.weight' in record['unused']
@@ -228,7 +233,7 @@ def test_other_float_types_become_float32(dtype, tmp_path):
   np.testing.assert_array_equal(bias, expected)
 
 
-@pytest.mark.parametrize('head', ['linear', 'imagenet', 'mlp'])
+@pytest.mark.parametrize('head', ['linear', 'imagenet', 'mlp', 'standardized'])
 def test_goes_on_from_a_run_directory(head, tmp_path):
   model, variables = small('resnet50', 2, head)
   config = {'model': {'name': 'resnet50', 'head': head, **SMALL}}
