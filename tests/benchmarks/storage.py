@@ -19,6 +19,7 @@ def run(
   folder: str = '',
   quality: int = 0,
   chroma: int = 0,
+  size: int = 512,
 ) -> list[common.Row]:
   """Measures every photograph of `folder` (default: the shared sample).
 
@@ -27,6 +28,8 @@ def run(
     folder: of EyeQ's layout.
     quality: JPEG quality; 0 for what iqa_jax stores.
     chroma: 0 keeps chroma at full resolution, 2 halves it both ways.
+    size: of the network's input, to which both are resized before they are
+      measured.
   """
   import os
 
@@ -52,11 +55,17 @@ def run(
     )
     return np.asarray(Image.open(file))
 
+  def resized(pixels):
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
   def measured(entry):
     photograph = images.read(entry.path, records.SIZE)
     prepared = geometry.prepare(photograph.pixels, records.SIZE)
     inside = prepared.inside
-    before, after = prepared.image, stored(prepared.image)
+    before, after = resized(prepared.image), resized(stored(prepared.image))
+    if size != records.SIZE:
+      inside = np.asarray(Image.fromarray(inside).resize((size, size)))
     off = np.abs(before.astype(float) - after)[inside]
     return (
       _evidence(before, inside),
@@ -103,7 +112,7 @@ def _evidence(image, inside):
   from scipy import ndimage
 
   # The rim is the sharpest edge of all and is no evidence.
-  core = ndimage.binary_erosion(inside, iterations=12)
+  core = ndimage.binary_erosion(inside, iterations=len(image) // 40)
   level = image.astype(np.float64)
   green = level[..., 1]
   return [
