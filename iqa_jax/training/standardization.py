@@ -33,12 +33,15 @@ def fit(
 
   Args:
     model: the classifier.
-    variables: its variables; unchanged if its head is not `standardized`.
+    variables: its variables; unchanged if its head is not `standardized`, or
+      comes with statistics from another run.
     source: see data/pipeline.py.
     indices: the training examples, used as they are, without augmentation.
     config: the run's.
   """
-  if 'head' not in variables.get('batch_stats', {}):
+  held = variables.get('batch_stats', {}).get('head')
+  # A head that was loaded goes on with the scale it was trained on.
+  if held is None or np.any(np.asarray(held['mean'])):
     return variables
 
   def moments(v, images, mask):
