@@ -147,7 +147,7 @@ def run(
     history=_history(home),
     environment=_environment(home),
     examples=examples.draw(
-      models[0], config, source, splits[shown], tables[shown]
+      models[0], record, config, source, splits[shown], tables[shown]
     ),
     resamples=config.eval.bootstrap,
   )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import dataclasses
 import io
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ class Example(NamedTuple):
 
 def draw(
   loaded: Any,
+  record: Mapping[str, Any],
   config: ml_collections.ConfigDict,
   source: Any,
   indices: np.ndarray,
@@ -47,6 +49,7 @@ def draw(
 
   Args:
     loaded: the model, of inference.load.
+    record: 'calibration' and 'operating_point' of the verdicts.
     config: the run's; reads `explain`.
     source: the data.
     indices: of the rows of `columns` in the source's table.
@@ -62,8 +65,10 @@ def draw(
     return []
   size = loaded.image_size
   method = config.explain.method
+  # Loaded before the operating point was chosen.
+  judged = dataclasses.replace(loaded, record={**loaded.record, **record})
   subject = Subject(
-    loaded,
+    judged,
     methods=(method,),
     layer=config.explain.layer or None,
     batch_size=min(8, len(rows)),

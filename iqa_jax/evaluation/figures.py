@@ -399,8 +399,8 @@ def _scores(truth, p, result, of) -> Drawn:
   return Drawn(
     figure,
     'Score histogram',
-    f'{of}. Line: operating point. Grey: sent to a person. Counts on a '
-    'logarithmic axis.',
+    f'{of}. Line: operating point. Grey, where there is any: sent to a person. '
+    'Counts on a logarithmic axis.',
   )
 
 

@@ -1,6 +1,7 @@
 """The report and its figures: complete, self-contained, not to be broken."""
 
 import html.parser
+import io
 import json
 import re
 
@@ -115,6 +116,83 @@ def test_too_little_to_draw_is_no_crash(simulated_run, kept, monkeypatch):
   evaluate.run(config, folder, source, splits)
   assert (folder / 'report' / 'index.html').is_file()
   json.loads((folder / 'metrics.json').read_text())
+
+
+def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
+  from iqa_jax import config as config_lib
+  from iqa_jax import inference
+  from iqa_jax.data import pipeline
+  from iqa_jax.explain import subject as subject_lib
+  from iqa_jax.tasks import Task
+
+  n, size = 9, 32
+  rng = np.random.default_rng(0)
+  source = rng.integers(40, 220, (n, size, size, 3)).astype(np.uint8)
+  seen = {}
+
+  class Subject:
+    """A map is bright in the row that the image's first pixel says."""
+
+    def __init__(self, loaded, *, methods, layer, batch_size):
+      seen['record'] = loaded.record
+
+    def logits(self, images):
+      return np.zeros((len(images), 2), np.float32)
+
+    def targets(self, target, logits, truth):
+      seen['quality'] = truth['quality']
+      return np.arange(len(logits)) % 2
+
+    def maps(self, images, targets):
+      seen['images'] = images
+      maps = np.zeros((len(images), 4, 4), np.float32)
+      maps[0] -= 1
+      maps[1:, 0] = 1
+      return {'gradcam': maps}
+
+  def batches(source, plan, *, image_size, batch_size):
+    for first in range(0, len(plan), batch_size):
+      index = plan[first : first + batch_size]
+      padded = np.resize(index, batch_size)
+      yield {
+        'image': source[padded],
+        'mask': (np.arange(batch_size) < len(index)).astype(np.float32),
+      }
+
+  monkeypatch.setattr(subject_lib, 'Subject', Subject)
+  monkeypatch.setattr(pipeline, 'plan_eval', lambda source, index: index)
+  monkeypatch.setattr(pipeline, 'batches', batches)
+  config = config_lib.default()
+  config.explain.examples = n
+  truth, called = np.array([1, 1, 1, 0, 0, 0, 1, 0, 1]), np.arange(n) % 2
+  c = {
+    'image_id': np.array([f'photo_{i}' for i in range(n)]),
+    'quality': truth,
+    'grade': np.full(n, -1),
+    **{k: truth for k in ('focus', 'illumination', 'image_field', 'artifacts')},
+    'p_calibrated': np.where(called, 0.9, 0.2) + 0.001 * np.arange(n),
+    'verdict': called,
+    'uncertain': np.zeros(n, int),
+  }
+  loaded = inference.Loaded(None, {}, Task(), config, {'epoch': 1}, '', size)
+  record = {'operating_point': {'threshold': 0.7}}
+  indices = np.arange(n)[::-1]
+  drawn = examples.draw(loaded, record, config, source, indices, c)
+  assert sorted(e.name for e in drawn) == sorted(c['image_id'])
+  # The verdicts' own operating point, not that of the file loaded before.
+  assert seen['record'] == {'epoch': 1, **record}
+  rows = [int(e.name.removeprefix('photo_')) for e in drawn]
+  np.testing.assert_array_equal(seen['images'], source[indices[rows]])
+  np.testing.assert_array_equal(seen['quality'], truth[rows])
+  for i, (row, example) in enumerate(zip(rows, drawn, strict=True)):
+    assert f'p = {c["p_calibrated"][row]:.3f}' in example.caption
+    assert f'labelled {("adequate", "inadequate")[truth[row]]}' in (
+      example.caption
+    )
+    assert ('the map is empty' in example.caption) == (i == 0)
+    with Image.open(io.BytesIO(example.jpeg)) as picture:
+      left, right = np.hsplit(np.asarray(picture).astype(int), 2)
+    assert (np.abs(left - right).mean() > 3) == (i > 0)
 
 
 def lay_out(drawn, folder):
