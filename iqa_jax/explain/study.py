@@ -281,6 +281,7 @@ def _planted(subject, photographs, logits, gradient_free, severity, seed):
     raw = _all_maps(subject, faulty, targets, gradient_free, seed)
     maps = {n: cam.enlarge(m, mask.shape[1:]) for n, m in raw.items()}
     area = (mask * faulty.inside).sum((1, 2)) / faulty.inside.sum((1, 2))
+    share = mask.mean((1, 2))  # of the frame, over all of which maps extend
     results[kind] |= {'target': name, 'area': faithfulness.interval(area)}
     if area.min() > _EVERYWHERE:
       results[kind]['note'] = 'covers the whole field: no place to point at'
@@ -290,7 +291,7 @@ def _planted(subject, photographs, logits, gradient_free, severity, seed):
         {n: faithfulness.energy(m, mask) for n, m in maps.items()}
       ),
       'energy_over_area': faithfulness.compare(
-        {n: faithfulness.energy(m, mask) / area for n, m in maps.items()}
+        {n: faithfulness.energy(m, mask) / share for n, m in maps.items()}
       ),
       'pointing': faithfulness.compare(
         {n: faithfulness.pointing(m, mask) for n, m in maps.items()}
@@ -349,8 +350,9 @@ def table(result: Mapping[str, Any]) -> str:
     '## Planted faults',
     '',
     'Put into photographs called adequate; measured where the verdict turns. '
-    'Energy: the share of positive evidence inside the fault, over its share '
-    'of the field (1 is chance). Hits: the pointing game.',
+    'Area: of the field. Energy: the share of positive evidence inside the '
+    'fault, over its share of the frame (1 is chance). Hits: the pointing '
+    'game.',
     '',
     _row(['fault', 'criterion', 'turned', 'area', 'measure', *names]),
     _row(['---'] * (len(names) + 5)),
@@ -464,7 +466,11 @@ def _draw_curves(result, curves):
     axis.set_ylabel('probability of the target', fontsize=8)
   handles, labels = axes[0, 0].get_legend_handles_labels()
   figure.legend(
-    handles, labels, loc='outside lower center', ncols=5, fontsize=8
+    handles,
+    labels,
+    loc='outside lower center',
+    ncols=min(3 * len(baselines), 5),
+    fontsize=8,
   )
   return figure
 
