@@ -19,10 +19,10 @@ def get_config():
   c.model.name = 'resnet50'
   c.model.width = 0.25
   c.model.depth = 0.5
-  c.train.batch_size = 32
+  c.train.batch_size = 16
   c.train.phases = (
     config_lib.phase(
-      epochs=12,
+      epochs=16,
       learning_rate=2e-3,
       schedule='cosine',
       warmup_epochs=1.0,
