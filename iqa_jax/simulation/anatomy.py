@@ -149,7 +149,7 @@ def _branches(
   points = np.empty((k, 1 + int(reach / _STEP), 2))
   points[:, 0] = np.concatenate(origin)
   angle = np.concatenate(heading)
-  width = np.concatenate(width)
+  starts = np.concatenate(width)
   lengths = rng.uniform(0.35, 1.0, k) * reach
   turn = rng.normal(0, 0.02, k)
   jitter = rng.normal(0, 0.09 * tortuosity, (k, points.shape[1]))
@@ -169,7 +169,7 @@ def _branches(
   count = np.minimum(count, stop)
   return [
     Vessel(path[:n], start * np.linspace(1, 0.45, n), is_vein)
-    for path, n, start, is_vein in zip(points, count, width, vein, strict=True)
+    for path, n, start, is_vein in zip(points, count, starts, vein, strict=True)
   ]
 
 

@@ -71,7 +71,8 @@ class _Frame:
 
   def __init__(self, inside: np.ndarray):
     h, w = inside.shape
-    rows, columns = inside.any(1).nonzero()[0], inside.any(0).nonzero()[0]
+    rows = np.flatnonzero(inside.any(1))
+    columns = np.flatnonzero(inside.any(0))
     if not len(rows):
       rows, columns = np.array([0, h - 1]), np.array([0, w - 1])
     # The wider side is the circle's diameter; cut fields are less high.

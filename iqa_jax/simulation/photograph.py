@@ -170,19 +170,25 @@ def _inside(view, size) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scene:
-  """Where the retina lies in the frame."""
+class _Projection:
+  """From the retina to the frame."""
 
   scale: float  # pixels per DD
   matrix: np.ndarray  # [2, 2], DD -> pixels
   gaze: np.ndarray  # DD at the field's centre
   centre: np.ndarray  # pixels
-  landmarks: np.ndarray
-  arcades: tuple[np.ndarray, np.ndarray]
-  measurement: field.Measurement
 
   def pixels(self, points: np.ndarray) -> np.ndarray:
     return (points - self.gaze) @ self.matrix.T + self.centre
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scene(_Projection):
+  """A projection, and where it puts what is judged."""
+
+  landmarks: np.ndarray
+  arcades: tuple[np.ndarray, np.ndarray]
+  measurement: field.Measurement
 
 
 def _aim(rng, retina, view, style, side, off) -> _Scene:
@@ -190,7 +196,8 @@ def _aim(rng, retina, view, style, side, off) -> _Scene:
   arcades = {
     v.arcade: v.points for v in retina.vessels if v.arcade and v.is_vein
   }
-  for attempt in range(_TRIES):
+  centre = np.array([view.cx, view.cy])
+  for _ in range(_TRIES):
     degrees = rng.uniform(45, 52) if style == 0 else rng.uniform(46, 60)
     if off and rng.random() < 0.15:
       degrees = rng.uniform(30, 40)
@@ -202,25 +209,20 @@ def _aim(rng, retina, view, style, side, off) -> _Scene:
     )
     spread = np.array([1.1, 0.9]) if off else np.array([0.35, 0.35])
     gaze = retina.fovea * [0.5, 0.4] + [0.2, 0.0] + rng.normal(0, spread)
-    matrix = turn @ mirror * scale
-    centre = np.array([view.cx, view.cy])
-    scene = _Scene(
-      scale, matrix, gaze, centre, np.zeros(5), (centre, centre), None
-    )  # type: ignore[arg-type]
-    disc, fovea = scene.pixels(np.stack([np.zeros(2), retina.fovea]))
+    seen = _Projection(scale, turn @ mirror * scale, gaze, centre)
+    disc, fovea = seen.pixels(np.stack([np.zeros(2), retina.fovea]))
     landmarks = np.array([*disc, scale, *fovea])
     lines = (
-      scene.pixels(arcades['superior']), scene.pixels(arcades['inferior']),
-    )  # fmt: skip
+      seen.pixels(arcades['superior']),
+      seen.pixels(arcades['inferior']),
+    )
     measured = field.measure(view, landmarks, lines)
     # Half a field away there is hardly a fundus left to judge.
     if measured.adequate != off and measured.margin > -2.5:
-      break
-    if attempt == _TRIES - 1:
-      raise RuntimeError(f'no gaze found for image_field broken={off}')
-  return dataclasses.replace(
-    scene, landmarks=landmarks, arcades=lines, measurement=measured
-  )
+      return _Scene(
+        **vars(seen), landmarks=landmarks, arcades=lines, measurement=measured
+      )
+  raise RuntimeError(f'no gaze found for image_field broken={off}')
 
 
 @functools.lru_cache(maxsize=4)
