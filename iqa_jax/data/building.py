@@ -27,7 +27,9 @@ class Config(tfds.core.BuilderConfig):
 CONFIGS = [
   Config(name='512', description='Cropped to the field, square, 512 px.'),
   Config(
-    name='original', original=True, description='All pixels, JPEG quality 95.'
+    name='original',
+    original=True,
+    description='All pixels: the file itself where it is an upright JPEG.',
   ),
 ]
 

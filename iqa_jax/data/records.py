@@ -12,7 +12,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from iqa_jax import labels
 from iqa_jax.data import geometry, images
@@ -109,8 +109,9 @@ def from_file(
 
   Args:
     path: the file.
-    original: keep the file's own pixels; `affine` still says where the
-      prepared frame lies. Default: crop to the field, pad, resize to `SIZE`.
+    original: keep all pixels, of an upright JPEG its very bytes; `affine`
+      still says where the prepared frame lies. Default: crop to the field,
+      pad, resize to `SIZE`.
     **metadata: fields of `METADATA`; the rest is unknown.
 
   Raises:
@@ -120,17 +121,29 @@ def from_file(
   sx, sy = photograph.scale
   prepared = geometry.prepare(photograph.pixels, SIZE)
   affine = np.diag([sx, sy]) @ prepared.affine
-  stored = photograph.pixels if original else prepared.image
+  if original:
+    stored = _own_bytes(path) or encode(photograph.pixels)
+  else:
+    stored = encode(prepared.image)
   return {
     **METADATA,
     **metadata,
-    'image': encode(stored),
+    'image': stored,
     'field_found': int(prepared.field.found),
     'affine': affine,
     'size': SIZE,
     'height': photograph.height,
     'width': photograph.width,
   }
+
+
+def _own_bytes(path) -> io.BytesIO | None:
+  """Returns a file's bytes if they are what the pipeline decodes."""
+  with Image.open(path) as image:
+    upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    if image.format == 'JPEG' and image.mode in ('RGB', 'L') and upright:
+      return io.BytesIO(pathlib.Path(path).read_bytes())
+  return None
 
 
 def encode(pixels: np.ndarray) -> io.BytesIO:

@@ -180,8 +180,10 @@ def test_errors_say_what_to_do(tmp_path):
 def test_original_keeps_the_pixels(tmp_path, download):
   source = open_eyeq(tmp_path, builder_config='original')
   assert source.table['original'].all()
-  i = list(source.table['image_id']).index('13_right')
-  [image] = source.images(np.array([i]))
+  names = list(source.table['image_id'])
+  [record] = source.read(np.array([names.index('10_left')]))
+  assert (download / 'train/10_left.jpeg').read_bytes() in record
+  [image] = source.images(np.array([names.index('13_right')]))
   expected = images.read(download / 'test/13_right.png').pixels
   assert np.abs(image.astype(int) - expected).mean() < 2
 

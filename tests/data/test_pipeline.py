@@ -282,18 +282,24 @@ def test_a_batch_that_does_not_divide_is_refused(source):
     collect(source, plan, process_count=3)
 
 
-def test_raw_photographs_are_prepared_like_records(tmp_path):
+@pytest.mark.parametrize('orientation', [1, 6])
+def test_raw_photographs_are_prepared_like_records(tmp_path, orientation):
   """`original` records, cropped in the pipeline, against geometry.prepare."""
   from PIL import Image
   import tensorflow as tf
 
-  from iqa_jax.data import geometry
+  from iqa_jax.data import geometry, images
 
   drawn = photograph.draw(2, 400, distractors=False).image
   frame = np.zeros((600, 900, 3), np.uint8)
   frame[100:500, 250:650] = drawn
-  Image.fromarray(frame).save(tmp_path / 'a.jpg', quality=95)
-  record = records.from_file(tmp_path / 'a.jpg', original=True)
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  path = tmp_path / 'a.jpg'
+  Image.fromarray(frame).save(path, quality=95, exif=exif)
+  record = records.from_file(path, original=True)
+  stored = record['image'].getvalue()
+  assert (stored == path.read_bytes()) == (orientation == 1)
   table = {
     'affine': record['affine'][None],
     'size': np.array([record['size']]),
@@ -303,7 +309,7 @@ def test_raw_photographs_are_prepared_like_records(tmp_path):
   box = pipeline._boxes(table, np.array([0]))[0]
   assert record['field_found']
   for size in (64, 224):
-    image = pipeline._decode(tf, record['image'].getvalue(), box, size)
+    image = pipeline._decode(tf, stored, box, size)
     image = pipeline._resize(tf, image, size).numpy().astype(int)
-    expected = geometry.prepare(frame, size).image
+    expected = geometry.prepare(images.read(path).pixels, size).image
     assert np.abs(image - expected).mean() < 2.5
