@@ -169,7 +169,8 @@ def proportion(hit: np.ndarray, patient: np.ndarray) -> Entry:
   if not len(hit):
     note = 'no image'
   elif len(np.unique(patient)) < intervals.FEW:
-    note = f'{TOO_SMALL}: {len(np.unique(patient))} patients'
+    count = len(np.unique(patient))
+    note = f'{TOO_SMALL}: {count} patient{"" if count == 1 else "s"}'
   elif high - low > intervals.WIDE:
     note = IMPRECISE
   return {**entry(value, low, high, note), 'n': len(hit)}

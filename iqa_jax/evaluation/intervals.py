@@ -412,7 +412,11 @@ def too_small(truth: np.ndarray, patient: np.ndarray) -> str:
     'adequate images': int((truth == 0).sum()),
     'patients': len(np.unique(patient)),
   }
-  few = [f'{n} {what}' for what, n in counts.items() if n < FEW]
+  few = [
+    f'{n} {what[:-1] if n == 1 else what}'
+    for what, n in counts.items()
+    if n < FEW
+  ]
   return ', '.join(few)
 
 
