@@ -22,7 +22,7 @@ from absl import app, flags
 
 _TRAIN = flags.DEFINE_integer('train', 2000, 'photographs to learn from')
 _TEST = flags.DEFINE_integer('test', 600, 'photographs to test on')
-_SIZE = flags.DEFINE_integer('size', 64, 'side in pixels')
+_SIZE = flags.DEFINE_integer('field_size', 64, 'side in pixels')
 _EPOCHS = flags.DEFINE_integer('epochs', 20, 'of every head')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'runs of every head')
 _NEAR = flags.DEFINE_float('near', 0.25, 'what counts as near, in DD')

@@ -16,6 +16,7 @@ training set, over patients; the test split chooses nothing.
 """
 
 import pathlib
+from typing import Any
 
 from absl import app, flags
 
@@ -23,7 +24,7 @@ _EYEQ = flags.DEFINE_string('eyeq', None, 'folder of EyeQ, as downloaded')
 _WEIGHTS = flags.DEFINE_string('weights', None, 'VGG16 trunk to freeze')
 _CACHE = flags.DEFINE_string('cache', None, 'folder for the features')
 _SIMULATED = flags.DEFINE_integer('simulated', 600, 'photographs to draw')
-_SIZE = flags.DEFINE_integer('size', 224, 'side in pixels')
+_SIZE = flags.DEFINE_integer('image_size', 224, 'side in pixels')
 _FIRST_SEED = 5_000_000  # apart from every split of fundus_sim
 _COPIES = 2  # faulty copies of each real Good training photograph
 
@@ -57,13 +58,14 @@ def main(argv):
     print(line)
 
 
-def report(sets):
+def report(sets, resamples=2000):
   """Yields the table, one line a model.
 
   Args:
     sets: of 'simulated', 'train', 'faulty' and 'test': dicts of features
       'trunk' and 'colour' [n, k], 'grade' [n] (0 Good, 1 Usable, 2 Reject;
       simulated ones 0 or 2) and 'patient' [n].
+    resamples: of the bootstrap.
   """
   import numpy as np
 
@@ -88,19 +90,19 @@ def report(sets):
   for kind in ('trunk', 'colour'):
     for name, training in trainings.items():
       score = _fit(training, kind)
-      yield f'{kind:7s} {name:30s} {_aucs(score(test[kind]), test)}'
+      yield f'{kind:7s} {name:30s} {_aucs(score(test[kind]), test, resamples)}'
       if name == 'simulated only':
         # No label of it was used, so the training split may test as well.
         everyone = joined('train', 'test')
         yield (
           f'{kind:7s} {"  the same on all real":30s} '
-          f'{_aucs(score(everyone[kind]), everyone)}'
+          f'{_aucs(score(everyone[kind]), everyone, resamples)}'
         )
         # Unlabelled real photographs say how each feature is spread.
         adapted = _fit(training, kind, unlabelled=real[kind])
         yield (
           f'{kind:7s} {"  scaled by unlabelled real":30s} '
-          f'{_aucs(adapted(test[kind]), test)}'
+          f'{_aucs(adapted(test[kind]), test, resamples)}'
         )
 
 
@@ -131,7 +133,7 @@ def _fit(training, kind, unlabelled=None):
   return lambda other: search.decision_function((other - mean) / deviation)
 
 
-def _aucs(score, test) -> str:
+def _aucs(score, test, resamples) -> str:
   from iqa_jax.evaluation import intervals
 
   grade = test['grade']
@@ -141,7 +143,9 @@ def _aucs(score, test) -> str:
     ('rest/Good', grade >= 0, grade > 0),
   ):
     low, value, high = intervals_of(
-      score[keep], truth[keep], intervals.Resamples(test['patient'][keep])
+      score[keep],
+      truth[keep],
+      intervals.Resamples(test['patient'][keep], resamples),
     )
     cells.append(f'{title} {value:.3f} ({low:.3f}-{high:.3f})')
   return '  '.join(cells)
@@ -194,7 +198,7 @@ def _real(split):
   from iqa_jax.data import geometry, images
   from iqa_jax.data.eyeq import labels
 
-  folder = pathlib.Path(_EYEQ.value)
+  folder = pathlib.Path(str(_EYEQ.value))
   found, insides, grade, patient = [], [], [], []
   for row in labels.read(folder / f'Label_EyeQ_{split}.csv'):
     paths = sorted((folder / split).glob(f'{row.image_id}.*'))
@@ -248,7 +252,7 @@ def _trunk_features(images, name):
 
   @jax.jit
   def pooled(batch):
-    maps = model.apply(
+    maps: Any = model.apply(
       variables, models.normalize(batch), stop='block5_pool', train=False
     )
     return maps.mean((1, 2))
