@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+from absl.testing import flagsaver
 import numpy as np
 import pytest
 from scipy import stats
@@ -10,6 +11,11 @@ from sklearn import metrics as sk
 
 from iqa_jax import cross_validate, run_directory
 from iqa_jax.evaluation import evaluate, folds
+
+# ml_collections loads configuration files by what Python has deprecated.
+ML_COLLECTIONS = pytest.mark.filterwarnings(
+  'ignore:the load_module:DeprecationWarning'
+)
 
 
 @pytest.fixture
@@ -91,6 +97,58 @@ def test_damage_is_named(five, tmp_path):
   path.write_text('image_id,verdict\na,maybe\n')
   with pytest.raises(run_directory.RunDirectoryError, match='fold_3'):
     folds.pool(workdir, 5, config)
+
+
+@pytest.fixture
+def command(monkeypatch):
+  """Returns call(arguments, codes) -> exit code and the folds' commands."""
+
+  def call(arguments, codes):
+    ran = []
+
+    def run(line, check):
+      ran.append(line)
+      return subprocess.CompletedProcess(line, codes[len(ran) - 1])
+
+    argv = ['cross_validate', *arguments]
+    monkeypatch.setattr(sys, 'argv', argv)
+    monkeypatch.setattr(cross_validate.subprocess, 'run', run)
+    with flagsaver.flagsaver():
+      rest = cross_validate._parse(argv)
+      return cross_validate.main(rest), ran
+
+  return call
+
+
+@ML_COLLECTIONS
+def test_the_command_runs_every_fold_then_pools(five, command, capsys):
+  workdir, *_ = five()
+  arguments = ['--config=demo', f'--workdir={workdir}', '--config.seed=3']
+  code, ran = command(arguments, [0] * 5)
+  assert code == 0
+  for k, line in enumerate(ran):
+    assert line[1:3] == ['-m', 'iqa_jax.main']
+    assert line[4:] == [
+      '--config.seed=3',
+      f'--config.data.fold={k}',
+      f'--workdir={workdir}/fold_{k}',
+    ]
+    assert line[3].startswith('--config=') and 'demo' in line[3]
+  assert len(ran) == 5
+  assert '5 folds; positive class: Inadequate' in capsys.readouterr().out
+  result = run_directory.read_json(workdir / 'metrics.json')
+  assert result['splits']['pooled']['verdict']['n'] == 500
+
+
+@ML_COLLECTIONS
+def test_the_command_stops_where_a_fold_does(command, tmp_path, capsys):
+  arguments = ['--config=demo', f'--workdir={tmp_path}']
+  assert command(arguments, [0, 143])[0] == 143
+  # Killed outright: the shell's convention.
+  assert command(arguments, [-9])[0] == 137
+  code, ran = command([*arguments, '--folds=1,3'], [0, 0])
+  assert code == 0 and len(ran) == 2
+  assert 'not pooled yet: folds [0, 1, 2, 3, 4]' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('command', ['score', 'cross_validate'])
