@@ -36,8 +36,8 @@ def main(argv):
     raise app.UsageError('nothing but flags')
   train = draw(_FIRST_SEED, _TRAIN.value, _SIZE.value)
   test = draw(_FIRST_SEED + 500_000, _TEST.value, _SIZE.value)
-  for head in HEADS:
-    for seed in range(_SEEDS.value):
+  for seed in range(_SEEDS.value):
+    for head in HEADS:
       predict = fit(head, train, seed, _EPOCHS.value)
       print(f'{head:12s} seed {seed}  {judge(predict(test), test)}', flush=True)
 
