@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import resource
 import socket
 import subprocess
 import sys
@@ -20,18 +19,17 @@ def start(workdir, *arguments, devices=1, cache=None, largest_file=None):
     environment['JAX_COMPILATION_CACHE_DIR'] = str(cache)
     environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     environment['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
-
-  def limit():
+  command = [sys.executable, str(DRIVER), str(workdir), *map(str, arguments)]
+  if largest_file is not None:
     # As a full disk does, this fails the writing of files, wherever it happens.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file,) * 2)
-
+    limit = f'ulimit -f {largest_file // 1024}; exec "$@"'
+    command = ['bash', '-c', limit, 'bash', *command]
   return subprocess.Popen(
-    [sys.executable, str(DRIVER), str(workdir), *map(str, arguments)],
+    command,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
     env=environment,
-    preexec_fn=limit if largest_file else None,
   )
 
 
