@@ -272,9 +272,11 @@ def _pyramid(values, weights):
   known = weights > 0
   x = jnp.where(known, mean, x)
   norm = _neighbours(jnp.ones((1, height, width, 1)))
-  for _ in range(_SMOOTHING):
-    x = jnp.where(known, mean, _neighbours(x) / norm)
-  return x
+
+  def sweep(_, x):
+    return jnp.where(known, mean, _neighbours(x) / norm)
+
+  return jax.lax.fori_loop(0, _SMOOTHING, sweep, x)
 
 
 def energy(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
