@@ -50,6 +50,9 @@ def peer(monkeypatch, tmp_path):
   """A peer's module in a tree of its own, run by this interpreter."""
   folder = tmp_path / 'tests' / 'benchmarks'
   folder.mkdir(parents=True)
+  # Regular packages, or an installed checkout's `tests` comes first.
+  (folder / '__init__.py').touch()
+  (folder.parent / '__init__.py').touch()
   shutil.copy(common.__file__, folder)
   (folder / 'peer_of_the_test.py').write_text("""
 import time

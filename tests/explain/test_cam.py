@@ -121,7 +121,9 @@ def test_each_image_is_explained_as_if_alone(name):
   for i in range(len(images)):
     alone = explain(variables, images[i : i + 1], targets[i : i + 1])
     for method in cam.METHODS:
-      _agree(together.maps[method][i], alone.maps[method][0], 1e-6)
+      # 1e-6 but for rounding: XLA adds in another order on a busy machine, and
+      # 1.1e-6 was seen there.
+      _agree(together.maps[method][i], alone.maps[method][0], 3e-6)
   # And the target matters: another one gives another map.
   other = explain(variables, images, 1 - np.minimum(targets, 1))
   assert not np.allclose(together.maps['gradcam'], other.maps['gradcam'])

@@ -604,22 +604,28 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
 def test_flags_offer_what_there_is():
   """They are spelt out there, so that --help needs no import."""
-  from absl import flags
-
-  from iqa_jax import export_heatmaps  # noqa: F401
   from iqa_jax.explain import overlay
 
-  def choices(name):
-    return tuple(flags.FLAGS[name].parser.enum_values)
-
-  assert choices('method') == cam.METHODS
-  assert choices('colors') == overlay.COLORS
-  assert choices('scaling') == export.SCALINGS
-  assert tuple(flags.FLAGS['outputs'].default) == export.DEFAULT_OUTPUTS
+  # In a process of its own: other commands define flags of the same names.
+  code = (
+    'import json\nfrom absl import flags\n'
+    'from iqa_jax import export_heatmaps\n'
+    'print(json.dumps({n: [flags.FLAGS[n].default, '
+    'getattr(flags.FLAGS[n].parser, "enum_values", None)] '
+    'for n in flags.FLAGS}))'
+  )
+  shown = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  defined = json.loads(shown.stdout)
+  assert tuple(defined['method'][1]) == cam.METHODS
+  assert tuple(defined['colors'][1]) == overlay.COLORS
+  assert tuple(defined['scaling'][1]) == export.SCALINGS
+  assert tuple(defined['outputs'][0]) == export.DEFAULT_OUTPUTS
   defaults = {f.name: f.default for f in dataclasses.fields(export.Options)}
   for name in ('opacity', 'quality', 'sheet_limit', 'sheet_page', 'memory_gb',
                'num_shards', 'batch_size', 'workers', 'max_side'):  # fmt: skip
-    assert flags.FLAGS[name].default == defaults[name], name
+    assert defined[name][0] == defaults[name], name
 
 
 def test_export_needs_no_tensorflow(workdir, photographs, tmp_path):
