@@ -228,6 +228,20 @@ def resolve_arguments(argv: list[str]) -> list[str]:
   return resolved
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses a command line that has --config; a flags parser of absl's app.
+
+  Exits with a message that names the nearest field where one is mistyped.
+  """
+  from absl import app
+
+  try:
+    return app.parse_flags_with_usage(resolve_arguments(argv))
+  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    # ml_collections names the nearest field, in a traceback.
+    sys.exit(f'{argv[0]}: a --config argument is wrong: {error}')
+
+
 def _plain(value):
   if isinstance(value, ml_collections.ConfigDict):
     return {key: _plain(value[key]) for key in value}

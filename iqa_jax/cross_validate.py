@@ -105,12 +105,5 @@ def _handed_on(arguments: list[str]) -> list[str]:
   return kept
 
 
-def _parse(argv: list[str]) -> list[str]:
-  try:
-    return app.parse_flags_with_usage(config_lib.resolve_arguments(argv))
-  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-    sys.exit(f'{argv[0]}: a --config argument is wrong: {error}')
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=config_lib.parse_flags)

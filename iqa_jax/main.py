@@ -16,7 +16,6 @@ explains, 130 or 143 interrupted (SIGINT, SIGTERM) and ready to resume.
 """
 
 import os
-import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -86,13 +85,5 @@ def main(argv: list[str]) -> int:
   )
 
 
-def _parse(argv: list[str]) -> list[str]:
-  try:
-    return app.parse_flags_with_usage(config_lib.resolve_arguments(argv))
-  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-    # ml_collections names the nearest field, in a traceback.
-    sys.exit(f'{argv[0]}: a --config argument is wrong: {error}')
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=config_lib.parse_flags)

@@ -340,15 +340,23 @@ def to_original(
   result = np.zeros(shape, np.float32)
   if not len(in_x) or not len(in_y):
     return result
-  rows = _interpolation(y[in_y] * h, h)
-  columns = _interpolation(x[in_x] * w, w)
+  rows = interpolation(y[in_y] * h, h)
+  columns = interpolation(x[in_x] * w, w)
   laid = rows @ values.astype(np.float32) @ columns.T
   result[in_y[0] : in_y[-1] + 1, in_x[0] : in_x[-1] + 1] = laid
   return result
 
 
-def _interpolation(at: np.ndarray, count: int) -> np.ndarray:
-  """Returns the float32 [len(at), count] weights of linear interpolation."""
+def interpolation(at: np.ndarray, count: int) -> np.ndarray:
+  """Returns the weights of linear interpolation between cell centres.
+
+  Args:
+    at: float [n], continuous coordinates (the centre of cell i is i + 0.5).
+    count: number of cells.
+
+  Returns:
+    float32 [n, count]; rows sum to 1, and the edge cells go on outside.
+  """
   position = np.clip(at - 0.5, 0, count - 1)
   lower = np.minimum(position.astype(int), max(count - 2, 0))
   upper = np.minimum(lower + 1, count - 1)

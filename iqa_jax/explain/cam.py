@@ -36,6 +36,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from iqa_jax.data import geometry
+
 METHODS = (
   'gradcam',
   'gradcampp',
@@ -287,21 +289,11 @@ def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   As OpenCV's INTER_LINEAR: pixels are areas, edges repeat, no antialiasing.
   """
   maps = np.asarray(maps, np.float32)
-  rows = _bilinear(maps.shape[-2], size[0])
-  columns = _bilinear(maps.shape[-1], size[1])
+  rows, columns = (
+    geometry.interpolation((np.arange(new) + 0.5) * (old / new), old)
+    for old, new in zip(maps.shape[-2:], size, strict=True)
+  )
   return rows @ maps @ columns.T
-
-
-def _bilinear(length: int, new: int) -> np.ndarray:
-  """Returns the weights [new, length] of a linear interpolation."""
-  at = (np.arange(new) + 0.5) * (length / new) - 0.5
-  at = np.clip(at, 0, length - 1)
-  below = np.minimum(at.astype(int), max(length - 2, 0))
-  share = at - below
-  weights = np.zeros((new, length), np.float32)
-  weights[np.arange(new), below] = 1 - share
-  weights[np.arange(new), np.minimum(below + 1, length - 1)] += share
-  return weights
 
 
 def _stretch(maps):

@@ -583,14 +583,9 @@ def test_signals_leave_a_manifest_and_go_on(workdir, tmp_path, number):
   assert again.statuses == {'ok': 120}
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
-  code = (
-    'import sys, runpy; sys.argv = ["x", "--help"]\n'
-    'try: runpy.run_module("iqa_jax.export_heatmaps", run_name="__main__")\n'
-    'except SystemExit: pass\n'
-    'print(sorted({"jax", "tensorflow", "numpy", "PIL"} & set(sys.modules)))'
-  )
-  out = subprocess.run(
+def _output_of(code: str) -> str:
+  """Returns what Python code prints in a process of its own."""
+  return subprocess.run(
     [sys.executable, '-c', code],
     env=material.environment(),
     cwd=material.ROOT,
@@ -598,6 +593,16 @@ def test_help_is_quick_and_imports_nothing_heavy():
     text=True,
     check=True,
   ).stdout
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+  code = (
+    'import sys, runpy; sys.argv = ["x", "--help"]\n'
+    'try: runpy.run_module("iqa_jax.export_heatmaps", run_name="__main__")\n'
+    'except SystemExit: pass\n'
+    'print(sorted({"jax", "tensorflow", "numpy", "PIL"} & set(sys.modules)))'
+  )
+  out = _output_of(code)
   assert out.strip().endswith('[]')
   assert '--num_shards' in out
 
@@ -614,10 +619,7 @@ def test_flags_offer_what_there_is():
     'getattr(flags.FLAGS[n].parser, "enum_values", None)] '
     'for n in flags.FLAGS}))'
   )
-  shown = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True, check=True
-  )
-  defined = json.loads(shown.stdout)
+  defined = json.loads(_output_of(code))
   assert tuple(defined['method'][1]) == cam.METHODS
   assert tuple(defined['colors'][1]) == overlay.COLORS
   assert tuple(defined['scaling'][1]) == export.SCALINGS
@@ -637,12 +639,5 @@ def test_export_needs_no_tensorflow(workdir, photographs, tmp_path):
     'print(sorted({"tensorflow", "orbax", "matplotlib", "sklearn"} & '
     'set(sys.modules)))'
   )
-  out = subprocess.run(
-    [sys.executable, '-c', code],
-    env=material.environment(),
-    cwd=material.ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-  ).stdout
+  out = _output_of(code)
   assert out.strip() == '[]'
