@@ -66,6 +66,7 @@ def default() -> ml_collections.ConfigDict:
   c.model = ml_collections.ConfigDict()
   c.model.name = 'resnet50'  # resnet50 | vgg16 (iqa_jax.models lists them)
   c.model.head = 'linear'  # linear|standardized|mlp|imagenet (models/heads.py)
+  c.model.last = ''  # feature point that the head follows; '' = the last one
   c.model.width = 1.0  # multiplies every channel count
   c.model.depth = 1.0  # multiplies the blocks of every stage
   c.model.dropout = 0.5  # of the mlp and imagenet heads

@@ -37,6 +37,7 @@ def create(
   num_outputs: int,
   *,
   head: str = 'linear',
+  last: str | None = None,
   width: float = 1.0,
   depth: float = 1.0,
   dropout: float = 0.5,
@@ -49,6 +50,8 @@ def create(
     name: one of `names()`.
     num_outputs: number of logits.
     head: 'linear', 'mlp' or 'imagenet' (see heads.py).
+    last: the feature point that the head follows, what lies beyond it is left
+      out; None or '' for the backbone's last.
     width: multiplies every channel count.
     depth: multiplies the layers of every stage.
     dropout: rate after the head's hidden layers.
@@ -56,7 +59,7 @@ def create(
     axis_name: pmap axis over which BatchNorm statistics are shared.
 
   Raises:
-    ValueError: there is no such backbone, head or compute type.
+    ValueError: there is no such backbone, point, head or compute type.
   """
   if name not in _BACKBONES:
     raise ValueError(f'model {name!r} is none of {", ".join(names())}')
@@ -65,6 +68,8 @@ def create(
   backbone = _BACKBONES[name](
     width=width, depth=depth, dtype=jnp.dtype(dtype), axis_name=axis_name
   )
+  if last and last not in backbone.points:
+    raise ValueError(f'last {last!r} is none of {", ".join(backbone.points)}')
   if head == 'imagenet':
     shape = backbone.imagenet_head
   elif head in heads.KINDS:
@@ -83,6 +88,7 @@ def create(
       dropout=dropout,
       dtype=jnp.dtype(dtype),
     ),
+    last or None,
   )
 
 
@@ -98,6 +104,7 @@ def from_config(
     c.name,
     num_outputs,
     head=c.head,
+    last=c.last,
     width=c.width,
     depth=c.depth,
     dropout=c.dropout,

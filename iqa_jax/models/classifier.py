@@ -22,20 +22,26 @@ class Classifier(nn.Module):
     backbone: a module with `points`, `default_layer`, `dtype` and
       `__call__(x, point, train=, mask=)`.
     head: what follows the last point.
+    last: the backbone's point that the head follows; None for its last one.
   """
 
   backbone: nn.Module
   head: heads.Head
+  last: str | None = None
 
   @property
   def points(self) -> tuple[str, ...]:
     """The names of the feature points, in order."""
-    return self.backbone.points
+    points = self.backbone.points
+    return points[: points.index(self.last) + 1] if self.last else points
 
   @property
   def default_layer(self) -> str:
     """The point that explanations look at unless told otherwise."""
-    return self.backbone.default_layer
+    if not self.last:
+      return self.backbone.default_layer
+    before = self.last.removesuffix('_pool')
+    return before if before in self.points else self.last
 
   def __call__(
     self,

@@ -63,8 +63,8 @@ def load(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Replaces a model's variables by those of a checkpoint.
 
-  The backbone must match tensor by tensor. The head is loaded when the
-  checkpoint has one of the same kind; its last layer is left as it is when the
+  The backbone must match tensor by tensor, up to the model's last point. The
+  head is loaded when the checkpoint has one of the same kind after that point; its last layer is left as it is when the
   number of outputs differs, and the whole head when the checkpoint has none or
   another kind.
 
@@ -104,7 +104,7 @@ def load(
       f'tags {", ".join(TAGS)}'
     )
   record['file'] = str(path.absolute())
-  fitting, others = _fit(path, named, flat, model.head.kind)
+  fitting, others = _fit(path, named, flat, model)
   record.update(
     loaded=sorted(fitting),
     initialised=sorted(flat.keys() - fitting.keys()),
@@ -265,7 +265,7 @@ def _fit(
   path: pathlib.Path,
   named: dict[str, Any],
   flat: dict[str, Any],
-  kind: str,
+  model: models.Classifier,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Returns the tensors that replace the model's, and the names of the rest."""
   fitting: dict[str, np.ndarray] = {}
@@ -273,13 +273,18 @@ def _fit(
   unexpected: list[str] = []
   misshaped: list[str] = []
   last = {f'params/head/logits/{leaf}' for leaf in ('kernel', 'bias')}
+  beyond = set(model.backbone.points) - set(model.points)
+  cut = any(ours.split('/')[2] in beyond for ours in named)
   for ours, (name, value) in named.items():
     collection, part, layer = ours.split('/', 2)
     if part in (*heads.KINDS, 'imagenet'):
-      if part != kind:
+      if part != model.head.kind or cut:
         unused.append(name)
         continue
       ours = f'{collection}/head/{layer}'
+    elif layer.split('/')[0] in beyond:
+      unused.append(name)
+      continue
     if ours not in flat:
       unexpected.append(name)
     elif value.shape == flat[ours].shape:

@@ -230,6 +230,16 @@ def test_runs_from_any_point_to_any_point(name, head):
   assert model.default_layer in model.points
 
 
+@pytest.mark.parametrize(
+  'last, layer', [('block4_pool', 'block4'), ('block3', 'block3')]
+)
+def test_a_shortened_network_ends_and_explains_at_its_last_point(last, layer):
+  model = models.create('vgg16', 2, last=last, **SMALL)
+  assert (model.points[-1], model.default_layer) == (last, layer)
+  variables = models.init(model, jax.random.key(0), 64)
+  assert 'block5' not in variables['params']['backbone']
+
+
 def test_names_what_is_wrong():
   model, _ = built('vgg16', 2, 'linear', **SMALL)
   variables = models.init(model, jax.random.key(0), 32)
@@ -248,6 +258,8 @@ def test_names_what_is_wrong():
     models.create('vgg16', 2, head='dense')
   with pytest.raises(ValueError, match='float16'):
     models.create('vgg16', 2, dtype='float16')
+  with pytest.raises(ValueError, match="last 'stage3' is none of block1, "):
+    models.create('vgg16', 2, last='stage3')
 
 
 def test_multipliers_and_config():

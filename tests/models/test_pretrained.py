@@ -107,6 +107,41 @@ def test_a_new_head_on_a_published_trunk(name, tmp_path):
       assert 'fc.weight' in record['unused']
 
 
+@pytest.mark.parametrize(
+  'name, last', [('vgg16', 'block4_pool'), ('resnet50', 'stage3')]
+)
+def test_a_shortened_trunk_takes_the_layers_that_it_has(name, last, tmp_path):
+  tensors = checkpoint(name)
+  path = save(tensors, tmp_path / 'published.safetensors')
+  whole = models.create(name, 2, **SMALL)
+  short = models.create(name, 2, last=last, **SMALL)
+  key = jax.random.key(0)
+  loaded, _ = pretrained.load(path, whole, models.init(whole, key, 64))
+  cut, record = pretrained.load(path, short, models.init(short, key, 64))
+  beyond = {'vgg16': 'features.24.weight', 'resnet50': 'layer4.0.conv1.weight'}
+  assert beyond[name] in record['unused']
+  # The file's dense layers follow another map than the new head does.
+  assert {p.split('/')[1] for p in record['initialised']} == {'head'}
+  images = reference.images(64, 64)
+  expected = whole.apply(loaded, images, stop=last)
+  np.testing.assert_array_equal(short.apply(cut, images, stop=last), expected)
+  logits = short.apply(cut, images)
+  head = cut['params']['head']['logits']
+  pooled = expected.mean((1, 2)) @ head['kernel'] + head['bias']
+  np.testing.assert_allclose(logits, pooled, rtol=1e-5, atol=1e-6)
+
+  # Its own run directory gives all of it back, head included.
+  config = {'model': {'name': name, 'head': 'linear', 'last': last, **SMALL}}
+  run_directory.save_model(tmp_path / 'run', cut, {'config': config})
+  again, record = pretrained.load(
+    tmp_path / 'run', short, models.init(short, jax.random.key(1), 64)
+  )
+  jax.tree.map(np.testing.assert_array_equal, again, cut)
+  assert record['unused'] == []
+  with pytest.raises(pretrained.WeightsError, match='missing|mis-shaped'):
+    pretrained.load(tmp_path / 'run', whole, loaded)
+
+
 def test_timm_s_vgg16_equals_torchvision_s(tmp_path):
   tensors = checkpoint('vgg16')
   timm = {}
