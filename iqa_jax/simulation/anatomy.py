@@ -23,7 +23,8 @@ class Vessel:
 
   Attributes:
     points: float [n, 2], in DD.
-    widths: float [n], calibre in DD; a central vein's is 0.12.
+    widths: float [n], calibre in DD; at the disc an arcade's vein has 0.14,
+      its artery 0.11.
     is_vein: veins are darker and wider than arteries.
     arcade: 'superior' or 'inferior' for the temporal trunks, else ''.
   """
@@ -82,12 +83,10 @@ def _grow_vessels(rng, fovea) -> tuple[Vessel, ...]:
     for up in (-1, 1):
       trunks.append(_arcade(rng, fovea, up, is_vein, tortuosity))
       trunks.append(_nasal(rng, up, is_vein, tortuosity))
-  branches = []
-  for trunk in trunks:
-    reach = 3.6 if trunk.arcade else 2.2
-    branches += _branches(rng, [trunk], fovea, 8, 0.62, reach, tortuosity)
-  twigs = _branches(rng, branches, fovea, 2, 0.6, 1.0, tortuosity)
-  tips = _branches(rng, twigs, fovea, 1, 0.6, 0.6, tortuosity)
+  reach = [3.6 if trunk.arcade else 2.4 for trunk in trunks]
+  branches = _branches(rng, trunks, fovea, 7, 0.5, reach, tortuosity)
+  twigs = _branches(rng, branches, fovea, 3, 0.6, 1.5, tortuosity)
+  tips = _branches(rng, twigs, fovea, 2, 0.7, 0.8, tortuosity)
   return tuple(tips + twigs + branches + trunks)
 
 
@@ -101,8 +100,8 @@ def _arcade(rng, fovea, up, is_vein, tortuosity) -> Vessel:
   x = fovea[0] * t ** rng.uniform(1.5, 1.8) - 0.12 * np.sin(np.pi * t)
   y += fovea[1] * np.minimum(t, 1)
   points = np.stack([x, y], 1) + _wander(rng, n, 0.035 * tortuosity)
-  start = 0.13 if is_vein else 0.095
-  widths = start * rng.uniform(0.9, 1.1) * np.linspace(1, 0.5, n)
+  start = 0.14 if is_vein else 0.11
+  widths = start * rng.uniform(0.9, 1.1) * (0.3 + 0.7 * np.exp(-1.4 * t))
   return Vessel(points, widths, is_vein, 'superior' if up < 0 else 'inferior')
 
 
@@ -115,17 +114,16 @@ def _nasal(rng, up, is_vein, tortuosity) -> Vessel:
   y = up * length * (np.sin(spread) * t + 0.12 * np.sin(np.pi * t))
   points = np.stack([x, y], 1) + _wander(rng, n, 0.04 * tortuosity)
   start = 0.1 if is_vein else 0.075
-  return Vessel(points, start * np.linspace(1, 0.4, n), is_vein)
+  return Vessel(points, start * np.linspace(1, 0.35, n), is_vein)
 
 
 def _wander(rng, n, size) -> np.ndarray:
   """Returns smooth random offsets [n, 2] that begin at zero."""
-  knots = np.cumsum(rng.normal(size=(n // 6 + 3, 2)), axis=0) * size
-  at = np.linspace(0, len(knots) - 1.001, n)
-  low = at.astype(int)
-  share = (at - low)[:, None]
-  share = share * share * (3 - 2 * share)
-  path = knots[low] * (1 - share) + knots[low + 1] * share
+  waves = np.arange(1, 8)
+  height = rng.normal(0, 1.4 * size, (2, 7)) / waves
+  phase = rng.uniform(0, 2 * np.pi, (2, 7, 1))
+  turns = 2 * np.pi * waves[:, None] * np.linspace(0, 1, n)
+  path = (height[..., None] * np.sin(turns + phase)).sum(1).T
   return path - path[0]
 
 
@@ -133,43 +131,51 @@ def _branches(
   rng, parents, fovea, per_parent, ratio, reach, tortuosity
 ) -> list[Vessel]:
   """Grows the side branches of all parents at once."""
-  origin, heading, width, vein = [], [], [], []
-  for parent in parents:
-    n = len(parent.points)
-    count = int(rng.integers(max(per_parent - 1, 1), per_parent + 2))
-    at = np.maximum(np.sort(rng.integers(n // 6, n, count)), 1)
-    sides = np.where(np.arange(count) % 2, 1.0, -1.0) * rng.choice([-1, 1])
-    along = parent.points[at] - parent.points[at - 1]
-    turned = sides * rng.uniform(0.45, 1.1, count)
-    origin.append(parent.points[at])
-    heading.append(np.arctan2(along[:, 1], along[:, 0]) + turned)
-    width.append(parent.widths[at] * ratio * rng.uniform(0.7, 1.1, count))
-    vein += [parent.is_vein] * count
-  k = len(vein)
-  points = np.empty((k, 1 + int(reach / _STEP), 2))
-  points[:, 0] = np.concatenate(origin)
-  angle = np.concatenate(heading)
-  starts = np.concatenate(width)
-  lengths = rng.uniform(0.35, 1.0, k) * reach
-  turn = rng.normal(0, 0.02, k)
-  jitter = rng.normal(0, 0.09 * tortuosity, (k, points.shape[1]))
-  for j in range(1, points.shape[1]):
+  sizes = np.array([len(parent.points) for parent in parents])
+  counts = rng.integers(max(per_parent - 1, 1), per_parent + 2, len(parents))
+  k = counts.sum()
+  owner = np.repeat(np.arange(len(parents)), counts)
+  first = sizes[owner] // 8
+  at = first + (rng.random(k) * (sizes[owner] - first)).astype(int)
+  at = np.maximum(at, 1) + (np.cumsum(sizes) - sizes)[owner]
+  stems = np.concatenate([parent.points for parent in parents])
+  calibres = np.concatenate([parent.widths for parent in parents])
+  ahead = stems[at] - stems[at - 1]
+  angle = np.arctan2(ahead[:, 1], ahead[:, 0])
+  turn = np.where(np.arange(k) % 2, 1.0, -1.0) * rng.uniform(0.4, 1.0, k)
+  starts = calibres[at] * ratio * rng.uniform(0.7, 1.1, k)
+  longest = np.broadcast_to(reach, len(parents))[owner]
+  steps = 1 + int(longest.max() / _STEP)
+  points = np.empty((k, steps, 2))
+  points[:, 0] = stems[at]
+  count = rng.uniform(0.4, 1.0, k) * longest / _STEP
+  # A branch leaves at an angle, bends back, and winds in waves.
+  along = np.arange(steps) * _STEP
+  bends = turn[:, None] * (0.4 + 0.6 * np.exp(-along / 0.35))
+  bends += rng.normal(0, 0.25, (k, 1)) * along
+  for wave in (0.45, 0.8, 1.5):
+    height = rng.normal(0, 0.16 * tortuosity, (k, 1))
+    phase = rng.uniform(0, 2 * np.pi, (k, 1))
+    bends += height * (np.sin(2 * np.pi * along / wave + phase) - np.sin(phase))
+  bends = np.diff(bends, axis=1, prepend=0)
+  for j in range(1, steps):
     here = points[:, j - 1]
     to_fovea = fovea - here
     far = np.hypot(to_fovea[:, 0], to_fovea[:, 1])
     # Vessels run towards the macula but bend away from the fovea itself.
     bearing = np.arctan2(to_fovea[:, 1], to_fovea[:, 0])
-    off = np.angle(np.exp(1j * (bearing - angle)))
-    pull = np.where(far < 0.55, -0.5, np.where(far < 2.2, 0.03, 0.0))
-    angle = angle + turn + jitter[:, j] + pull * np.sin(off)
-    points[:, j] = here + _STEP * np.stack([np.cos(angle), np.sin(angle)], 1)
-  count = np.maximum((lengths / _STEP).astype(int), 3)
+    pull = np.where(far < 0.55, -0.3, np.where(far < 2.2, 0.03, 0.0))
+    angle = angle + bends[:, j - 1] + pull * np.sin(bearing - angle)
+    points[:, j, 0] = here[:, 0] + _STEP * np.cos(angle)
+    points[:, j, 1] = here[:, 1] + _STEP * np.sin(angle)
   near = np.hypot(*np.moveaxis(points - fovea, -1, 0)) < 0.32
-  stop = np.where(near.any(1), np.maximum(near.argmax(1), 2), points.shape[1])
-  count = np.minimum(count, stop)
+  stop = np.where(near.any(1), np.maximum(near.argmax(1), 2), steps)
+  count = np.minimum(np.maximum(count.astype(int), 3), stop)
+  widths = 1 - 0.7 * np.arange(steps) / (count - 1)[:, None]
+  widths *= starts[:, None]
   return [
-    Vessel(path[:n], start * np.linspace(1, 0.45, n), is_vein)
-    for path, n, start, is_vein in zip(points, count, starts, vein, strict=True)
+    Vessel(points[i, :n], widths[i, :n], parents[owner[i]].is_vein)
+    for i, n in enumerate(count)
   ]
 
 

@@ -8,6 +8,7 @@ its presence alone gives nothing away. Lengths scale with the field's size.
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -60,10 +61,10 @@ def apply(
   if not 0 <= severity <= 1:
     raise ValueError(f'severity {severity} is not within 0 to 1')
   pixels, weight = _FAULTS[kind](image, _Frame(inside), float(severity), rng)
-  soft = inside[..., None]
-  pixels = np.where(soft, np.clip(np.rint(pixels), 0, 255), image)
+  pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+  pixels[~inside] = image[~inside]
   mask = np.where(inside, np.clip(weight, 0, 1), 0).astype(np.float32)
-  return pixels.astype(np.uint8), mask
+  return pixels, mask
 
 
 class _Frame:
@@ -83,7 +84,10 @@ class _Frame:
     self.centre = (cx, cy)
     self.x = ((np.arange(w, dtype=np.float32) - cx) / self.radius)[None, :]
     self.y = ((np.arange(h, dtype=np.float32) - cy) / self.radius)[:, None]
-    self.r = np.hypot(self.x, self.y)
+
+  @functools.cached_property
+  def r(self) -> np.ndarray:
+    return np.hypot(self.x, self.y)
 
   def ones(self) -> np.ndarray:
     return np.ones(self.shape, np.float32)
@@ -120,8 +124,11 @@ def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _blend(image, other, weight):
-  image = image.astype(np.float32)
-  return image + (other - image) * weight[..., None]
+  image, other = image.astype(np.float32), np.broadcast_to(other, image.shape)
+  for channel in range(3):
+    plane = image[..., channel]
+    plane += (other[..., channel] - plane) * weight
+  return image
 
 
 def _drawn(frame, paint, blur: float) -> np.ndarray:
@@ -166,61 +173,73 @@ def _under(image, frame, s, rng):
 
 
 def _over(image, frame, s, rng):
-  light = 1 - image.astype(np.float32) / 255
-  return 255 * (1 - np.clip(light * (1 - 1.3 * s) - 0.25 * s, 0, 1)), (
-    frame.ones()
-  )
+  """The sensor saturates: bright, pale, and flat, the darkest last."""
+  light = 1 - (1 - np.arange(256, dtype=np.float32) / 255) ** (1 + 2.6 * s)
+  light += 0.3 * s * (1 - light)
+  return 255 * light[image], frame.ones()
 
 
 def _uneven(image, frame, s, rng):
   ramp = _rise(
     frame.along(rng.uniform(0, 2 * np.pi)) - rng.uniform(-0.35, 0.1), 1.2
   )
-  gain = 1 - np.minimum(1.15 * s, 0.95) * ramp
+  gain = 1 - np.minimum(1.1 * s, 0.92) * ramp
   return image * gain[..., None], ramp
 
 
 def _haze(image, frame, s, rng):
-  """Light scattered by an opaque lens or cornea: bright, flat, bluish."""
-  tint = np.array([150, 150, 135], np.float32) * rng.uniform(0.7, 1.15)
-  tint = tint * rng.uniform(0.9, 1.1, 3).astype(np.float32)
-  patchy = 1 + 0.25 * smooth_noise(rng, frame.shape, 3)
+  """Light scattered by an opaque lens or cornea: flat, greyish, soft."""
+  tint = np.array([1, rng.uniform(0.8, 1.05), 0], np.float32)
+  tint[2] = tint[1] * rng.uniform(0.6, 1.1)
+  tint *= rng.uniform(45, 160)
+  patchy = 1 + 0.3 * smooth_noise(rng, frame.shape, 3)
   weight = np.clip(0.95 * s * patchy, 0, 0.97)
-  soft = _blurred(image, frame.radius * 0.012 * s)
+  soft = _blurred(image, frame.radius * 0.02 * s)
   return _blend(soft, tint, weight), frame.ones()
 
 
 def _rim_flare(image, frame, s, rng):
-  angle = rng.uniform(0, 2 * np.pi)
+  """A crescent or a ring of stray light, as wide as the eye is off."""
+  angle, lean = rng.uniform(0, 2 * np.pi), rng.uniform(-1.2, 0.3)
   turn = np.cos(np.arctan2(frame.y, frame.x) - float(angle))
-  depth = 0.08 + 0.4 * s
-  weight = _rise(frame.r - (1 - depth), depth) * _rise(turn - 0.2, 1.4)
-  tint = rng.choice([[255, 225, 170], [215, 235, 255], [255, 250, 240]])
-  strength = np.clip(weight * (0.35 + 1.2 * s), 0, 1)
+  depth = 0.08 + 0.5 * s
+  weight = _rise(frame.r - (1 - 0.5 * depth), depth) * _rise(turn - lean, 1.4)
+  tint = rng.choice(
+    [[255, 225, 170], [190, 225, 255], [255, 250, 240], [200, 215, 130]]
+  )
+  strength = np.clip(weight * (0.3 + 0.9 * s), 0, 1)
   return _blend(image, tint.astype(np.float32), strength), weight
 
 
 def _pupil_shadow(image, frame, s, rng):
-  """A small pupil lets light in through a part of the field only."""
-  angle, off = rng.uniform(0, 2 * np.pi), 0.25 + 0.5 * s
+  """A small pupil shades a side of the field, or its middle.
+
+  What is dark is not black: stray light veils it, often bluish.
+  """
+  angle = rng.uniform(0, 2 * np.pi)
+  if rng.random() < 0.5:
+    off, reach, sign = 0.25 + 0.5 * s, 1.35 - 0.65 * s, 1
+  else:
+    off, reach, sign = rng.uniform(0, 0.5), 0.15 + 0.4 * s, -1
   away = np.hypot(frame.x - off * np.cos(angle), frame.y - off * np.sin(angle))
-  shadow = _rise(away - (1.35 - 0.65 * s), 0.5)
-  gain = 1 - np.minimum(0.35 + s, 0.96) * shadow
-  return image * gain[..., None], shadow
+  shadow = _rise(sign * (away - reach), 0.6)
+  veil = np.array([22, 30, 36], np.float32) * rng.uniform(0.3, 1.6)
+  return _blend(image, veil, np.minimum(0.3 + 0.8 * s, 0.94) * shadow), shadow
 
 
 def _dust(image, frame, s, rng):
   weight = np.zeros(frame.shape, np.float32)
-  for _ in range(round(2 + 34 * s)):
-    x, y = frame.pixel(*_within(rng, 0.9))
-    r = frame.radius * rng.uniform(0.006, 0.012 + 0.03 * s)
+  for _ in range(round(2 + 40 * s)):
+    x, y = frame.pixel(*_within(rng, 0.95))
+    r = frame.radius * rng.uniform(0.006, 0.012 + 0.045 * s)
     weight = np.maximum(
       weight,
       _drawn_spot(frame, x, y, r) * rng.uniform(0.5, 1.0),
     )
-  tint = np.full(3, 25 if rng.random() < 0.7 else 235, np.float32)
-  strength = weight * (0.25 + 0.65 * s)
-  return _blend(image, tint, strength), weight
+  # Out of focus, most grains light up in the flash; those on glass are dark.
+  tint = rng.choice([[25, 25, 25], [255, 225, 185], [245, 245, 235]])
+  strength = weight * (0.1 + 0.7 * s)
+  return _blend(image, tint.astype(np.float32), strength), weight
 
 
 def _drawn_spot(frame, x, y, r) -> np.ndarray:
@@ -269,7 +288,7 @@ def _lashes(image, frame, s, rng):
 def _reflection(image, frame, s, rng):
   """Ghosts of the flash: bright discs, rings and arcs."""
   ring = rng.random() < 0.5
-  size = frame.radius * (0.04 + 0.2 * s)
+  size = frame.radius * (0.04 + 0.14 * s)
 
   def paint(draw):
     for _ in range(1 + round(3 * s)):
@@ -285,7 +304,7 @@ def _reflection(image, frame, s, rng):
 
   weight = _drawn(frame, paint, 0.22 * size)
   tint = rng.choice([[255, 250, 235], [200, 230, 255], [255, 225, 190]])
-  strength = np.clip(weight * (0.3 + 0.8 * s), 0, 1)
+  strength = np.clip(weight * (0.1 + 0.8 * s), 0, 1)
   return _blend(image, tint.astype(np.float32), strength), weight
 
 
@@ -295,21 +314,22 @@ def _stain(image, frame, s, rng):
   reach = 0.12 + 0.5 * s
   away = np.hypot(frame.x - x, frame.y - y) / reach
   ragged = away + 0.45 * smooth_noise(rng, frame.shape, 9)
-  weight = _rise(0.9 - ragged, 0.35)
+  weight = _rise(0.8 - ragged, 0.7)
   tint = np.array([120, 110, 100], np.float32) * rng.uniform(0.5, 1.4)
   soft = _blurred(image, frame.radius * 0.02 * s)
-  strength = weight * (0.25 + 0.6 * s)
+  strength = weight * (0.1 + 0.7 * s)
   return _blend(_blend(image, soft, weight), tint, strength), weight
 
 
 def _central_flare(image, frame, s, rng):
-  """The cornea's reflex: a bluish-white glow about the middle."""
-  x, y = _within(rng, 0.15)
-  reach = 0.12 + 0.33 * s
+  """The cornea's reflex: a bluish-white cloud about the middle."""
+  x, y = _within(rng, 0.25)
+  reach = 0.1 + 0.33 * s
   away = np.hypot(frame.x - x, frame.y - y) / reach
+  away = np.maximum(away + 0.5 * smooth_noise(rng, frame.shape, 6), 0)
   weight = np.exp(-(away**2)).astype(np.float32)
-  tint = np.array([205, 225, 245], np.float32)
-  return _blend(image, tint, np.clip(weight * (0.25 + 0.8 * s), 0, 1)), weight
+  tint = np.array([190, 215, 235], np.float32) * rng.uniform(0.75, 1.08)
+  return _blend(image, tint, np.clip(weight * (0.1 + 0.8 * s), 0, 1)), weight
 
 
 _FAULTS = {

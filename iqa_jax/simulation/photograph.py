@@ -21,6 +21,9 @@ from iqa_jax.simulation import anatomy, faults, field
 # Two cameras as in BRSet: names, fields of view in degrees, and looks.
 STYLES = ('simulated A', 'simulated B')
 _TRIES = 400
+# White, yellowish, greenish, bluish.
+_RIM_TINTS = ((0.9, 0.9, 0.8), (1, 0.9, 0.5), (0.6, 0.9, 0.6), (0.6, 0.8, 1))
+_COARSE = 256  # pixels across what is drawn coarsely and enlarged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +182,20 @@ class _Projection:
   centre: np.ndarray  # pixels
 
   def pixels(self, points: np.ndarray) -> np.ndarray:
-    return (points - self.gaze) @ self.matrix.T + self.centre
+    return _turned(points - self.gaze, self.matrix) + self.centre
+
+  def retinal(self, pixels: np.ndarray) -> np.ndarray:
+    """The way back, in float32."""
+    centred = pixels - self.centre.astype(np.float32)
+    return _turned(centred, np.linalg.inv(self.matrix)) + self.gaze.astype(
+      np.float32
+    )
+
+
+def _turned(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+  # Not `@`: how BLAS rounds depends on the number of threads.
+  x, y = points[..., 0], points[..., 1]
+  return np.stack([float(a) * x + float(b) * y for a, b in matrix], -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,25 +249,36 @@ def _grid(size: int) -> np.ndarray:
 
 def _paint(rng, retina, scene, size, style):
   """Returns the retina's light, float32 [size, size, 3], and its vessels."""
-  inverse = np.linalg.inv(scene.matrix).astype(np.float32)
-  dd = (_grid(size) - scene.centre.astype(np.float32)) @ inverse.T
-  dd += scene.gaze.astype(np.float32)
-  x, y = dd[..., 0], dd[..., 1]
-  from_fovea = np.hypot(*(_from(dd, retina.fovea)))
+  ground = Image.fromarray(_ground(rng, retina, scene, size, style))
+  if ground.width < size:
+    ground = ground.resize((size, size), Image.Resampling.BILINEAR)
+  pixels = np.array(ground, np.float32)
+  _add_spots(pixels, retina, scene)
+  _add_disc(rng, pixels, retina, scene)
+  vessels = _add_vessels(rng, pixels, retina, scene)
+  return pixels, vessels
 
-  pixels = np.empty((size, size, 3), np.float32)
+
+def _ground(rng, retina, scene, size, style):
+  """Returns what has no sharp edge, uint8 [n, n, 3], at most `_COARSE` wide."""
+  n = min(size, _COARSE)
+  dd = scene.retinal(_grid(n) * (size / n))
+  x, y = dd[..., 0], dd[..., 1]
+  from_disc, from_fovea = np.hypot(x, y), np.hypot(*_from(dd, retina.fovea))
+  pixels = np.empty((n, n, 3), np.float32)
   pixels[:] = _fundus_colour(rng, retina, style)
-  shape = (size, size)
-  cells = max(2, round(2 * size / 512 * 3))
+  shape = (n, n)
   mottle = (
     0.5 * faults.smooth_noise(rng, shape, 4)
     + 0.3 * faults.smooth_noise(rng, shape, 9)
     + 0.2 * faults.smooth_noise(rng, shape, 22)
   )
-  pixels *= (1 + 0.07 * mottle)[..., None]
+  # The nerve fibres about the disc are thick and scatter light.
+  glow = rng.uniform(0.0, 0.35) * np.exp(-((from_disc / 1.3) ** 2))
+  pixels *= (1 + rng.uniform(0.05, 0.16) * mottle + glow)[..., None]
   # The choroid's own vessels shine through where there is little pigment.
   ridges = 1 - np.abs(
-    faults.smooth_noise(rng, shape, 10 + cells)
+    faults.smooth_noise(rng, shape, 16)
     + 0.5 * faults.smooth_noise(rng, shape, 21)
   )
   tessellation = np.clip(ridges, 0, 1) ** 3 * max(0.0, 0.6 - retina.pigment)
@@ -259,26 +286,26 @@ def _paint(rng, retina, scene, size, style):
 
   macula = np.exp(-((from_fovea / 0.85) ** 2))
   centre = np.exp(-((from_fovea / 0.28) ** 2))
-  dark = 0.16 * macula + 0.16 * centre
+  dark = rng.uniform(0.1, 0.24) * macula + rng.uniform(0.1, 0.24) * centre
   pixels *= 1 - dark[..., None] * np.array([0.9, 1.15, 1.0], np.float32)
   if retina.age < 40:  # the young fundus is glossy
-    sheen = np.exp(-(((np.hypot(x, y) - 1.1) / 0.7) ** 2)) * (
+    sheen = np.exp(-(((from_disc - 1.1) / 0.7) ** 2)) * (
       0.5 + 0.5 * np.cos(17 * np.arctan2(y, x) + 3 * mottle)
     )
     sheen += 0.8 * np.exp(-(((from_fovea - 0.75) / 0.16) ** 2))
-    gloss = 14 * (40 - retina.age) / 22
+    gloss = 10 * (40 - retina.age) / 22
     pixels += gloss * sheen[..., None] * np.array([0.7, 1, 0.8], np.float32)
-  _add_spots(pixels, retina, scene)
-  _add_disc(rng, pixels, retina, scene, dd)
-  vessels = _add_vessels(rng, pixels, retina, scene)
-  return pixels, vessels
+  return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
 def _fundus_colour(rng, retina, style) -> np.ndarray:
-  """Returns the mean colour; ranges read off EyePACS photographs by eye."""
-  red = 205 - 70 * retina.pigment + rng.normal(0, 12)
-  green = red * np.clip(rng.normal(0.5, 0.06) - 0.04 * retina.pigment, 0.3, 0.7)
-  blue = green * np.clip(rng.normal(0.5 if style == 0 else 0.68, 0.13), 0.2, 1)
+  """Returns the mean colour, spread as in Good photographs of EyePACS."""
+  pale, cool = rng.normal(size=2)
+  red = np.clip(215 - 70 * retina.pigment + rng.normal(0, 26), 80, 210)
+  green = red * np.clip(0.605 + 0.1 * pale, 0.38, 0.85)
+  blue = green * np.clip(
+    0.5 + 0.1 * style + 0.2 * (0.67 * pale + 0.74 * cool), 0.25, 1
+  )
   return np.array([red, green, blue], np.float32)
 
 
@@ -306,26 +333,27 @@ def _from(points: np.ndarray, origin: np.ndarray) -> np.ndarray:
   return np.moveaxis(points - origin.astype(np.float32), -1, 0)
 
 
-def _add_disc(rng, pixels, retina, scene, dd) -> None:
+def _add_disc(rng, pixels, retina, scene) -> None:
   edge, pale = rng.uniform(0.05, 0.11), rng.uniform(0.75, 0.95)
   lit, ring = rng.uniform(0.6, 0.9), rng.uniform(-0.1, 0.12)
-  red = float(pixels[..., 0].mean())
   centre, reach = scene.landmarks[:2], 0.8 * scene.scale
   left, top = np.maximum(np.floor(centre - reach), 0).astype(int)
   right, bottom = np.maximum(np.ceil(centre + reach), 0).astype(int)
-  patch, dd = pixels[top:bottom, left:right], dd[top:bottom, left:right]
+  patch = pixels[top:bottom, left:right]
   if not patch.size:
     return
+  dd = scene.retinal(_grid(len(pixels))[top:bottom, left:right])
   axes = retina.disc_axes.astype(np.float32)
   from_disc = np.hypot(*np.moveaxis(dd / axes, -1, 0))
   weight = _step(0.5 - from_disc, edge)
-  rim = np.array([red * 1.16 + 18, red * 0.82 + 14, red * 0.5], np.float32)
+  colour = patch.mean((0, 1))
+  rim = colour * np.array([1.15, 1.25, 1.1]) + [45, 32, 14]
   # The temporal rim is paler than the nasal.
   paler = (1 + 0.1 * np.clip(dd[..., 0], -0.5, 0.5))[..., None]
   _mix(patch, rim * paler, weight * pale)
   from_cup = np.hypot(*_from(dd, retina.cup_offset))
   cup = _step(0.5 * retina.cup - from_cup, 0.16)
-  bright = np.array([red * 1.22 + 30, red * 1.1 + 20, red * 0.8], np.float32)
+  bright = colour * np.array([1.25, 1.4, 1.5]) + [65, 55, 40]
   _mix(patch, bright, cup * weight * lit)
   patch *= 1 + ring * np.exp(-(((from_disc - 0.56) / 0.05) ** 2))[..., None]
 
@@ -342,75 +370,105 @@ def _mix(pixels, colour, weight) -> None:
 def _add_vessels(rng, pixels, retina, scene) -> np.ndarray:
   """Darkens the vessels' pixels; returns how much vessel each holds."""
   size = len(pixels)
-  fine = 2
+  fine = max(2, 512 // size)
   total = np.zeros((size, size), np.float32)
-  strength = rng.uniform(0.75, 1.05)
-  ends = np.cumsum([len(v.points) for v in retina.vessels])[:-1]
-  paths = np.split(
-    scene.pixels(np.concatenate([v.points for v in retina.vessels])) * fine,
-    ends,
-  )
+  strength, blur = rng.uniform(0.75, 1.2), rng.uniform(0.001, 0.0022)
+  outlines = _outlines(retina.vessels, scene, fine)
   for is_vein, absorbs in (
-    (False, [0.14, 0.42, 0.38]), (True, [0.3, 0.6, 0.5]),
+    (False, [0.06, 0.26, 0.22]), (True, [0.17, 0.4, 0.34]),
   ):  # fmt: skip
     canvas = Image.new('L', (size * fine, size * fine))
     brush = ImageDraw.Draw(canvas)
-    for vessel, path in zip(retina.vessels, paths, strict=True):
-      if vessel.is_vein == is_vein:
-        _stroke(brush, path, vessel.widths * (scene.scale * fine))
-    held = canvas.resize((size, size), Image.Resampling.BOX).filter(
-      ImageFilter.GaussianBlur(size / 1400)
-    )
+    for vessel, (outline, shade) in zip(retina.vessels, outlines, strict=True):
+      if vessel.is_vein == is_vein and outline:
+        brush.polygon(outline, shade)
+    held = canvas.reduce(fine).filter(ImageFilter.GaussianBlur(size * blur))
     weight = np.asarray(held, np.float32) / 255
-    absorbed = np.array(absorbs, np.float32) * np.float32(strength)
-    pixels *= 1 - weight[..., None] * absorbed
+    for channel, absorbed in enumerate(absorbs):
+      pixels[..., channel] *= 1 - absorbed * strength * weight
     total = np.maximum(total, weight)
   return total
 
 
-def _stroke(brush, path, widths) -> None:
-  low, high = path.min(0), path.max(0)
-  limit = brush.im.size[0]
-  if high.min() < 0 or low.max() > limit:
-    return
-  points = [tuple(p) for p in path.tolist()]
-  run = max(4, len(points) // 5)  # points drawn with one width
-  for first in range(0, len(points) - 1, run):
-    width = float(widths[min(first + run // 2, len(points) - 1)])
-    # Below a pixel a vessel gets fainter, not thinner.
-    shade = 255 if width >= 1 else round(255 * max(width, 0.25))
-    part = points[first : first + run + 1]
-    brush.line(part, shade, max(1, round(width)), joint='curve')
+def _outlines(vessels, scene, fine):
+  """Returns each vessel's (outline, shade); empty where out of the frame."""
+  ends = np.cumsum([len(v.points) for v in vessels])
+  path = scene.pixels(np.concatenate([v.points for v in vessels])) * fine
+  widths = np.concatenate([v.widths for v in vessels]) * (scene.scale * fine)
+  along = np.gradient(path, axis=0)
+  first, last = np.r_[0, ends[:-1]], ends - 1
+  along[first] = path[first + 1] - path[first]
+  along[last] = path[last] - path[last - 1]
+  across = along[:, ::-1] * [-1, 1] / np.hypot(*along.T)[:, None]
+  # A polygon's rim is drawn too and makes it a pixel wider.
+  across *= np.maximum(widths - 1, 0)[:, None] / 2
+  sides = (path + across).astype(np.float32), (path - across).astype(np.float32)
+  frame = 2 * fine * scene.centre  # the field is in the frame's middle
+  low = np.minimum.reduceat(path, first)
+  high = np.maximum.reduceat(path, first)
+  seen = ((high > 0) & (low < frame)).all(1)
+  # Below a pixel a vessel gets fainter, not thinner.
+  shades = np.rint(
+    255
+    * np.clip(np.add.reduceat(widths, first) / np.diff(ends, prepend=0), 0.1, 1)
+  )
+  return [
+    (
+      np.concatenate([sides[0][a:b], sides[1][a:b][::-1]]).ravel().tolist()
+      if shown
+      else [],
+      int(shade),
+    )
+    for a, b, shown, shade in zip(first, ends, seen, shades, strict=True)
+  ]
 
 
 def _expose(rng, image, view, inside, style) -> np.ndarray:
   """Returns the photograph: falling light, cast, noise, mask, JPEG."""
   size = len(image)
-  centres = (np.arange(size, dtype=np.float32) + 0.5 - size / 2) / view.radius
+  n = min(size, _COARSE)
+  centres = (np.arange(n, dtype=np.float32) + 0.5 - n / 2) * (
+    size / n / view.radius
+  )
   r2 = centres[None, :] ** 2 + centres[:, None] ** 2
   angle = rng.uniform(0, 2 * np.pi)
   slope = centres * float(np.cos(angle)) + centres[:, None] * float(
     np.sin(angle)
   )
-  light = 1.08 - rng.uniform(0.12, 0.38) * r2 + rng.uniform(0, 0.14) * slope
-  pixels = image * light[..., None].astype(np.float32)
-  pixels *= rng.uniform(0.95, 1.05, 3).astype(np.float32)
-  grain = rng.standard_normal((size, size, 1), np.float32)
-  pixels += grain * rng.uniform(1.0, 3.0)
+  light = 1.15 - rng.uniform(0.15, 0.65) * r2 + rng.uniform(0, 0.3) * slope
+  light += rng.uniform(0, 0.35) * faults.smooth_noise(rng, (n, n), 3)
+  cast = rng.uniform(0.95, 1.05, 3)
   # Some rims glow.
-  rim = np.exp(-(((np.sqrt(r2) - 1.0) / 0.035) ** 2)) * rng.uniform(0, 26)
-  pixels += rim[..., None] * np.array([0.6, 0.8, 1.0], np.float32)
+  width, height = rng.uniform(0.03, 0.16), max(0.0, rng.uniform(-40, 60))
+  tint = rng.choice(_RIM_TINTS)
+  rim = np.exp(-(((np.sqrt(r2) - 1.0) / width) ** 2)) * height
+  light, rim = _enlarged(light, size), _enlarged(rim, size)
+  grain = rng.standard_normal((size, size), np.float32)
+  loud, dark = rng.uniform(0.3, 1.2), rng.uniform(0, 5)
   soft = np.asarray(
     Image.fromarray((_shape(rng, view, inside, style) * 255).astype(np.uint8))
     .filter(ImageFilter.GaussianBlur(size / 900)),
     np.float32,
   ) / 255  # fmt: skip
-  # The grain of the dark: the same noise, weaker.
-  pixels = pixels * soft[..., None] + (rng.uniform(0, 5) + 0.4 * grain)
-  final = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+  final = np.empty_like(image)
+  for channel in range(3):  # planes of their own are twice as fast
+    plane = image[..., channel] * light
+    plane *= float(cast[channel])
+    plane += float(tint[channel]) * rim
+    plane += loud * grain
+    # The grain of the dark: the same noise, weaker.
+    plane = plane * soft + (dark + 0.4 * grain)
+    final[..., channel] = np.clip(np.rint(plane, out=plane), 0, 255, out=plane)
   file = io.BytesIO()
   Image.fromarray(final).save(file, 'JPEG', quality=int(rng.integers(84, 97)))
   return np.array(Image.open(file))
+
+
+def _enlarged(coarse: np.ndarray, size: int) -> np.ndarray:
+  if len(coarse) == size:
+    return coarse
+  image = Image.fromarray(np.asarray(coarse, np.float32))
+  return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _shape(rng, view, inside, style) -> np.ndarray:

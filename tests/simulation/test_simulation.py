@@ -1,5 +1,11 @@
 """The simulator's truth: seeds, masks, thresholds, labels by measurement."""
 
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -22,12 +28,45 @@ def test_a_pinned_seed_still_draws_the_pinned_photograph():
   image = photograph.draw(3, SIZE).image.astype(float)
   means = image.reshape(4, 24, 4, 24, 3).mean((1, 3)).mean(-1)
   expected = [
-    [26.6, 74.3, 73.5, 27.2],
-    [77.2, 104.1, 100.8, 78.0],
-    [74.8, 107.6, 94.0, 75.6],
-    [22.5, 67.8, 67.1, 23.8],
+    [50.3, 141.4, 135.7, 49.7],
+    [168.9, 178.3, 189.4, 165.5],
+    [152.2, 195.5, 194.1, 166.5],
+    [50.7, 146.4, 137.3, 50.3],
   ]
   np.testing.assert_allclose(means, expected, atol=0.5)
+
+
+def _digest(seeds) -> str:
+  """Returns a hash of each photograph's bytes and of all its truth."""
+  lines = []
+  for seed in seeds:
+    drawn = photograph.draw(seed, SIZE, broken=labels.CRITERIA)
+    truth = [drawn.landmarks, drawn.inside, drawn.vessels, *drawn.arcades]
+    truth += [drawn.defects[kind] for kind in sorted(drawn.defects)]
+    digest = hashlib.sha256(drawn.image.tobytes())
+    for array in truth:
+      digest.update(np.ascontiguousarray(array).tobytes())
+    lines.append(f'{seed} {digest.hexdigest()}')
+  return '\n'.join(lines)
+
+
+def test_fresh_processes_however_threaded_or_split_draw_the_same_bytes():
+  code = 'import sys; from tests.simulation import test_simulation as t; '
+  code += 'print(t._digest(map(int, sys.argv[1:])))'
+
+  def fresh(threads, *seeds):
+    names = 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'
+    return subprocess.run(
+      [sys.executable, '-c', code, *map(str, seeds)],
+      check=True,
+      capture_output=True,
+      cwd=pathlib.Path(__file__).parents[2],
+      env=os.environ | dict.fromkeys(names, threads),
+      text=True,
+    ).stdout.splitlines()
+
+  split = fresh('2', 22) + fresh('1', 21, 20)
+  assert sorted(split) == _digest([20, 21, 22]).splitlines()
 
 
 @pytest.mark.parametrize('criterion', labels.CRITERIA)
