@@ -204,6 +204,21 @@ class Task:
       weight = known * (onehot @ jnp.asarray(self.class_weights))
     return loss, weight
 
+  def right(
+    self, logits: jax.Array, batch: Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns which examples [b] are labelled, and which of them called right.
+
+    Both are bool. The likeliest class is called; of criteria, the verdict at
+    a probability of 0.5.
+    """
+    if self.name == 'criteria':
+      label, called = batch['quality'], self.margin(logits) >= 0
+    else:
+      label, called = batch[self.name], logits.argmax(axis=1)
+    known = label >= 0
+    return known, known & (called == label)
+
   def _criteria_loss(self, logits, batch):
     label = jnp.concatenate(
       [batch['criteria'], batch['quality'][:, None]], axis=1

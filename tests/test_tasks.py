@@ -80,6 +80,26 @@ def test_unlabelled_criteria_do_not_count():
   np.testing.assert_array_equal(weight, [1, 0])
 
 
+def test_right_is_what_argmax_and_the_verdict_say():
+  logits = RNG.normal(size=(8, 3)).astype(np.float32)
+  grade = np.array([0, 1, 2, -1, 0, 1, 2, -1], np.int32)
+  for name, k in (('quality', 2), ('grade', 3)):
+    label = np.minimum(grade, k - 1)
+    known, right = tasks.Task(name).right(logits[:, :k], {name: label})
+    np.testing.assert_array_equal(known, label >= 0)
+    np.testing.assert_array_equal(
+      right, (logits[:, :k].argmax(1) == label) & (label >= 0)
+    )
+  task = tasks.Task('criteria')
+  logits = RNG.normal(-1.5, 1, size=(40, 4)).astype(np.float32)
+  quality = RNG.integers(-1, 2, 40)
+  known, right = task.right(logits, {'quality': quality})
+  called = np.asarray(task.p_inadequate(logits)) >= 0.5
+  assert 0 < called.sum() < 40
+  np.testing.assert_array_equal(known, quality >= 0)
+  np.testing.assert_array_equal(right, known & (called == quality))
+
+
 def test_balanced_weights_are_scikit_learns():
   quality = np.array([0] * 88 + [1] * 12 + [-1] * 5)
   expected = class_weight.compute_class_weight(

@@ -153,27 +153,45 @@ def _figure(size, columns: int = 1, **options):
 
 
 def _history(history) -> Drawn:
-  figure, (left, right) = _figure(_WIDE, 2)
   epoch = [h['epoch'] for h in history]
-
-  def plot(axes, key, label, color, **style):
-    values = [np.nan if h.get(key) is None else h[key] for h in history]
-    axes.plot(epoch, values, label=label, color=color, **style)
-
-  plot(left, 'train_loss', 'training', GREY)
-  plot(left, 'validation_loss', 'validation', BLUE)
-  plot(right, 'validation_auc', 'ROC AUC', BLUE)
-  plot(right, 'validation_balanced_accuracy', 'balanced accuracy', GREEN)
+  contents = {
+    'Loss': (
+      ('train_loss', 'training', GREY),
+      ('validation_loss', 'validation', BLUE),
+    ),
+    'Accuracy': (
+      ('train_accuracy', 'training', GREY),
+      ('validation_accuracy', 'validation', BLUE),
+    ),
+    'Verdict on validation': (
+      ('validation_auc', 'ROC AUC', BLUE),
+      ('validation_balanced_accuracy', 'balanced accuracy', GREEN),
+    ),
+  }
+  # Runs of an older version have no accuracy, or not from the start.
+  shown = {
+    title: lines
+    for title, lines in contents.items()
+    if any(h.get(key) is not None for h in history for key, *_ in lines)
+  }
+  figure, (panels,) = _figure(_WIDE, max(len(shown), 1), squeeze=False)
   best = [h['epoch'] for h in history if h.get('best')]
   phases = [
     (a['epoch'] + b['epoch']) / 2
     for a, b in itertools.pairwise(history)
     if a['phase'] != b['phase']
   ]
-  for axes, title in (
-    (left, 'Loss'),
-    (right, 'Validation (positive class: Inadequate)'),
-  ):
+  for axes, (title, lines) in zip(panels, shown.items(), strict=False):
+    for key, label, color in lines:
+      values = [np.nan if h.get(key) is None else h[key] for h in history]
+      axes.plot(
+        epoch,
+        values,
+        label=label,
+        color=color,
+        # A line needs two epochs to be seen.
+        marker='o' if len(history) == 1 else None,
+      )
     for at in phases:
       axes.axvline(at, color=GREY, linewidth=0.8, linestyle=':')
     if best:
@@ -182,20 +200,24 @@ def _history(history) -> Drawn:
         color=ORANGE,
         linewidth=0.9,
         linestyle='--',
-        label=f'kept: epoch {best[-1]}' if axes is left else None,
+        label=f'kept: epoch {best[-1]}' if axes is panels[0] else None,
       )
     axes.set(title=title, xlabel='epoch')
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.margins(x=0.02)
-    axes.legend()
-  left.set_ylim(bottom=0)
-  lowest = min(*right.get_ylim(), 0.9)
-  right.set_ylim(lowest, 1.005)
+    # Legible where it lies over a dashed line.
+    axes.legend(frameon=True, facecolor='white', edgecolor='none')
+    if title == 'Loss':
+      axes.set_ylim(bottom=0)
+    else:
+      axes.set_ylim(min(axes.get_ylim()[0], 0.9), 1.005)
   return Drawn(
     figure,
     'Training',
-    'Loss, and ROC AUC and balanced accuracy (Inadequate is the positive '
-    'class), by epoch. Dotted: a new training phase. Dashed: the epoch kept.',
+    'By epoch: loss; accuracy (of the classes learnt, for criteria of the '
+    'verdict; in training over the epoch as it went); ROC AUC and balanced '
+    'accuracy of the verdict on validation (positive class: Inadequate). '
+    'Dotted: a new training phase. Dashed: the epoch kept.',
   )
 
 

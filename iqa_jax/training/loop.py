@@ -78,6 +78,8 @@ class Progress:
     phase: number of the current phase.
     epoch: epochs of this phase that are done.
     batch: batches of the current epoch that are done.
+    known: labelled examples in these batches.
+    right: those of them that were called right, each before it was learnt.
     total_epochs: epochs of all phases that are done.
     best: the history's record of the best epoch, None before the first.
     stale: epochs of this phase since an epoch was the best.
@@ -88,6 +90,8 @@ class Progress:
   phase: int = 0
   epoch: int = 0
   batch: int = 0
+  known: int = 0
+  right: int = 0
   total_epochs: int = 0
   best: dict[str, Any] | None = None
   stale: int = 0
@@ -231,9 +235,6 @@ def _start(run: _Run, store) -> tuple[step_lib.TrainState, Progress]:
   variables, loaded = pretrained.load(
     run.config.model.pretrained, run.model, run.initial_variables()
   )
-  variables = standardization.fit(
-    run.model, variables, run.source, run.splits['train'], run.config
-  )
   state = step_lib.create_state(variables)
   return step_lib.place(state), Progress(pretrained=loaded)
 
@@ -276,6 +277,16 @@ def _train_phase(run, state, progress, store, history, signals, held):
     if not progress.batch and not progress.epoch:
       raise Interrupted(signals.received, int(state.step))
     _leave(state, progress, store, signals)
+  # Here, because where there is a cache no photograph is read again for it.
+  fitted = standardization.fit(
+    run.model,
+    {'params': state.params, 'batch_stats': state.batch_stats},
+    run.source,
+    run.splits['train'],
+    config,
+    cache,
+  )
+  state = step_lib.place(state.replace(batch_stats=fitted['batch_stats']))
   update = step_lib.make_train_step(
     run.model,
     run.task,
@@ -308,6 +319,7 @@ def _train_phase(run, state, progress, store, history, signals, held):
         )
       ),
       'train_loss': _finite(state.loss_sum / state.weight_sum),
+      'train_accuracy': _share(progress.known, progress.right),
       **{f'validation_{key}': value for key, value in measured.items()},
     }
     record['best'] = _better(config.eval.select_by, record, progress.best)
@@ -319,7 +331,7 @@ def _train_phase(run, state, progress, store, history, signals, held):
     progress.history.append(record)
     progress.epoch += 1
     progress.total_epochs += 1
-    progress.batch = 0
+    progress.batch = progress.known = progress.right = 0
     state = state.replace(
       loss_sum=jnp.zeros_like(state.loss_sum),
       weight_sum=jnp.zeros_like(state.weight_sum),
@@ -366,6 +378,7 @@ def _train_epoch(
   def settle() -> bool:
     """Looks at the oldest step under way; True if a process wishes to stop."""
     step, ids, metrics = waiting.popleft()
+    metrics = jax.device_get(metrics)
     if not metrics['finite']:
       raise TrainingError(
         f'the loss or its gradient was not finite at step {step}, in the '
@@ -373,6 +386,8 @@ def _train_epoch(
         'these images, or lower the learning rate or train.clip_norm and '
         'start anew'
       )
+    progress.known += int(metrics['known'])
+    progress.right += int(metrics['right'])
     loss = float(metrics['loss'])
     bar.set_postfix(loss=f'{loss:.4f}', refresh=False)
     history.step(step, loss)
@@ -467,34 +482,43 @@ def measure(
   rows: Mapping[str, np.ndarray],
   table: Mapping[str, np.ndarray],
 ) -> dict[str, float | None]:
-  """Returns 'loss', 'auc' and 'balanced_accuracy' of predictions.
+  """Returns 'loss', 'accuracy', 'auc' and 'balanced_accuracy' of predictions.
 
-  AUC and balanced accuracy (at p_inadequate 0.5) are of the verdict; None
-  where they are undefined: a class is absent, or a prediction is not finite.
+  Accuracy is that of `Task.right`; AUC and balanced accuracy (at p_inadequate
+  0.5) are of the verdict. None where they are undefined: no labels, a class is
+  absent, or a prediction is not finite.
   """
   labels = {
     key: np.asarray(table[key])[rows['index']]
     for key in ('quality', 'grade', 'criteria')
   }
-  loss, weight = task.loss(jnp.asarray(rows['logits']), labels)
+  logits = jnp.asarray(rows['logits'])
+  loss, weight = task.loss(logits, labels)
   total = float((loss * weight).sum() / jnp.maximum(weight.sum(), 1e-12))
   known = labels['quality'] >= 0
   positive = labels['quality'][known] == 1
   p = np.asarray(rows['p_inadequate'], np.float64)[known]
   n1, n0 = int(positive.sum()), int((~positive).sum())
-  auc = accuracy = None
+  accuracy = auc = balanced = None
+  if np.isfinite(rows['logits']).all():
+    accuracy = _share(*(int(of.sum()) for of in task.right(logits, labels)))
   if n1 and n0 and np.isfinite(p).all():
     # Mann-Whitney: the ranks of the positives, ties sharing theirs.
     ranks = scipy.stats.rankdata(p)
     auc = float((ranks[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
     called = p >= 0.5
     hits = (called[positive].mean(), (~called[~positive]).mean())
-    accuracy = float(np.mean(hits))
+    balanced = float(np.mean(hits))
   return {
     'loss': _finite(total),
+    'accuracy': accuracy,
     'auc': auc,
-    'balanced_accuracy': accuracy,
+    'balanced_accuracy': balanced,
   }
+
+
+def _share(known: int, right: int) -> float | None:
+  return right / known if known else None
 
 
 def _finite(value) -> float | None:
@@ -571,7 +595,10 @@ class _History:
     record = self._progress.history[-1]
     values = ', '.join(
       f'{key} {record[key]:.4f}'
-      for key in ('train_loss', *(f'validation_{k}' for k in _SELECT_BY))
+      for key in (
+        *('train_loss', 'train_accuracy', 'validation_accuracy'),
+        *(f'validation_{k}' for k in _SELECT_BY),
+      )
       if record[key] is not None
     )
     logging.info(
@@ -600,7 +627,8 @@ class _History:
     run_directory.write_text(self._workdir / 'history.jsonl', lines)
     table = io.StringIO()
     if history:
-      writer = csv.DictWriter(table, list(history[0]), lineterminator='\n')
+      # A run that an older version began has fewer fields in its first epochs.
+      writer = csv.DictWriter(table, list(history[-1]), lineterminator='\n')
       writer.writeheader()
       writer.writerows(history)
     run_directory.write_text(self._workdir / 'history.csv', table.getvalue())

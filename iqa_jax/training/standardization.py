@@ -18,7 +18,7 @@ import numpy as np
 
 from iqa_jax import models
 from iqa_jax.data import pipeline
-from iqa_jax.training import distributed
+from iqa_jax.training import distributed, feature_cache
 from iqa_jax.training import step as step_lib
 
 
@@ -28,6 +28,7 @@ def fit(
   source: Any,
   indices: np.ndarray,
   config: ml_collections.ConfigDict,
+  cache: feature_cache.FeatureCache | None = None,
 ) -> dict[str, Any]:
   """Returns `variables` with the head's statistics of the training split.
 
@@ -38,30 +39,44 @@ def fit(
     source: see data/pipeline.py.
     indices: the training examples, used as they are, without augmentation.
     config: the run's.
+    cache: maps of these examples, if there are any; otherwise the photographs
+      are read, and pass through the whole trunk.
   """
   held = variables.get('batch_stats', {}).get('head')
   # A head that was loaded goes on with the scale it was trained on.
   if held is None or np.any(np.asarray(held['mean'])):
     return variables
 
-  def moments(v, images, mask):
-    x = model.apply(v, models.normalize(images), stop=model.points[-1])
+  start = cache.prefix if cache else None
+  last = model.points[-1]
+
+  def moments(v, x, mask):
+    x = x if cache else models.normalize(x)
+    x = x if start == last else model.apply(v, x, start=start, stop=last)
     x = x.astype(jnp.float32).mean((1, 2))
     return mask @ x, mask @ x**2, mask.sum()
 
   measure = jax.pmap(moments, in_axes=(None, 0, 0), devices=jax.local_devices())
   placed = step_lib.place(variables)
+  plan = pipeline.plan_eval(source, np.unique(indices))
+  size = config.eval.batch_size
+  batches = (
+    cache.batches(source, plan, batch_size=size)
+    if cache
+    else pipeline.batches(
+      source,
+      plan,
+      image_size=config.data.image_size,
+      batch_size=size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+  )
   total: list[Any] = [0.0, 0.0, 0.0]
-  for batch in pipeline.batches(
-    source,
-    pipeline.plan_eval(source, np.unique(indices)),
-    image_size=config.data.image_size,
-    batch_size=config.eval.batch_size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  ):
-    part = step_lib.shard({k: batch[k] for k in ('image', 'mask')})
-    sums = measure(placed, part['image'], part['mask'])
+  for batch in batches:
+    inputs = 'features' if cache else 'image'
+    part = step_lib.shard({k: batch[k] for k in (inputs, 'mask')})
+    sums = measure(placed, part[inputs], part['mask'])
     for i, value in enumerate(sums):
       total[i] = total[i] + np.asarray(value, np.float64).sum(0)
   sums = distributed.gather(

@@ -192,13 +192,14 @@ def make_train_step(
     step(state, batch) -> (state, metrics). `state` is donated. `batch` comes
     from `for_step`. Metrics are scalars: 'loss' (mean over the batch), 'finite'
     (False from the first update on whose loss or gradient was not; it and all
-    later ones are not applied) and 'stop' (how many devices' processes wish
-    to stop).
+    later ones are not applied), 'known' and 'right' (int32, how many examples
+    are labelled and called right, before the update) and 'stop' (how many
+    devices' processes wish to stop).
   """
   root = jax.random.key(seed)
 
   def local_loss(learns, frozen, stats, batch, step):
-    """Returns this device's sum of losses; weights and statistics beside."""
+    """Returns this device's sum of losses; counts and statistics beside."""
     variables = {'params': phases.unflatten({**frozen, **learns})}
     if stats:
       variables['batch_stats'] = stats
@@ -207,7 +208,11 @@ def make_train_step(
     )
     loss, weight = task.loss(logits, batch)
     weight = weight * batch['mask']
-    return jnp.sum(loss * weight), (weight.sum(), stats)
+    known, right = (
+      jnp.sum(of & (batch['mask'] > 0), dtype=jnp.int32)
+      for of in task.right(logits, batch)
+    )
+    return jnp.sum(loss * weight), ((weight.sum(), known, right), stats)
 
   gradient = jax.value_and_grad(local_loss, has_aux=True)
 
@@ -217,15 +222,16 @@ def make_train_step(
 
     def accumulate_part(carry, part):
       totals, stats = carry
-      (loss, (weight, stats)), grads = gradient(
+      (loss, (counts, stats)), grads = gradient(
         learns, frozen, stats, part, state.step
       )
-      new = jax.tree.map(jnp.add, totals, (loss, weight, grads))
+      new = jax.tree.map(jnp.add, totals, (loss, counts, grads))
       return (new, stats), None
 
+    none = jnp.zeros((), jnp.int32)
     zeros = (
       jnp.zeros(()),
-      jnp.zeros(()),
+      (jnp.zeros(()), none, none),
       jax.tree.map(jnp.zeros_like, learns),
     )
     carry = (zeros, state.batch_stats)
@@ -236,7 +242,7 @@ def make_train_step(
         lambda x: x.reshape(accumulate, -1, *x.shape[1:]), examples
       )
       (totals, stats), _ = lax.scan(accumulate_part, carry, parts)
-    loss, weight, grads = lax.psum(totals, AXIS)
+    loss, (weight, known, right), grads = lax.psum(totals, AXIS)
     mean = 1.0 / jnp.maximum(weight, 1e-12)
     grads = jax.tree.map(lambda g: g * mean, grads)
 
@@ -283,6 +289,8 @@ def make_train_step(
     metrics = {
       'loss': loss * mean,
       'finite': finite,
+      'known': known,
+      'right': right,
       'stop': lax.psum(batch['stop'], AXIS),
     }
     return state, metrics

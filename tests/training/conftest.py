@@ -2,7 +2,7 @@
 
 import pytest
 
-from iqa_jax.training import feature_cache, loop
+from iqa_jax.training import feature_cache, loop, standardization
 from tests.training import memory_data
 
 
@@ -11,4 +11,5 @@ def memory(monkeypatch):
   """Training reads from `memory_data`; returns that module."""
   monkeypatch.setattr(loop, 'pipeline', memory_data)
   monkeypatch.setattr(feature_cache, 'pipeline', memory_data)
+  monkeypatch.setattr(standardization, 'pipeline', memory_data)
   return memory_data

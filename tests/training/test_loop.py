@@ -105,6 +105,50 @@ def test_resumed_from_the_checkpoint_before_it_is_the_same_run(
   assert digests[0] == digests[1]
 
 
+def test_training_accuracy_is_that_of_the_training_split(memory, tmp_path):
+  """Of a network that does not change, seen in whichever batches."""
+  config = make_config(
+    config_lib.phase(learns='head', epochs=2, learning_rate=0.0)
+  )
+  config.data.augment.flip = False
+  source = train(memory, tmp_path, config)
+  rows = inference.predict(
+    inference.load(tmp_path),
+    memory.batches(
+      source,
+      memory.plan_eval(source, memory.split(COUNT, VALIDATION)['train']),
+      image_size=32,
+      batch_size=14,
+    ),
+  )
+  expected = loop.measure(Task(), rows, source.table)['accuracy']
+  assert [r['train_accuracy'] for r in history(tmp_path)] == [expected] * 2
+
+
+def test_a_run_of_an_older_version_goes_on(memory, tmp_path):
+  """Its history has no accuracy, and nor do the epochs it had finished."""
+  config = make_config()
+  train(memory, tmp_path, config)
+  latest = max((tmp_path / 'checkpoints').iterdir(), key=lambda p: int(p.name))
+  shutil.rmtree(latest)
+  for file in tmp_path.glob('checkpoints/*/record/metadata'):
+    record = json.loads(file.read_text())
+    progress = record['progress']
+    del progress['known'], progress['right']
+    for epoch in (progress['best'], *progress['history']):
+      del epoch['train_accuracy'], epoch['validation_accuracy']
+    file.write_text(json.dumps(record))
+  train(memory, tmp_path, config)
+  *before, last = history(tmp_path)
+  assert all('train_accuracy' not in r for r in before)
+  with open(tmp_path / 'history.csv') as file:
+    rows = list(csv.DictReader(file))
+  assert [r['train_accuracy'] for r in rows] == (
+    [''] * 3 + [str(last['train_accuracy'])]
+  )
+  assert [r['epoch'] for r in rows] == ['1', '2', '3', '4']
+
+
 def test_early_stopping_ends_a_phase(memory, tmp_path):
   config = make_config(
     # Nothing changes, so nothing gets better after the first epoch.
@@ -202,6 +246,9 @@ def test_measures_against_scikit_learn():
   p = rows['p_inadequate']
   assert found['auc'] == pytest.approx(
     sklearn.metrics.roc_auc_score(truth[known], p[known])
+  )
+  assert found['accuracy'] == pytest.approx(
+    sklearn.metrics.accuracy_score(truth[known], logits[known].argmax(1))
   )
   assert found['balanced_accuracy'] == pytest.approx(
     sklearn.metrics.balanced_accuracy_score(truth[known], p[known] >= 0.5)

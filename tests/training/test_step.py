@@ -24,6 +24,7 @@ def make_batch(rng, count, real, offset=0):
     'quality': rng.integers(0, 2, count),
     'grade': np.full(count, -1),
     'criteria': np.full((count, 4), -1),
+    'landmarks': np.full((count, 5), np.nan, np.float32),
   }
 
 
@@ -148,7 +149,9 @@ def test_accumulation_is_a_big_batch():
   for accumulate in (1, 3):
     state, update, *_ = setup('vgg16', 'all', head='mlp', accumulate=accumulate)
     state, metrics = train(state, update, batches, accumulate)
-    ends.append((state.params, metrics['loss'], state.weight_sum))
+    counts = {k: metrics[k] for k in ('known', 'right')}
+    ends.append((state.params, counts, state.weight_sum, metrics['loss']))
+  assert ends[0][1]['known'] == 13
   assert float(ends[0][2]) == 34
   assert_close(ends[1], ends[0], 1e-5)
 
@@ -178,15 +181,18 @@ def test_the_loss_is_the_mean_over_real_labelled_examples():
   rng = np.random.default_rng(3)
   batch = make_batch(rng, 9, 7)
   batch['quality'][2] = -1
-  state, update, _, variables = setup('vgg16', 'head')
   model = models.create('vgg16', 2, width=0.06, depth=0.1)
+  state, update, _, variables = setup('vgg16', 'head')
   logits = model.apply(variables, models.normalize(batch['image']))
   shown = [i for i in range(7) if i != 2]
+  right = (np.asarray(logits).argmax(1) == batch['quality'])[shown].sum()
   expected = optax.softmax_cross_entropy_with_integer_labels(
     logits[jnp.array(shown)], batch['quality'][shown]
   ).mean()
   state, metrics = train(state, update, [batch])
   assert float(metrics['loss']) == pytest.approx(float(expected), rel=1e-5)
+  assert (int(metrics['known']), int(metrics['right'])) == (6, right)
+  assert 0 < right < 6
   assert float(state.weight_sum) == 6
   assert float(state.loss_sum) == pytest.approx(6 * float(expected), rel=1e-5)
 
