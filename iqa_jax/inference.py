@@ -46,6 +46,11 @@ class Loaded:
   digest: str
   image_size: int
 
+  @property
+  def flip_tta(self) -> bool:
+    """Whether the operating point is one of flip-averaged logits."""
+    return bool(self.record.get('operating_point', {}).get('flip_tta'))
+
 
 def load(workdir: str | os.PathLike) -> Loaded:
   """Loads the best model of a run directory.

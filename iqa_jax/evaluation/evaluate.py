@@ -34,6 +34,8 @@ from iqa_jax.tasks import Task
 
 Columns = dict[str, np.ndarray]
 SPLITS = ('validation', 'test')
+# What model.json holds of how verdicts are made.
+_JUDGED = ('calibration', 'operating_point', 'uncertain_band')
 
 
 def run(
@@ -57,7 +59,8 @@ def run(
       operating point are fitted on validation, and not stored with any model.
     output: where predictions.csv, metrics.json, figures/ and report/ go; None
       for `workdir`. With another place the model's own calibration and
-      operating point are applied as they are.
+      operating point are applied as they are, to logits that are flip-averaged
+      if those they were chosen on were.
 
   Returns:
     What metrics.json holds (README.md beside this file).
@@ -75,19 +78,21 @@ def run(
         f'{folder} judges {other.task.outputs}, {workdir} {task.outputs}: '
         'an ensemble needs one task'
       )
+  own = output.resolve() == home.resolve() and not ensemble
+  saved = models[0].record
+  fit = own or bool(ensemble) or not all(key in saved for key in _JUDGED)
+  flip_tta = bool(config.eval.flip_tta) if fit else models[0].flip_tta
   tables = {
-    name: _predict(models, config, source, splits[name], name)
+    name: _predict(models, config, source, splits[name], name, flip_tta)
     for name in SPLITS
     if len(splits[name])
   }
   if jax.process_index():
     return {}
-  own = output.resolve() == home.resolve() and not ensemble
-  record = _operating_record(
-    models[0].record,
-    config,
-    tables.get('validation'),
-    fit=own or bool(ensemble),
+  record = (
+    _fit_operating_record(config, tables.get('validation'), flip_tta)
+    if fit
+    else {key: saved[key] for key in _JUDGED}
   )
   if own:
     run_directory.update_model_record(workdir, **record)
@@ -101,7 +106,7 @@ def run(
     'positive_class': labels.QUALITY[labels.INADEQUATE],
     'task': task.name,
     'usable': task.usable,
-    'model': _describe(models, (workdir, *ensemble), config),
+    'model': _describe(models, (workdir, *ensemble), flip_tta),
     'data': source.description,
     'train': {
       'n': len(reference),
@@ -167,7 +172,7 @@ def _environment(home: pathlib.Path) -> dict[str, Any]:
   return run_directory.read_json(path) if path.is_file() else {}
 
 
-def _describe(models, folders, config) -> dict[str, Any]:
+def _describe(models, folders, flip_tta) -> dict[str, Any]:
   first = models[0]
   return {
     'name': first.config.model.name,
@@ -179,11 +184,11 @@ def _describe(models, folders, config) -> dict[str, Any]:
       {'run': pathlib.Path(folder).resolve().name, 'sha256': model.digest}
       for folder, model in zip(folders, models, strict=True)
     ],
-    'flip_tta': bool(config.eval.flip_tta),
+    'flip_tta': flip_tta,
   }
 
 
-def _predict(models, config, source, indices, split) -> Columns:
+def _predict(models, config, source, indices, split, flip_tta) -> Columns:
   """Returns the predictions of a split beside its labels."""
   plan = pipeline.plan_eval(source, indices)
   rows = []
@@ -196,9 +201,7 @@ def _predict(models, config, source, indices, split) -> Columns:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
-    rows.append(
-      inference.predict(loaded, batches, flip_tta=config.eval.flip_tta)
-    )
+    rows.append(inference.predict(loaded, batches, flip_tta=flip_tta))
   first, task = rows[0], models[0].task
   index = first['index']
   each = np.stack([r['p_inadequate'] for r in rows]).astype(np.float64)
@@ -229,11 +232,8 @@ def _predict(models, config, source, indices, split) -> Columns:
   return columns
 
 
-def _operating_record(saved, config, validation, *, fit) -> dict[str, Any]:
-  """Returns calibration, operating point and band: fitted, or the saved."""
-  keys = ('calibration', 'operating_point', 'uncertain_band')
-  if not fit and all(key in saved for key in keys):
-    return {key: saved[key] for key in keys}
+def _fit_operating_record(config, validation, flip_tta) -> dict[str, Any]:
+  """Returns calibration, operating point and band, fitted on validation."""
   truth, p = np.zeros(0, int), np.zeros(0)
   if validation is not None:
     truth, p = validation['quality'], validation['p_inadequate']
@@ -245,7 +245,9 @@ def _operating_record(saved, config, validation, *, fit) -> dict[str, Any]:
   band = operating_points.uncertain_band(
     p, point['threshold'], config.eval.uncertain_share
   )
-  return dict(zip(keys, (fitted, point, band), strict=True))
+  # Whoever judges by this point must average as was done here.
+  point['flip_tta'] = flip_tta
+  return dict(zip(_JUDGED, (fitted, point, band), strict=True))
 
 
 def apply_operating_record(columns: Columns, record: Mapping[str, Any]) -> None:

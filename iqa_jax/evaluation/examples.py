@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-import dataclasses
 import io
 from typing import Any, NamedTuple
 
@@ -48,8 +47,9 @@ def draw(
   """Returns `config.explain.examples` photographs with maps.
 
   Args:
-    loaded: the model, of inference.load.
-    record: 'calibration' and 'operating_point' of the verdicts.
+    loaded: the model whose maps are shown, of inference.load; the verdicts
+      may be those of an ensemble that it belongs to.
+    record: the 'operating_point' of the verdicts.
     config: the run's; reads `explain`.
     source: the data.
     indices: of the rows of `columns` in the source's table.
@@ -63,12 +63,10 @@ def draw(
   rows = np.concatenate([np.asarray(r, int) for r in chosen.values()])
   if not len(rows):
     return []
-  size = loaded.image_size
+  size, task = loaded.image_size, loaded.task
   method = config.explain.method
-  # Loaded before the operating point was chosen.
-  judged = dataclasses.replace(loaded, record={**loaded.record, **record})
   subject = Subject(
-    judged,
+    loaded,
     methods=(method,),
     layer=config.explain.layer or None,
     batch_size=min(8, len(rows)),
@@ -88,7 +86,17 @@ def draw(
     'grade': columns['grade'][rows],
     'criteria': np.stack([columns[n][rows] for n in labels.CRITERIA], axis=1),
   }
-  targets = subject.targets(target, subject.logits(images), truth)
+  # The scores that the verdicts are made of, of all members and views.
+  logits = np.stack([columns[f'logit_{n}'][rows] for n in task.outputs], axis=1)
+  targets = np.asarray(
+    task.predicted_targets(
+      logits,
+      columns['p_calibrated'][rows],
+      record['operating_point']['threshold'],
+    )
+    if target == 'predicted'
+    else cam.choose_targets(task, target, logits, labels=truth)
+  )
   maps = subject.maps(images, targets)[method]
   shown = cam.scale(maps, 'image', (size, size))
   kinds = [kind for kind, found in chosen.items() for _ in found]
@@ -96,7 +104,7 @@ def draw(
   for i, row in enumerate(rows):
     file = io.BytesIO()
     overlay.thumbnail(images[i], shown[i]).save(file, 'JPEG', quality=88)
-    explained = loaded.task.targets[int(targets[i])].replace('_', ' ')
+    explained = task.targets[int(targets[i])].replace('_', ' ')
     words = [
       f'p = {columns["p_calibrated"][row]:.3f}',
       f'labelled {labels.QUALITY[columns["quality"][row]]}',

@@ -122,7 +122,24 @@ def _context(result) -> dict[str, Any]:
     'measures': _BREAKDOWN_MEASURES,
     'splits': splits,
     'warnings': list(_warnings(result, measured, main)),
+    'maps_of': _maps_of(result.get('model', {})),
   }
+
+
+def _maps_of(model) -> str:
+  """Returns what of a verdict the maps leave unexplained."""
+  members = model.get('members', ())
+  if len(members) > 1:
+    return (
+      f'The maps are those of {members[0]["run"]} alone; verdicts and '
+      f'probabilities are of all {len(members)} members.'
+    )
+  if model.get('flip_tta'):
+    return (
+      'The maps are of the photograph alone; verdicts and probabilities are '
+      'averaged with those of its mirror image.'
+    )
+  return ''
 
 
 def _headline(result) -> str:

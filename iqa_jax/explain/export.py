@@ -373,20 +373,28 @@ class Model:
     )
 
     def step(variables, pixels):
+      x = models.normalize(pixels)
+
+      def judged(logits):
+        if not loaded.flip_tta:
+          return logits
+        # The operating point is one of such averages. The map stays that of
+        # the photograph as it is.
+        return (logits + loaded.model.apply(variables, x[:, :, ::-1])) / 2
+
       found = cam.explain(
         loaded.model,
         variables,
-        models.normalize(pixels),
-        choose,
+        x,
+        lambda logits: choose(judged(logits)),
         task=loaded.task,
         layer=self.layer,
         methods=(self.method,),
       )
-      p = loaded.task.probabilities(found.logits)
-      inadequate = loaded.task.p_inadequate(found.logits)
-      return (
-        found.logits, p, inadequate, found.targets, found.maps[self.method],
-      )  # fmt: skip
+      logits = judged(found.logits)
+      p = loaded.task.probabilities(logits)
+      inadequate = loaded.task.p_inadequate(logits)
+      return logits, p, inadequate, found.targets, found.maps[self.method]
 
     return jax.pmap(step, in_axes=(None, 0), devices=jax.local_devices())
 

@@ -48,7 +48,11 @@ class Subject:
 
     @jax.jit
     def predict(variables, images):
-      return model.apply(variables, models.normalize(images))
+      x = models.normalize(images)
+      logits: Any = model.apply(variables, x)
+      if loaded.flip_tta:
+        logits = (logits + model.apply(variables, x[:, :, ::-1])) / 2
+      return logits
 
     @jax.jit
     def maps(variables, images, targets):
@@ -68,7 +72,10 @@ class Subject:
     return self.loaded.record.get('operating_point', {}).get('threshold', 0.5)
 
   def logits(self, images: np.ndarray, variables: Any = None) -> np.ndarray:
-    """Returns logits [n, k] of images [n, s, s, 3] of 0..255."""
+    """Returns logits [n, k] of images [n, s, s, 3] of 0..255.
+
+    Averaged with the mirror images' where the operating point is one of such.
+    """
     variables = self.loaded.variables if variables is None else variables
     return self._batched(functools.partial(self._predict, variables), images)
 

@@ -1,7 +1,6 @@
 """A simulated run: evaluation without a network."""
 
 import json
-import types
 
 import numpy as np
 import pytest
@@ -57,20 +56,19 @@ def simulated_run(tmp_path, monkeypatch):
   def load(workdir):
     task, logits, config = stored[str(workdir)]
     saved = run_directory.load_model(workdir)
-    return types.SimpleNamespace(
+    return inference.Loaded(
       model=None,
-      variables=None,
+      variables={'logits': logits},
       task=task,
       config=config,
       record=saved.record,
       digest=saved.digest,
       image_size=32,
-      logits=logits,
     )
 
   def predict(loaded, batches, *, flip_tta=False):
     index = batches
-    found = loaded.logits[index]
+    found = loaded.variables['logits'][index]
     return {
       'index': index,
       'image_id': np.array([str(i) for i in index]),

@@ -77,6 +77,23 @@ def test_elsewhere_the_model_is_judged_as_it_was_stored(
   assert saved['splits']['validation']['n'] == len(splits['validation'])
 
 
+def test_flip_averaging_goes_with_the_operating_point(simulated_run, tmp_path):
+  config, folder, source, splits = simulated_run(flip_tta=True)
+  evaluate.run(config, folder, source, splits)
+  saved = run_directory.read_json(folder / 'model' / 'model.json')
+  assert saved['operating_point']['flip_tta'] is True
+  # Whatever the configuration of the other place says.
+  config.eval.flip_tta = False
+  other = tmp_path / 'other'
+  result = evaluate.run(config, folder, source, splits, output=other)
+  assert result['model']['flip_tta'] is True
+  assert {r['spread'] for r in read(other / 'predictions.csv')} != {'0.0'}
+  # Chosen anew, it is of what it was chosen on.
+  result = evaluate.run(config, folder, source, splits)
+  assert result['model']['flip_tta'] is False
+  assert result['operating_point']['flip_tta'] is False
+
+
 def test_an_ensemble_averages_probabilities_and_tells_the_spread(
   simulated_run, tmp_path
 ):

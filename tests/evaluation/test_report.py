@@ -11,6 +11,7 @@ import pytest
 
 from iqa_jax.evaluation import assessment, evaluate, examples, figures, report
 from iqa_jax.evaluation.examples import Example
+from tests.evaluation import simulated
 
 
 class Page(html.parser.HTMLParser):
@@ -84,6 +85,20 @@ def test_one_file_that_holds_everything_and_runs_nothing(
   assert (tmp_path / 'report' / 'examples' / '000.jpg').read_bytes() == jpeg
 
 
+def test_maps_of_one_member_are_called_so(evaluated, tmp_path, monkeypatch):
+  (_, result, tables), options = evaluated('quality')
+  monkeypatch.undo()
+  options['examples'] = [Example('Missed', 'a', 'b', b'')]
+  monkeypatch.setattr(figures, 'draw', lambda *_, **__: {})
+  member = result['model']['members'][0]
+  for members in ([member], [member, {**member, 'run': 'second'}]):
+    result['model']['members'] = members
+    report.write(tmp_path, result, tables, **options)
+    for name in ('index.html', 'report.md'):
+      text = (tmp_path / 'report' / name).read_text()
+      assert ('those of run alone' in text) == (len(members) == 2)
+
+
 @pytest.mark.parametrize('task', ['quality', 'grade', 'criteria'])
 def test_every_figure_of_a_task_is_drawn(evaluated, task):
   (_, result, tables), options = evaluated(task)
@@ -98,6 +113,21 @@ def test_every_figure_of_a_task_is_drawn(evaluated, task):
   for name, figure in drawn.items():
     if name not in ('scores_by_criterion', 'coverage', 'groups'):
       assert 'nadequate' in figure.caption, name
+
+
+@pytest.mark.parametrize('begun', [0, 5, 14])
+def test_epochs_without_accuracy_leave_a_gap(begun):
+  """Older versions of this package wrote none."""
+  history = [
+    {k: v for k, v in h.items() if 'accuracy' not in k or h['epoch'] > begun}
+    for h in simulated.HISTORY
+  ]
+  panels = figures._history(history).figure.axes
+  titles = [axes.get_title('left') or axes.get_title() for axes in panels]
+  assert ('Accuracy' in titles) == (begun < 14)
+  if 'Accuracy' in titles:
+    training = panels[titles.index('Accuracy')].lines[0].get_ydata()
+    assert np.isfinite(training).sum() == 14 - begun
 
 
 @pytest.mark.parametrize('kept', ['none', 'one', 'good', 'bad'])
@@ -134,17 +164,10 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
     """A map is bright in the row that the image's first pixel says."""
 
     def __init__(self, loaded, *, methods, layer, batch_size):
-      seen['record'] = loaded.record
-
-    def logits(self, images):
-      return np.zeros((len(images), 2), np.float32)
-
-    def targets(self, target, logits, truth):
-      seen['quality'] = truth['quality']
-      return np.arange(len(logits)) % 2
+      pass
 
     def maps(self, images, targets):
-      seen['images'] = images
+      seen.update(images=images, targets=targets)
       maps = np.zeros((len(images), 4, 4), np.float32)
       maps[0] -= 1
       maps[1:, 0] = 1
@@ -173,17 +196,19 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
     'p_calibrated': np.where(called, 0.9, 0.2) + 0.001 * np.arange(n),
     'verdict': called,
     'uncertain': np.zeros(n, int),
+    'logit_adequate': np.zeros(n),
+    'logit_inadequate': np.zeros(n),
   }
   loaded = inference.Loaded(None, {}, Task(), config, {'epoch': 1}, '', size)
+  # The verdicts' own operating point, not that of the file loaded before.
   record = {'operating_point': {'threshold': 0.7}}
   indices = np.arange(n)[::-1]
   drawn = examples.draw(loaded, record, config, source, indices, c)
   assert sorted(e.name for e in drawn) == sorted(c['image_id'])
-  # The verdicts' own operating point, not that of the file loaded before.
-  assert seen['record'] == {'epoch': 1, **record}
   rows = [int(e.name.removeprefix('photo_')) for e in drawn]
   np.testing.assert_array_equal(seen['images'], source[indices[rows]])
-  np.testing.assert_array_equal(seen['quality'], truth[rows])
+  # What is explained is the verdict, though one network alone may differ.
+  np.testing.assert_array_equal(seen['targets'], called[rows])
   for i, (row, example) in enumerate(zip(rows, drawn, strict=True)):
     assert f'p = {c["p_calibrated"][row]:.3f}' in example.caption
     assert f'labelled {("adequate", "inadequate")[truth[row]]}' in (

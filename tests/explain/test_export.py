@@ -145,6 +145,43 @@ def test_says_what_the_network_says(done, workdir, photographs):
           assert picture.size == size
 
 
+def test_averages_with_the_mirror_image_as_the_operating_point_does(tmp_path):
+  """Verdict and numbers are those of the evaluation, and of a Subject."""
+  from iqa_jax.explain import subject
+
+  judged = {**JUDGED['operating_point'], 'flip_tta': True}
+  material.make_run(tmp_path / 'run', **{**JUDGED, 'operating_point': judged})
+  rng = np.random.default_rng(1)
+  for name in 'abc':
+    material.save(tmp_path / f'in/{name}.jpg', rng)
+  output = tmp_path / 'out'
+  run(options(tmp_path / 'run', tmp_path / 'in', output, outputs=('npz',)))
+  loaded = inference.load(tmp_path / 'run')
+  prepared = np.stack(
+    [
+      worker.prepare(images.read(tmp_path / f'in/{name}.jpg').pixels, 48).image
+      for name in 'abc'
+    ]
+  )
+  index = np.arange(3)
+  batch = {'image': prepared, 'mask': np.ones(3), 'index': index}
+  batch['image_id'] = index.astype(str)
+  rows = inference.predict(loaded, [batch], flip_tta=True)
+  alone = inference.predict(loaded, [batch])
+  assert np.abs(rows['logits'] - alone['logits']).max() > 1e-3
+  for i, row in enumerate(read(output / 'manifest.csv').values()):
+    found = [float(row['logit_adequate']), float(row['logit_inadequate'])]
+    np.testing.assert_allclose(found, rows['logits'][i], atol=1e-5)
+    assert float(row['p_inadequate']) == pytest.approx(
+      float(rows['p_inadequate'][i]), abs=1e-5
+    )
+  np.testing.assert_allclose(
+    subject.Subject(loaded, batch_size=3).logits(prepared),
+    rows['logits'],
+    atol=1e-5,
+  )
+
+
 def test_both_verdicts_are_met(done):
   rows = read(done[0] / 'manifest.csv').values()
   assert {r['verdict'] for r in rows} == {'adequate', 'inadequate', ''}
