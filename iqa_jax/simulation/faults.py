@@ -141,7 +141,7 @@ def _drawn(frame, paint, blur: float) -> np.ndarray:
 
 
 def _blur_sigma(frame, s) -> float:
-  return frame.radius * 0.032 * s**1.4
+  return frame.radius * 0.038 * s**1.4
 
 
 def _defocus(image, frame, s, rng):
@@ -191,9 +191,9 @@ def _haze(image, frame, s, rng):
   """Light scattered by an opaque lens or cornea: flat, greyish, soft."""
   tint = np.array([1, rng.uniform(0.8, 1.05), 0], np.float32)
   tint[2] = tint[1] * rng.uniform(0.6, 1.1)
-  tint *= rng.uniform(45, 160)
-  patchy = 1 + 0.3 * smooth_noise(rng, frame.shape, 3)
-  weight = np.clip(0.95 * s * patchy, 0, 0.97)
+  tint *= rng.uniform(40, 150)
+  patchy = 0.85 + 0.25 * smooth_noise(rng, frame.shape, 3)
+  weight = np.clip(s * patchy, 0, 0.97)
   soft = _blurred(image, frame.radius * 0.02 * s)
   return _blend(soft, tint, weight), frame.ones()
 

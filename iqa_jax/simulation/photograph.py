@@ -274,7 +274,7 @@ def _ground(rng, retina, scene, size, style):
     + 0.2 * faults.smooth_noise(rng, shape, 22)
   )
   # The nerve fibres about the disc are thick and scatter light.
-  glow = rng.uniform(0.0, 0.35) * np.exp(-((from_disc / 1.3) ** 2))
+  glow = rng.uniform(0.0, 0.25) * np.exp(-((from_disc / 1.3) ** 2))
   pixels *= (1 + rng.uniform(0.05, 0.16) * mottle + glow)[..., None]
   # The choroid's own vessels shine through where there is little pigment.
   ridges = 1 - np.abs(
@@ -301,7 +301,7 @@ def _ground(rng, retina, scene, size, style):
 def _fundus_colour(rng, retina, style) -> np.ndarray:
   """Returns the mean colour, spread as in Good photographs of EyePACS."""
   pale, cool = rng.normal(size=2)
-  red = np.clip(215 - 70 * retina.pigment + rng.normal(0, 26), 80, 210)
+  red = np.clip(215 - 70 * retina.pigment + rng.normal(0, 26), 80, 200)
   green = red * np.clip(0.605 + 0.1 * pale, 0.38, 0.85)
   blue = green * np.clip(
     0.5 + 0.1 * style + 0.2 * (0.67 * pale + 0.74 * cool), 0.25, 1
@@ -348,12 +348,15 @@ def _add_disc(rng, pixels, retina, scene) -> None:
   weight = _step(0.5 - from_disc, edge)
   colour = patch.mean((0, 1))
   rim = colour * np.array([1.15, 1.25, 1.1]) + [45, 32, 14]
+  # Red saturates first: more green would look green where a fault darkens it.
+  rim = np.minimum(rim, [252, 215, 185])
   # The temporal rim is paler than the nasal.
   paler = (1 + 0.1 * np.clip(dd[..., 0], -0.5, 0.5))[..., None]
   _mix(patch, rim * paler, weight * pale)
   from_cup = np.hypot(*_from(dd, retina.cup_offset))
   cup = _step(0.5 * retina.cup - from_cup, 0.16)
-  bright = colour * np.array([1.25, 1.4, 1.5]) + [65, 55, 40]
+  bright = colour * np.array([1.25, 1.4, 1.5]) + [65, 60, 45]
+  bright = np.minimum(bright, [252, 232, 205])
   _mix(patch, bright, cup * weight * lit)
   patch *= 1 + ring * np.exp(-(((from_disc - 0.56) / 0.05) ** 2))[..., None]
 
