@@ -31,6 +31,41 @@ def photographs(
     Image.fromarray(image).save(path, quality=90)
 
 
+def download(folder: pathlib.Path, count: int, width: int) -> float:
+  """Draws a download of EyeQ's layout; returns megabytes a photograph."""
+  import numpy as np
+  from PIL import Image
+
+  from iqa_jax.simulation import photograph
+
+  (folder / 'train').mkdir(parents=True)
+  height = width * 2 // 3
+  side = int(0.95 * height)
+  left, top = (width - side) // 2, (height - side) // 2
+  box = (left, top, left + side, top + side)
+  total, rows = 0, [',image,quality,DR_grade']
+  for i in range(count):
+    rng = np.random.default_rng(i)
+    drawn = photograph.draw(i, 512, distractors=False).image
+    frame = Image.new('RGB', (width, height))
+    frame.paste(Image.fromarray(drawn).resize((side, side)), box)
+    # A sensor's noise: without it a JPEG would decode too easily.
+    grain = rng.integers(-6, 7, (height, width, 1), np.int16)
+    pixels = np.clip(np.asarray(frame) + grain, 0, 255).astype(np.uint8)
+    path = folder / 'train' / f'{i}_left.jpeg'
+    Image.fromarray(pixels).save(path, quality=88)
+    total += path.stat().st_size
+    rows.append(f'{i},{path.name},{i % 3},0')
+  (folder / 'Label_EyeQ_train.csv').write_text('\n'.join(rows) + '\n')
+  # EyeQ has two splits; the test one takes the last photograph.
+  (folder / 'Label_EyeQ_test.csv').write_text(
+    f'{rows[0]}\n0,{count}_left.jpeg,0,0\n'
+  )
+  (folder / 'test').mkdir()
+  (folder / 'test' / f'{count}_left.jpeg').write_bytes(path.read_bytes())
+  return total / count / 1e6
+
+
 def random_run(
   workdir: pathlib.Path,
   *,

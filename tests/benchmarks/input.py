@@ -13,7 +13,7 @@ import pathlib
 import sys
 import tempfile
 
-from tests.benchmarks import common
+from tests.benchmarks import _material, common
 
 
 def run(
@@ -39,7 +39,7 @@ def run(
     images, width, size, batch, repeats = 6, 600, 64, 2, 2
   with tempfile.TemporaryDirectory() as folder:
     download = pathlib.Path(folder) / 'download'
-    megabytes = _draw(download, images, width)
+    megabytes = _material.download(download, images, width)
     sources = {name: _open(folder, name) for name in ('original', '512')}
     # Prepared records go too fast for one pass to be measured.
     passes = {'original': 1, '512': 1 if smoke else 20}
@@ -78,41 +78,6 @@ def run(
       ('512', f'prepared records to {size} px', 'at least 20x'),
     )
   ]
-
-
-def _draw(download: pathlib.Path, count: int, width: int) -> float:
-  """Draws a download of EyeQ's layout; returns megabytes a photograph."""
-  import numpy as np
-  from PIL import Image
-
-  from iqa_jax.simulation import photograph
-
-  (download / 'train').mkdir(parents=True)
-  height = width * 2 // 3
-  side = int(0.95 * height)
-  left, top = (width - side) // 2, (height - side) // 2
-  box = (left, top, left + side, top + side)
-  total, rows = 0, [',image,quality,DR_grade']
-  for i in range(count):
-    rng = np.random.default_rng(i)
-    drawn = photograph.draw(i, 512, distractors=False).image
-    frame = Image.new('RGB', (width, height))
-    frame.paste(Image.fromarray(drawn).resize((side, side)), box)
-    # A sensor's noise: without it a JPEG would decode too easily.
-    grain = rng.integers(-6, 7, (height, width, 1), np.int16)
-    pixels = np.clip(np.asarray(frame) + grain, 0, 255).astype(np.uint8)
-    path = download / 'train' / f'{i}_left.jpeg'
-    Image.fromarray(pixels).save(path, quality=88)
-    total += path.stat().st_size
-    rows.append(f'{i},{path.name},{i % 3},0')
-  (download / 'Label_EyeQ_train.csv').write_text('\n'.join(rows) + '\n')
-  # EyeQ has two splits; the test one takes the last photograph.
-  (download / 'Label_EyeQ_test.csv').write_text(
-    f'{rows[0]}\n0,{count}_left.jpeg,0,0\n'
-  )
-  (download / 'test').mkdir()
-  (download / 'test' / f'{count}_left.jpeg').write_bytes(path.read_bytes())
-  return total / count / 1e6
 
 
 def _open(folder: str, name: str):

@@ -1,0 +1,141 @@
+"""The earlier work's schedule from photographs on disk, beside PyTorch.
+
+VGG16 with its dense head at 224 px: 10 epochs of the head, then 20 with the
+last convolutional block. Ours reads prepared records, and computes what is
+frozen once; the peer decodes every photograph in every epoch by a DataLoader
+with as many workers as cores, and is measured for one epoch of each phase:
+all epochs of a phase do the same work, so its schedule is 10 and 20 times that.
+Ours runs whole, with validation on a fourth of the photographs and checkpoints,
+which the peer is spared; building the records and compiling are not counted.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+from tests.benchmarks import _material, common
+
+_EPOCHS = (10, 20)
+
+
+def run(
+  *,
+  smoke: bool = False,
+  images: int = 24,
+  width: int = 1024,
+  size: int = 224,
+  repeats: int = 2,
+) -> list[common.Row]:
+  """Measures `images` training photographs of `width` pixels, one batch.
+
+  Args:
+    smoke: few and small ones.
+    images: how many photographs learn.
+    width: of the JPEGs, in pixels.
+    size: of the network's input.
+    repeats: of everything; in the peer, of single epochs.
+  """
+  if smoke:
+    images, width, size, repeats = 4, 200, 64, 1
+  with tempfile.TemporaryDirectory() as folder:
+    download = pathlib.Path(folder) / 'download'
+    _material.download(download, images, width)
+    ours = {
+      'head': _training(folder, images, size, (_EPOCHS[0], 0)),
+      'all': _training(folder, images, size, _EPOCHS),
+    }
+    for train in ours.values():
+      train()  # compiles
+    seconds = {
+      k: [train() for _ in range(repeats)] for k, train in ours.items()
+    }
+    peer_name, note, peer = '', f'{images} photographs of {width} px', {}
+    try:
+      peer = _peer(download / 'train', images, size, repeats)
+      peer_name = 'PyTorch, DataLoader'
+    except common.PeerAbsent as reason:
+      note += f'; {reason}'
+  each = zip(peer.get('head', ()), peer.get('last', ()), strict=True)
+  return [
+    common.Row(
+      f'head phase, trunk frozen, {_EPOCHS[0]} epochs',
+      common.rates(images * _EPOCHS[0], seconds['head']),
+      'images/s',
+      peer_name,
+      common.rates(images, peer.get('head', ())),
+      'at least 5x',
+      note,
+    ),
+    common.Row(
+      f'schedule of {sum(_EPOCHS)} epochs',
+      seconds['all'],
+      's',
+      peer_name,
+      [_EPOCHS[0] * head + _EPOCHS[1] * last for head, last in each],
+      'at least 3x',
+      note,
+    ),
+  ]
+
+
+def _training(folder: str, images: int, size: int, epochs: tuple[int, int]):
+  """Returns a function that trains, and returns its seconds."""
+  import jax
+  import numpy as np
+
+  from iqa_jax import config as config_lib
+  from iqa_jax.data import pipeline
+  from iqa_jax.training import loop
+
+  jax.config.update('jax_compilation_cache_dir', f'{folder}/compiled')
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  config = config_lib.variant('earlier_work')
+  config.model.pretrained = ''
+  config.data.name = 'eyeq'
+  config.data.image_size = size
+  config.data.balance = 'none'
+  config.data.manual_dir = f'{folder}/download'
+  config.data.data_dir = f'{folder}/records'
+  config.train.batch_size = config.eval.batch_size = images
+  for phase, count in zip(config.train.phases, epochs, strict=True):
+    phase.epochs = count
+  config.train.phases = tuple(p for p in config.train.phases if p.epochs)
+  source = pipeline.open_source(config)
+  training = np.nonzero(source.table['split'] == 'train')[0]
+  splits = {'train': training, 'validation': training[: max(1, images // 4)]}
+
+  def train() -> float:
+    with tempfile.TemporaryDirectory() as workdir:
+      start = time.perf_counter()
+      loop.train(config, workdir, source, splits)
+      return time.perf_counter() - start
+
+  return train
+
+
+def _peer(photographs, images, size, repeats) -> dict[str, list[float]]:
+  """Returns the seconds of the peer's epochs: of the head, and with a block."""
+  with common.Peer('peer_earlier_work', packages=('torch', 'PIL')) as peer:
+    peer(
+      'prepare',
+      folder=str(photographs),
+      size=size,
+      batch=images,
+      workers=len(os.sched_getaffinity(0)),
+    )
+    return common.alternate(
+      {
+        'head': lambda: peer('epoch', last_block=False),
+        'last': lambda: peer('epoch', last_block=True),
+      },
+      repeats=repeats,
+    )
+
+
+if __name__ == '__main__':
+  sys.exit(common.main(run))
