@@ -186,13 +186,16 @@ def _read_dicom(path, file):
   if int(dataset.get('NumberOfFrames', 1) or 1) > 1:
     raise ImageError(path, 'unreadable', 'a DICOM of several frames')
   # pixel_array turns YBR into RGB and undoes the compression.
-  values = pixels.pixel_array(dataset)
+  values, bits = pixels.pixel_array(dataset), int(dataset.BitsStored)
   if dataset.PhotometricInterpretation == 'PALETTE COLOR':
     values = pixels.apply_color_lut(values, dataset)
+    bits = 8 * values.dtype.itemsize
+  top = 2**bits - 1
+  values = np.clip(values, 0, top)
   if dataset.PhotometricInterpretation == 'MONOCHROME1':
-    values = values.max() - values
+    values = top - values
+  # Of 12 bits in 16 the upper eight are those that are used.
+  values = (values >> max(bits - 8, 0)).astype(np.uint8)
   if values.ndim == 2:
-    return _grey_to_rgb(values), height, width
-  if values.dtype != np.uint8:
-    values = (values >> (8 * values.dtype.itemsize - 8)).astype(np.uint8)
+    values = np.repeat(values[..., None], 3, axis=-1)
   return values[..., :3], height, width

@@ -11,6 +11,7 @@ import pytest
 
 from iqa_jax.data import images
 from iqa_jax.simulation import photograph
+from tests.data import dicom
 
 
 @pytest.fixture(scope='module')
@@ -70,21 +71,21 @@ def test_other_modes(tmp_path, drawn):
 
 
 def test_dicom(tmp_path, drawn):
-  pydicom = pytest.importorskip('pydicom')
-  dataset = pydicom.Dataset()
-  dataset.file_meta = pydicom.dataset.FileMetaDataset()
-  dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-  dataset.file_meta.MediaStorageSOPClassUID = '1.2.840.10008.5.1.4.1.1.77.1.5.1'
-  dataset.file_meta.MediaStorageSOPInstanceUID = '1.2.3'
-  dataset.Rows, dataset.Columns = drawn.shape[:2]
-  dataset.SamplesPerPixel, dataset.PlanarConfiguration = 3, 0
-  dataset.PhotometricInterpretation = 'RGB'
-  dataset.BitsAllocated = dataset.BitsStored = 8
-  dataset.HighBit, dataset.PixelRepresentation = 7, 0
-  dataset.PixelData = drawn.tobytes()
-  dataset.save_as(tmp_path / 'a.dcm', enforce_file_format=True)
+  pytest.importorskip('pydicom')
+  dicom.save(tmp_path / 'a.dcm', drawn)
   read = images.read(tmp_path / 'a.dcm')
   np.testing.assert_array_equal(read.pixels, drawn)
+  grey = drawn[..., 1]
+  for bits, kind in (
+    (8, 'MONOCHROME2'),
+    (12, 'MONOCHROME2'),
+    (8, 'MONOCHROME1'),
+  ):
+    stored = grey.astype(np.uint16) << (bits - 8) if bits > 8 else grey
+    dicom.save(tmp_path / 'g.dcm', stored, bits=bits, kind=kind)
+    found = images.read(tmp_path / 'g.dcm').pixels
+    expected = 255 - grey if kind == 'MONOCHROME1' else grey
+    np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, 2))
   data = (tmp_path / 'a.dcm').read_bytes()
   (tmp_path / 'b.dcm').write_bytes(data[: len(data) // 2])
   with pytest.raises(images.ImageError):

@@ -23,6 +23,7 @@ import pytest
 from iqa_jax import inference, models, run_directory
 from iqa_jax.data import geometry, images, records
 from iqa_jax.explain import cam, export, manifest, worker
+from tests.data import dicom
 from tests.explain import export_material as material
 
 JUDGED = {
@@ -180,6 +181,36 @@ def test_averages_with_the_mirror_image_as_the_operating_point_does(tmp_path):
     rows['logits'],
     atol=1e-5,
   )
+
+
+def test_dicom_gets_an_overlay_and_a_row(workdir, tmp_path, monkeypatch):
+  pytest.importorskip('pydicom')
+  rng = np.random.default_rng(2)
+  pixels = material.fundus(rng)
+  (tmp_path / 'in').mkdir()
+  dicom.save(tmp_path / 'in/colour.dcm', pixels)
+  dicom.save(
+    tmp_path / 'in/grey.dcm', pixels[..., 1].astype(np.uint16) << 4, bits=12
+  )
+  some = options(workdir, tmp_path / 'in', tmp_path / 'out', batch_size=4)
+  assert run(some).statuses == {'ok': 2}
+  for name, row in read(tmp_path / 'out/manifest.csv').items():
+    assert (row['width'], row['height']) == ('180', '130'), name
+    with Image.open(tmp_path / 'out' / row['overlay']) as picture:
+      overlay = np.asarray(picture.convert('RGB')).astype(int)
+    shown = pixels if name == 'colour.dcm' else pixels[..., [1, 1, 1]]
+    if row['empty_map'] == '0':
+      # The photograph is seen where there is little evidence.
+      assert np.median(np.abs(overlay - shown)) < 30, name
+
+  # A worker is a process of its own; there, too, it is as if not installed.
+  (tmp_path / 'stub').mkdir()
+  (tmp_path / 'stub/pydicom.py').write_text('raise ImportError')
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'stub'), prepend=os.pathsep)
+  some = options(workdir, tmp_path / 'in', tmp_path / 'none', batch_size=4)
+  assert run(some).statuses == {'unreadable': 2}
+  for row in read(tmp_path / 'none/manifest.csv').values():
+    assert "pip install 'iqa_jax[dicom]'" in row['reason']
 
 
 def test_both_verdicts_are_met(done):
