@@ -64,7 +64,6 @@ def run(
   Returns:
     The exit code: 0 done, 1 a failure that was logged, 130 or 143 interrupted.
   """
-
   from iqa_jax.training import distributed, loop
 
   try:
@@ -85,7 +84,6 @@ def run(
 
 
 def _run(config, workdir, mode, ensemble, evaluation_dir) -> int:
-
   from iqa_jax.data import pipeline
   from iqa_jax.data import splits as splits_lib
   from iqa_jax.evaluation import evaluate
@@ -219,7 +217,6 @@ def _set_up_jax(config, compilation_cache: str) -> None:
 
 def _expected_errors() -> tuple[type[Exception], ...]:
   """Returns the failures whose message says all that a user needs."""
-
   from iqa_jax.data import records
   from iqa_jax.models import pretrained
   from iqa_jax.training import loop

@@ -415,9 +415,6 @@ def draw(
     shown: its second result.
     folder: made when missing.
   """
-  import matplotlib
-
-  matplotlib.use('Agg')
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   groups = shown['groups']
