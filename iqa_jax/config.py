@@ -34,6 +34,7 @@ def default() -> ml_collections.ConfigDict:
   c.task.label_smoothing = 0.0
   c.task.class_weights = 'none'  # none | balanced
   c.task.verdict_weight = 1.0  # criteria task: verdict beside the criteria
+  c.task.landmark_weight = 1.0  # landmarks head: their error in DD
 
   c.data = ml_collections.ConfigDict()
   c.data.name = 'fundus_sim'  # fundus_sim | eyeq | brset, '+' mixes training
@@ -65,7 +66,8 @@ def default() -> ml_collections.ConfigDict:
 
   c.model = ml_collections.ConfigDict()
   c.model.name = 'resnet50'  # resnet50 | vgg16 (iqa_jax.models lists them)
-  c.model.head = 'linear'  # linear|standardized|mlp|imagenet (models/heads.py)
+  # linear | standardized | landmarks | mlp | imagenet (models/heads.py)
+  c.model.head = 'linear'
   c.model.last = ''  # feature point that the head follows; '' = the last one
   c.model.width = 1.0  # multiplies every channel count
   c.model.depth = 1.0  # multiplies the blocks of every stage

@@ -10,7 +10,9 @@ scores that an explanation differentiates. Three exist:
             is supervised too; BRSet's labels
 
 Batches are dicts whose labels are int32 with -1 where absent: `quality` [b],
-`grade` [b], `criteria` [b, 4].
+`grade` [b], `criteria` [b, 4]. A head that locates landmarks also learns from
+`landmarks` float32 [b, 5] (optic disc x, y, disc diameter, fovea x, y in shares
+of the image's side), NaN where unknown.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ class Task:
       the positive class as a fifth); () for none.
     verdict_weight: weight of the verdict's loss beside the mean over the
       criteria (criteria task only).
+    landmark_weight: weight of the landmarks' error in disc diameters (of heads
+      that locate them).
   """
 
   name: str = 'quality'
@@ -54,6 +58,7 @@ class Task:
   label_smoothing: float = 0.0
   class_weights: tuple[float, ...] = ()
   verdict_weight: float = 1.0
+  landmark_weight: float = 1.0
 
   def __post_init__(self):
     if self.name not in _NAMES:
@@ -99,6 +104,7 @@ class Task:
       focal_gamma=c.focal_gamma,
       label_smoothing=c.label_smoothing,
       verdict_weight=c.verdict_weight,
+      landmark_weight=c.landmark_weight,
     )
     if c.class_weights == 'none' or table is None:
       return task
@@ -203,6 +209,27 @@ class Task:
     if self.class_weights:
       weight = known * (onehot @ jnp.asarray(self.class_weights))
     return loss, weight
+
+  def landmark_loss(
+    self, found: jax.Array, batch: Mapping[str, jax.Array]
+  ) -> jax.Array:
+    """Returns what each example's landmarks add to its loss, float32 [b].
+
+    The mean error of its known coordinates in disc diameters, weighted; 0
+    where none is known.
+
+    Args:
+      found: float32 [b, 5], as `batch['landmarks']`.
+      batch: see the module.
+    """
+    truth = batch['landmarks']
+    diameter = truth[:, 2:3]
+    known = jnp.isfinite(truth) & (diameter > 0)
+    # No NaN may enter: its gradient would survive the mask.
+    error = jnp.abs(found - jnp.where(known, truth, found))
+    error /= jnp.where(diameter > 0, diameter, 1.0)
+    count = jnp.maximum(known.sum(axis=1), 1)
+    return self.landmark_weight * error.sum(axis=1) / count
 
   def right(
     self, logits: jax.Array, batch: Mapping[str, jax.Array]

@@ -398,7 +398,7 @@ def batches(
     With b = batch_size / process_count: 'image' uint8 [b, s, s, 3]; 'mask'
     float32 [b], 0 where the last batch is padded; 'index' int64 [b];
     'quality', 'grade' int32 [b]; 'criteria' int32 [b, 4]; 'landmarks' float32
-    [b, 5] in pixels of these images; 'image_id' str [b].
+    [b, 5], see `landmarks`; 'image_id' str [b].
   """
   if batch_size % process_count:
     raise ValueError(
@@ -416,10 +416,43 @@ def batches(
     filled = np.zeros((share, image_size, image_size, 3), np.uint8)
     if len(at):
       filled[: len(at)] = next(images)
-    yield {'image': filled, **_labels(source, plan, at, share, image_size)}
+    yield {'image': filled, **_labels(source, plan, at, share)}
 
 
-def _labels(source, plan, at, share, image_size) -> dict[str, np.ndarray]:
+def landmarks(
+  table: Mapping[str, np.ndarray],
+  index: np.ndarray,
+  flip: np.ndarray,
+  angle: np.ndarray | float = 0.0,
+  shrink: np.ndarray | float = 0.0,
+) -> np.ndarray:
+  """Returns where the landmarks of augmented examples are.
+
+  Args:
+    table: of a Source.
+    index: int [n], the examples.
+    flip: bool [n], as of `Plan`, and so are `angle` and `shrink`.
+    angle: in radians.
+    shrink: share by which the field is smaller.
+
+  Returns:
+    float32 [n, 5], optic disc x, y, disc diameter, fovea x, y in shares of the
+    image's side; NaN where unknown.
+  """
+  found = table['landmarks'][index] / table['size'][index][:, None]
+  smaller = 1.0 - np.asarray(shrink)
+  cos, sin = smaller * np.cos(angle), smaller * np.sin(angle)
+  for x, y in ((0, 1), (3, 4)):
+    dx, dy = found[:, x] - 0.5, found[:, y] - 0.5
+    # The inverse of what `_turn` looks pixels up with.
+    found[:, x] = 0.5 + cos * dx + sin * dy
+    found[:, y] = 0.5 - sin * dx + cos * dy
+    found[flip, x] = 1.0 - found[flip, x]
+  found[:, 2] *= smaller
+  return found.astype(np.float32)
+
+
+def _labels(source, plan, at, share) -> dict[str, np.ndarray]:
   n = len(at)
   index = np.zeros(share, np.int64)
   index[:n] = plan.index[at]
@@ -435,21 +468,17 @@ def _labels(source, plan, at, share, image_size) -> dict[str, np.ndarray]:
   # What grade a faulty photograph would have got is not known.
   grade[hit] = labels.UNKNOWN
   criteria[hit, fault[hit]] = labels.INADEQUATE
-  landmarks = (
-    table['landmarks'][index]
-    * (image_size / table['size'][index].astype(np.float32))[:, None]
+  marks = np.full((share, 5), np.nan, np.float32)
+  marks[:n] = landmarks(
+    table, plan.index[at], plan.flip[at], plan.angle[at], plan.shrink[at]
   )
-  mirrored = np.zeros(share, bool)
-  mirrored[:n] = plan.flip[at]
-  for x in (0, 3):
-    landmarks[mirrored, x] = image_size - landmarks[mirrored, x]
   return {
     'mask': mask,
     'index': index,
     'quality': quality,
     'grade': grade,
     'criteria': criteria,
-    'landmarks': landmarks.astype(np.float32),
+    'landmarks': marks,
     'image_id': table['image_id'][index],
   }
 

@@ -37,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax.data import geometry
+from iqa_jax.models import heads
 
 METHODS = (
   'gradcam',
@@ -69,12 +70,15 @@ class Explanation(NamedTuple):
     scores: float32, of the shape of `targets`, the explained scores.
     maps: {method: float32 [b, h, w] or [t, b, h, w]}, signed and unscaled;
       where several layers were asked for, a tuple of those, in their order.
+    landmarks: float32 [b, 5] of a head that locates them (heads.located), else
+      NaN.
   """
 
   logits: jax.Array
   targets: jax.Array
   scores: jax.Array
   maps: dict[str, Maps]
+  landmarks: jax.Array
 
 
 def explain(
@@ -122,11 +126,15 @@ def explain(
   for below, point in zip(order, (*order[1:], None), strict=True):
 
     def run(x, below=below, point=point):
-      out = model.apply(variables, x, start=below, stop=point)
-      return out if point else (task.scores(out), out)
+      out, kept = model.apply(
+        variables, x, start=below, stop=point, mutable=['intermediates']
+      )
+      return out if point else (task.scores(out), (out, heads.located(kept)))
 
     if point is None:
-      scores, pulls[below], logits = jax.vjp(run, maps[below], has_aux=True)
+      scores, pulls[below], (logits, landmarks) = jax.vjp(
+        run, maps[below], has_aux=True
+      )
     else:
       maps[point], pulls[below] = jax.vjp(run, maps[below])
 
@@ -148,6 +156,8 @@ def explain(
 
   found = jax.vmap(combine)(chosen) if ids.ndim == 2 else combine(chosen)
   several = layer is not None and not isinstance(layer, str)
+  if landmarks is None:
+    landmarks = jnp.full((len(images), 5), jnp.nan)
   return Explanation(
     logits=logits.astype(jnp.float32),
     targets=ids,
@@ -156,6 +166,7 @@ def explain(
       method: tuple(of[p] for p in layers) if several else of[layers[0]]
       for method, of in found.items()
     },
+    landmarks=landmarks,
   )
 
 

@@ -38,7 +38,7 @@ import tqdm
 from iqa_jax import run_directory
 from iqa_jax.data import images as images_lib
 from iqa_jax.evaluation import calibration, operating_points
-from iqa_jax.explain import contact_sheet, inputs, manifest, overlay
+from iqa_jax.explain import contact_sheet, inputs, manifest, overlay, ruler
 from iqa_jax.explain import worker as worker_lib
 
 SCALINGS = ('image', 'logit', 'dataset')
@@ -394,7 +394,8 @@ class Model:
       logits = judged(found.logits)
       p = loaded.task.probabilities(logits)
       inadequate = loaded.task.p_inadequate(logits)
-      return logits, p, inadequate, found.targets, found.maps[self.method]
+      raw = found.maps[self.method]
+      return logits, p, inadequate, found.targets, raw, found.landmarks
 
     return jax.pmap(step, in_axes=(None, 0), devices=jax.local_devices())
 
@@ -403,7 +404,8 @@ class Model:
 
     Returns:
       numpy arrays: logits [n, k], probabilities [n, k], p_inadequate [n],
-      index of the target [n], raw maps [n, h, w].
+      index of the target [n], raw maps [n, h, w], landmarks [n, 5] (see
+      cam.Explanation).
     """
     import jax
 
@@ -587,6 +589,7 @@ class _Found:
   p_inadequate: float
   target: int
   raw: np.ndarray
+  landmarks: np.ndarray
 
 
 class _Job:
@@ -643,7 +646,7 @@ class _Job:
       'reason': '',
       'width': photo.prepared.width,
       'height': photo.prepared.height,
-      'field_found': photo.prepared.field_found,
+      'field_found': photo.prepared.field.found,
       'field_share': photo.prepared.field_share,
       'method': model.method,
       'layer': model.layer or model.network.model.default_layer,
@@ -655,6 +658,10 @@ class _Job:
       record['reason'] = 'the network ran over: its logits or map are infinite'
       self._add(record)
       return None
+    landmarks = ruler.to_original(
+      found.landmarks, photo.prepared.affine, model.size
+    )
+    record |= ruler.columns(landmarks, photo.prepared.field)
     p, verdict, uncertain = model.judge(found.p_inadequate)
     for i, name in enumerate(model.outputs):
       record[f'logit_{name}'] = float(found.logits[i])
@@ -691,6 +698,7 @@ class _Job:
         bar=bar,
         note=_EMPTY if empty else '',
       ),
+      landmarks=landmarks,
       thumbnail=options.contact_sheet
       and inputs.sampled(photo.key, self._sheet_share),
       facts={
@@ -1070,11 +1078,11 @@ class _Stream:
 
   def _computed(self, photos: list[_Photo], results) -> None:
     for photo, *values in zip(photos, *results, strict=True):
-      logits, probabilities, p_inadequate, target, raw = values
-      photo.drawing = self._draw(
-        photo,
-        _Found(logits, probabilities, float(p_inadequate), int(target), raw),
+      logits, probabilities, p_inadequate, target, raw, landmarks = values
+      found = _Found(
+        logits, probabilities, float(p_inadequate), int(target), raw, landmarks
       )
+      photo.drawing = self._draw(photo, found)
       assert photo.prepared is not None
       # The pixels have served; a long queue mustn't hold them.
       photo.prepared = dataclasses.replace(

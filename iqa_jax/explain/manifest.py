@@ -17,6 +17,7 @@ import pathlib
 from typing import Any
 
 from iqa_jax import run_directory
+from iqa_jax.explain import ruler
 
 _FORMAT = 1
 _FOLDER = 'journal'
@@ -55,6 +56,7 @@ def columns(logits: Sequence[str]) -> list[str]:
     'evidence_in_field',
     'field_share',
     'empty_map',
+    *ruler.COLUMNS,
     *KINDS,
     'checkpoint',
   ]

@@ -7,7 +7,7 @@ to 1 for the top of the colour bar; what is below 0 is shown as none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import importlib.util
@@ -223,10 +223,11 @@ def panel(
   caption: Caption,
   colors: str = 'viridis',
   opacity: float = 0.55,
+  decorate: Callable[[Image.Image], None] | None = None,
 ) -> Image.Image:
   """Returns photograph and overlay side by side, with caption and colour bar.
 
-  Arguments as of `overlay`.
+  Arguments as of `overlay`; `decorate` draws on the photograph, beside the map.
   """
   shrink = min(
     _PANEL_SIDE / photograph.height, 1.5 * _PANEL_SIDE / photograph.width, 1
@@ -247,26 +248,28 @@ def panel(
     colors=colors,
     opacity=opacity,
   )
+  if decorate is not None:
+    decorate(plain)
   gap, bar_room = 16, 118
   wide = max(2 * size[0] + 3 * gap + bar_room, 760)
   header, footer = 104, 62
   picture = Image.new('RGB', (wide, header + size[1] + footer), _PAPER)
   draw = ImageDraw.Draw(picture)
 
-  draw.text((gap, 16), _short(caption.name, 78), fill=_PALE, font=_font(15))
+  draw.text((gap, 16), _short(caption.name, 78), fill=_PALE, font=typeface(15))
   verdict = caption.verdict.upper()
   tint = _AMBER if caption.verdict == 'inadequate' else _TEAL
-  draw.text((gap, 38), verdict, fill=tint, font=_font(26, bold=True))
-  at = gap + draw.textlength(verdict, font=_font(26, bold=True)) + 18
+  draw.text((gap, 38), verdict, fill=tint, font=typeface(26, bold=True))
+  at = gap + draw.textlength(verdict, font=typeface(26, bold=True)) + 18
   words = caption.probability
   if caption.uncertain:
     words += '   uncertain: have a person look'
-  draw.text((at, 46), words, fill=_INK, font=_font(17))
+  draw.text((at, 46), words, fill=_INK, font=typeface(17))
   left = 2 * gap + size[0]
-  draw.text((gap, 78), 'photograph', fill=_PALE, font=_font(14))
+  draw.text((gap, 78), 'photograph', fill=_PALE, font=typeface(14))
   draw.text(
     (left, 78), f'{caption.target} ({caption.source})', fill=_PALE,
-    font=_font(14),
+    font=typeface(14),
   )  # fmt: skip
   picture.paste(plain, (gap, header))
   picture.paste(colored, (left, header))
@@ -281,13 +284,13 @@ def panel(
     'Research use only, not a medical device. A map shows where the network '
     'found evidence,',
     fill=_PALE,
-    font=_font(13),
+    font=typeface(13),
   )
   draw.text(
     (gap, header + size[1] + 32),
     'not what is wrong with the photograph.',
     fill=_PALE,
-    font=_font(13),
+    font=typeface(13),
   )
   return picture
 
@@ -326,7 +329,7 @@ def noted(photograph: Image.Image, note: str) -> Image.Image:
   """Returns the photograph with a note below it, instead of a map."""
   width, height = photograph.size
   size = max(12, width // 45)
-  font = _font(size, bold=True)
+  font = typeface(size, bold=True)
   lines = textwrap.wrap(note, max(10, int(width / size / 0.68)))
   line = round(1.35 * size)
   picture = Image.new('RGB', (width, height + line * len(lines) + size), _PAPER)
@@ -346,7 +349,7 @@ def _bar(picture, draw, left, top, height, label, colors) -> None:
   for share in (0.0, 0.5, 1.0):
     y = top + 20 + (1 - share) * (height - 41)
     draw.line([(left + 18, y), (left + 24, y)], fill=_PALE)
-  font = _font(13)
+  font = typeface(13)
   y = top + 20
   for line in textwrap.wrap(label, 11):
     draw.text((left + 28, y - 8), line, fill=_INK, font=font)
@@ -356,7 +359,7 @@ def _bar(picture, draw, left, top, height, label, colors) -> None:
 
 def _note(draw, text, origin, size) -> None:
   """Writes a note across the lower part of a picture."""
-  font = _font(16, bold=True)
+  font = typeface(16, bold=True)
   lines = textwrap.wrap(text, max(12, size[0] // 10))
   height = 22 * len(lines) + 20
   left, top = origin[0], origin[1] + size[1] - height
@@ -379,7 +382,7 @@ def _short(text: str, length: int) -> str:
 
 
 @functools.cache
-def _font(size: int, bold: bool = False):
+def typeface(size: int, bold: bool = False):
   """Returns matplotlib's DejaVu Sans, or Pillow's own font without it."""
   found = importlib.util.find_spec('matplotlib')
   if found is not None and found.origin is not None:

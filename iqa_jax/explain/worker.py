@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from iqa_jax.data import geometry, images, records
-from iqa_jax.explain import overlay
+from iqa_jax.explain import overlay, ruler
 
 # Beyond the photographs kept: one being decoded at its largest, with what
 # decoding, drawing and encoding need at the same time.
@@ -69,7 +69,8 @@ class Prepared:
     image: uint8 [size, size, 3], the network's input.
     width: of the upright photograph.
     height: likewise.
-    field_found: see geometry.Field.
+    field: in pixels of the upright photograph.
+    affine: float64 [2, 3], input (x, y, 1) -> (x, y) of that.
     field_share: share of the input's area inside the field of view.
     source: (bytes, modification time in ns) of the file.
     seconds: by stage.
@@ -78,7 +79,8 @@ class Prepared:
   image: np.ndarray
   width: int
   height: int
-  field_found: bool
+  field: geometry.Field
+  affine: np.ndarray
   field_share: float
   source: tuple[int, int]
   seconds: dict[str, float]
@@ -93,6 +95,7 @@ class Drawing:
     shown: float32 [h, w], see overlay.
     raw: float32 [h, w], the signed map.
     caption: the panel's words; its note also goes onto the overlay.
+    landmarks: float [5] in pixels of the photograph, see ruler.columns.
     thumbnail: whether the contact sheet shows it.
     facts: further arrays and texts of the NPZ.
   """
@@ -101,6 +104,7 @@ class Drawing:
   shown: np.ndarray
   raw: np.ndarray
   caption: overlay.Caption
+  landmarks: np.ndarray
   thumbnail: bool
   facts: dict[str, Any]
 
@@ -136,6 +140,7 @@ class _Held:
   prepared: np.ndarray
   affine: np.ndarray
   inside: np.ndarray
+  field: geometry.Field
   width: int
   height: int
 
@@ -207,6 +212,7 @@ class Worker:
       prepared.image,
       prepared.affine,
       prepared.inside,
+      prepared.field,
       photograph.width,
       photograph.height,
     )
@@ -221,7 +227,8 @@ class Worker:
       prepared.image,
       photograph.width,
       photograph.height,
-      prepared.field.found,
+      prepared.field,
+      prepared.affine,
       float(prepared.inside.mean()),
       (status.st_size, status.st_mtime_ns),
       {'decode': decoded - start, 'prepare': time.perf_counter() - decoded},
@@ -288,6 +295,7 @@ class Worker:
         prepared.image,
         prepared.affine,
         prepared.inside,
+        prepared.field,
         photograph.width,
         photograph.height,
       )
@@ -307,21 +315,31 @@ class Worker:
         [[photograph.width / held.width], [photograph.height / held.height]]
       )
       laid = (photograph, drawing.shown, held.affine * stretch, s.size)
+
+    def measured(picture):
+      sx, sy = picture.width / held.width, picture.height / held.height
+      stretch = [sx, sy, (sx * sy) ** 0.5, sx, sy]
+      marks = drawing.landmarks * stretch
+      ruler.draw(picture, marks, held.field.scaled(sx, sy))
+      return picture
+
     if 'contour' in s.outputs:
       yield (
         'contour',
         'jpg',
         lambda: (
-          overlay.noted(laid[0], note)
+          overlay.noted(measured(laid[0].copy()), note)
           if note
-          else overlay.contour(*laid, colors=s.colors)
+          else measured(overlay.contour(*laid, colors=s.colors))
         ),
       )
     if 'panel' in s.outputs:
       yield (
         'panel',
         'jpg',
-        lambda: overlay.panel(*laid, caption=drawing.caption, **look),
+        lambda: overlay.panel(
+          *laid, caption=drawing.caption, decorate=measured, **look
+        ),
       )
     if 'npz' in s.outputs:
       facts = drawing.facts | {
@@ -349,9 +367,9 @@ class Worker:
         'overlay',
         'jpg',
         lambda: (
-          overlay.noted(laid[0], note)
+          overlay.noted(measured(laid[0]), note)
           if note
-          else overlay.overlay(*laid, **look, in_place=True)
+          else measured(overlay.overlay(*laid, **look, in_place=True))
         ),
       )
 

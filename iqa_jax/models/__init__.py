@@ -49,7 +49,7 @@ def create(
   Args:
     name: one of `names()`.
     num_outputs: number of logits.
-    head: 'linear', 'mlp' or 'imagenet' (see heads.py).
+    head: one of heads.KINDS, or 'imagenet'.
     last: the feature point that the head follows, what lies beyond it is left
       out; None or '' for the backbone's last.
     width: multiplies every channel count.

@@ -4,6 +4,8 @@
   standardized  the same with each channel brought to mean 0 and deviation 1
                 over the training split (training/standardization.py): for a
                 new head on a frozen trunk
+  landmarks     as linear; beside the logits it says where the optic disc and
+                the fovea are, and how large the disc is (`located`)
   mlp           the earlier work's: flatten -> 512 -> ReLU -> dropout -> outputs
   imagenet      the network's own: ResNet-50's is the linear one, VGG-16's is
                 flatten -> 4096 -> 4096 -> outputs, dropout after each ReLU
@@ -13,6 +15,9 @@ so they take images of any size; at 224 px nothing changes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -24,9 +29,27 @@ from iqa_jax.models import layers
 KINDS: dict[str, tuple[str, tuple[int, ...]]] = {
   'linear': ('average', ()),
   'standardized': ('standardized', ()),
+  'landmarks': ('landmarks', ()),
   'mlp': ('flatten', (512,)),
 }
 _CELLS = 7
+_SOWN = 'landmarks'
+_HIDDEN = 64  # of the landmarks' last correction
+
+
+def located(state: Mapping[str, Any]) -> jax.Array | None:
+  """Returns the landmarks that a pass through a model has found.
+
+  Args:
+    state: what `apply` returned beside its result with mutable=[...,
+      'intermediates'].
+
+  Returns:
+    float32 [b, 5]: optic disc x, y, disc diameter, fovea x, y, in shares of
+    the image's side; None of heads that locate nothing.
+  """
+  found = state.get('intermediates', {}).get('head', {}).get(_SOWN)
+  return found[0] if found else None
 
 
 class Head(nn.Module):
@@ -34,7 +57,7 @@ class Head(nn.Module):
 
   Attributes:
     kind: the name under which checkpoints know these layers.
-    pool: 'average', 'standardized' or 'flatten'.
+    pool: 'average', 'standardized', 'landmarks' (averages too) or 'flatten'.
     hidden: sizes of the hidden layers.
     num_outputs: number of logits.
     dropout: rate after each hidden layer.
@@ -51,7 +74,9 @@ class Head(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Returns logits [b, num_outputs] float32 of a map x [b, h, w, c]."""
-    if self.pool == 'average':
+    if self.pool == 'landmarks':
+      self.sow('intermediates', _SOWN, Locator(name='locator')(x))
+    if self.pool in ('average', 'landmarks'):
       x = x.astype(jnp.float32).mean((1, 2))
     elif self.pool == 'standardized':
       x = x.astype(jnp.float32).mean((1, 2))
@@ -68,3 +93,32 @@ class Head(nn.Module):
       x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
     x = x.astype(jnp.float32)
     return nn.Dense(self.num_outputs, name='logits')(x)
+
+
+class Locator(nn.Module):
+  """Optic disc and fovea by spatial soft-argmax (Levine et al. 2016)."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns landmarks [b, 5], see `located`, of a map x [b, h, w, c]."""
+    b, h, w, c = x.shape
+    x = x.astype(jnp.float32).reshape(b, h * w, c)
+    columns, rows = jnp.meshgrid(
+      (jnp.arange(w) + 0.5) / w, (jnp.arange(h) + 0.5) / h
+    )
+    grid = jnp.stack([columns.ravel(), rows.ravel()], 1)
+    share = jax.nn.softmax(nn.Dense(2, name='heat')(x), axis=1)
+    exact = jax.lax.Precision.HIGHEST
+    points = jnp.einsum('bpk,pc->bkc', share, grid, precision=exact)
+    # What is seen there, and where that is, says how far off they are: between
+    # cells, beyond the last one, or, of a fovea in the dark, one disc's place
+    # and side away.
+    seen = jnp.einsum('bpk,bpc->bkc', share, x, precision=exact)
+    known = jnp.concatenate([seen, 2 * points - 1], 2).reshape(b, -1)
+    known = nn.relu(nn.Dense(_HIDDEN, name='hidden')(known))
+    # From no correction at all, whatever the scale of the map.
+    fine = nn.Dense(5, kernel_init=nn.initializers.zeros, name='fine')(known)
+    points += fine[:, :4].reshape(b, 2, 2)
+    # About a seventh of a 45 degree field.
+    diameter = nn.softplus(fine[:, 4:] - 1.9)
+    return jnp.concatenate([points[:, 0], diameter, points[:, 1]], 1)

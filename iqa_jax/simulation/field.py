@@ -72,6 +72,25 @@ def measure(
   return Measurement(nasal, temporal, superior, inferior)
 
 
+def typical_arcades(landmarks):
+  """Returns both temporal arcades as they run in the average eye.
+
+  Args:
+    landmarks: float [5], disc x, y, disc diameter, fovea x, y, in pixels.
+
+  Returns:
+    The superior and the inferior arcade, float [n, 2] in pixels: the middle of
+    the shapes that anatomy.py draws.
+  """
+  x, y, diameter, fovea_x, fovea_y = np.asarray(landmarks, float)
+  t = np.linspace(0, 1.45, 80)[:, None]
+  towards = np.array([fovea_x - x, fovea_y - y])
+  along = towards * np.concatenate([t**1.65, np.minimum(t, 1)], 1)
+  # The main vein stands 1.92 DD above and below the fovea.
+  away = np.array([0.0, 1.92 * diameter]) * t**0.685
+  return [np.array([x, y]) + along + up * away for up in (-1, 1)]
+
+
 def _to_edge(view, x, y, direction) -> float:
   """Returns how far the edge is from (x, y) in a horizontal direction."""
   if not view.top <= y <= view.bottom:

@@ -85,6 +85,7 @@ class FeatureCache:
           key: np.asarray(source.table[key])[index].astype(np.int32)
           for key in ('quality', 'grade', 'criteria')
         },
+        'landmarks': pipeline.landmarks(source.table, index, flip > 0),
       }
 
 

@@ -20,11 +20,12 @@ import numpy as np
 import optax
 
 from iqa_jax import models
+from iqa_jax.models import heads
 from iqa_jax.tasks import Task
 from iqa_jax.training import phases
 
 AXIS = 'batch'
-_LABELS = ('quality', 'grade', 'criteria')
+_LABELS = ('quality', 'grade', 'criteria', 'landmarks')
 
 Batch = Mapping[str, Any]
 
@@ -190,7 +191,8 @@ def make_train_step(
 
   Returns:
     step(state, batch) -> (state, metrics). `state` is donated. `batch` comes
-    from `for_step`. Metrics are scalars: 'loss' (mean over the batch), 'finite'
+    from `for_step`. Metrics are scalars: 'loss' (mean over the batch, of the
+    labels alone, as in validation: without landmarks), 'finite'
     (False from the first update on whose loss or gradient was not; it and all
     later ones are not applied), 'known' and 'right' (int32, how many examples
     are labelled and called right, before the update) and 'stop' (how many
@@ -203,16 +205,20 @@ def make_train_step(
     variables = {'params': phases.unflatten({**frozen, **learns})}
     if stats:
       variables['batch_stats'] = stats
-    logits, stats = _forward(
+    (logits, landmarks), stats = _forward(
       model, learning, start, variables, batch, root, step
     )
     loss, weight = task.loss(logits, batch)
     weight = weight * batch['mask']
+    minimised = loss
+    if landmarks is not None:
+      minimised = loss + task.landmark_loss(landmarks, batch)
     known, right = (
       jnp.sum(of & (batch['mask'] > 0), dtype=jnp.int32)
       for of in task.right(logits, batch)
     )
-    return jnp.sum(loss * weight), ((weight.sum(), known, right), stats)
+    counts = (jnp.sum(loss * weight), weight.sum(), known, right)
+    return jnp.sum(minimised * weight), (counts, stats)
 
   gradient = jax.value_and_grad(local_loss, has_aux=True)
 
@@ -222,16 +228,15 @@ def make_train_step(
 
     def accumulate_part(carry, part):
       totals, stats = carry
-      (loss, (counts, stats)), grads = gradient(
+      (_, (counts, stats)), grads = gradient(
         learns, frozen, stats, part, state.step
       )
-      new = jax.tree.map(jnp.add, totals, (loss, counts, grads))
+      new = jax.tree.map(jnp.add, totals, (counts, grads))
       return (new, stats), None
 
     none = jnp.zeros((), jnp.int32)
     zeros = (
-      jnp.zeros(()),
-      (jnp.zeros(()), none, none),
+      (jnp.zeros(()), jnp.zeros(()), none, none),
       jax.tree.map(jnp.zeros_like, learns),
     )
     carry = (zeros, state.batch_stats)
@@ -242,7 +247,7 @@ def make_train_step(
         lambda x: x.reshape(accumulate, -1, *x.shape[1:]), examples
       )
       (totals, stats), _ = lax.scan(accumulate_part, carry, parts)
-    loss, (weight, known, right), grads = lax.psum(totals, AXIS)
+    (loss, weight, known, right), grads = lax.psum(totals, AXIS)
     mean = 1.0 / jnp.maximum(weight, 1e-12)
     grads = jax.tree.map(lambda g: g * mean, grads)
 
@@ -305,7 +310,7 @@ def make_train_step(
 
 
 def _forward(model, learning, start, variables, batch, root, step):
-  """Returns logits [b, k] and the new BatchNorm statistics."""
+  """Returns (logits, landmarks or None) and the new BatchNorm statistics."""
   x = models.normalize(batch['image']) if start is None else batch['features']
   if learning.prefix != start:
     x = model.apply(variables, x, start=start, stop=learning.prefix)
@@ -329,12 +334,14 @@ def _forward(model, learning, start, variables, batch, root, step):
 
   def head(x, key):
     # One example at a time, so that dropout knows the example, not the device.
-    return model.apply(
+    logits, kept = model.apply(
       variables,
       x[None],
       start=last,
       train=frozenset({phases.HEAD} & set(learning.parts)),
       rngs={'dropout': key},
-    )[0]
+      mutable=['intermediates'],
+    )
+    return jax.tree.map(lambda y: y[0], (logits, heads.located(kept)))
 
   return jax.vmap(head)(x, keys), stats

@@ -187,7 +187,7 @@ def test_a_flip_mirrors_image_and_landmarks(source):
       if plan.flip[at]:
         image = image[:, ::-1]
         marks = marks.copy()
-        marks[[0, 3]] = SIZE - marks[[0, 3]]
+        marks[[0, 3]] = 1 - marks[[0, 3]]
       np.testing.assert_array_equal(batch['image'][k], image)
       np.testing.assert_allclose(batch['landmarks'][k], marks, atol=1e-4)
       at += 1
@@ -212,6 +212,30 @@ def test_a_quarter_turn_is_exact(source):
       np.abs(image - direct).mean(),
       np.abs(image - np.rot90(stored, quarters)).mean(),
     ) < 1  # fmt: skip
+
+
+@pytest.mark.parametrize('flip', [False, True])
+def test_landmarks_go_where_the_image_goes(source, monkeypatch, flip):
+  """A spot painted on the photograph is found where its landmark says."""
+  plan = pipeline.plan_eval(source, np.array([5]))
+  plan = pipeline.Plan(
+    plan.index, np.array([flip]), np.float32([0.4]), np.float32([0.2]),
+    plan.fault, plan.seed,
+  )  # fmt: skip
+  spot = np.zeros((64, 64, 3), np.uint8)
+  spot[12:17, 40:45] = 255
+  monkeypatch.setattr(pipeline, '_decode', lambda tf, *_: tf.constant(spot))
+  marks = source.table['landmarks'].copy()
+  marks[5] = (42.5, 14.5, 8.0, 42.5, 14.5)
+  monkeypatch.setitem(source.table, 'landmarks', marks)
+  [batch] = collect(source, plan, image_size=64, batch_size=1)
+  light = batch['image'][0].astype(float).sum(2)
+  grid = np.arange(64) + 0.5
+  centre = [light.sum(0) @ grid, light.sum(1) @ grid] / light.sum()
+  disc_x, disc_y, diameter, *fovea = 64 * batch['landmarks'][0]
+  np.testing.assert_allclose([disc_x, disc_y], centre, atol=0.1)
+  np.testing.assert_allclose(fovea, centre, atol=0.1)
+  assert diameter == pytest.approx(8 * 0.8)
 
 
 def test_scaling_makes_the_whole_field_smaller(source):

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from iqa_jax import models
-from iqa_jax.models import layers, pretrained
+from iqa_jax.models import heads, layers, pretrained
 from tests.models import reference
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden.npz')
@@ -240,6 +240,53 @@ def test_a_shortened_network_ends_and_explains_at_its_last_point(last, layer):
   assert 'block5' not in variables['params']['backbone']
 
 
+def test_the_landmarks_head_is_the_linear_one_that_also_locates():
+  linear, _ = built('resnet50', 3, 'linear', **SMALL)
+  model, _ = built('resnet50', 3, 'landmarks', **SMALL)
+  variables = models.init(model, jax.random.key(0), 64)
+  head = variables['params']['head']
+  channels = head['logits']['kernel'].shape[0]
+  counts = {
+    name: sum(leaf.size for leaf in jax.tree.leaves(part))
+    for name, part in head['locator'].items()
+  }
+  assert counts == {
+    'heat': 2 * (channels + 1),
+    'hidden': 64 * (2 * channels + 4 + 1),
+    'fine': 5 * (64 + 1),
+  }
+  images = reference.images(64, 64)
+  logits, state = model.apply(variables, images, mutable='intermediates')
+  plain = dict(variables['params'], head={'logits': head['logits']})
+  np.testing.assert_array_equal(
+    logits, linear.apply({**variables, 'params': plain}, images)
+  )
+  found = heads.located(state)
+  assert (found.shape, found.dtype) == ((2, 5), 'float32')
+  _, state = linear.apply(
+    {**variables, 'params': plain}, images, mutable='intermediates'
+  )
+  assert heads.located(state) is None
+
+
+def test_landmarks_are_where_the_heat_is_in_shares_of_the_side():
+  x = np.zeros((3, 4, 8, 3), np.float32)
+  x[0, 2, 6, 0] = x[1, 0, 1, 0] = 1.0  # a disc
+  x[0, 1, 3, 1] = x[1, 3, 7, 1] = 1.0  # a fovea
+  x[2, :, 5, 0] = x[2, 2:, 0, 1] = 1.0  # spread out: their middles
+  locator = heads.Locator()
+  params = locator.init(jax.random.key(0), x)['params']
+  params['heat']['kernel'] = jnp.array([[30.0, 0], [0, 30.0], [0, 0]])
+  found = np.asarray(locator.apply({'params': params}, x))
+  expected = [
+    [6.5 / 8, 2.5 / 4, 3.5 / 8, 1.5 / 4],
+    [1.5 / 8, 0.5 / 4, 7.5 / 8, 3.5 / 4],
+    [5.5 / 8, 0.5, 0.5 / 8, 3 / 4],
+  ]
+  np.testing.assert_allclose(found[:, [0, 1, 3, 4]], expected, atol=1e-5)
+  assert (found[:, 2] > 0).all()
+
+
 def test_names_what_is_wrong():
   model, _ = built('vgg16', 2, 'linear', **SMALL)
   variables = models.init(model, jax.random.key(0), 32)
@@ -267,6 +314,7 @@ def test_multipliers_and_config():
   config.model = dict(
     name='resnet50',
     head='mlp',
+    last='stage3',
     width=0.25,
     depth=0.4,
     dropout=0.2,

@@ -24,6 +24,7 @@ class Source:
       'quality': quality,
       'grade': quality * 2,
       'criteria': np.repeat(quality[:, None], 4, axis=1),
+      'landmarks': rng.random((count, 5)).astype(np.float32),
     }
     # Epochs that run from a feature cache must leave this alone.
     self.reads = 0
@@ -58,6 +59,12 @@ def plan_eval(source, indices):
   return Plan(np.asarray(indices), np.zeros(len(indices), bool))
 
 
+def landmarks(table, index, flip):
+  found = table['landmarks'][index]
+  found[flip] = np.abs([1, 0, 0, 1, 0] - found[flip])
+  return found
+
+
 def batches(
   source,
   plan,
@@ -85,5 +92,8 @@ def batches(
       'mask': real.astype(np.float32),
       'index': index,
       **{k: source.table[k][index] for k in ('quality', 'grade', 'criteria')},
+      'landmarks': landmarks(
+        source.table, index, plan.flip[np.minimum(at, len(plan.flip) - 1)]
+      ),
       'image_id': source.table['image_id'][index],
     }

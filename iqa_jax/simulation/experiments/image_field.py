@@ -8,9 +8,9 @@ from the same simulated photographs for the same number of steps:
   average      global average, one linear layer
   flatten      all positions, one hidden layer
   coordinates  as average, with x and y as two more input channels
-  landmarks    optic disc and fovea by spatial soft-argmax (Levine et al. 2016)
-               and the disc's diameter; the rule is then measured (field.py)
-               with arcades of the typical shape
+  landmarks    models/heads.py's: optic disc and fovea by spatial soft-argmax
+               (Levine et al. 2016) and the disc's diameter; the rule is then
+               measured (field.py) with arcades of the typical shape
 
 The landmark head learns from landmarks, the others from verdicts. Prints a
 line a head and seed: AUC, recall and specificity of inadequate fields, the
@@ -27,6 +27,7 @@ _EPOCHS = flags.DEFINE_integer('epochs', 20, 'of every head')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'runs of every head')
 _NEAR = flags.DEFINE_float('near', 0.25, 'what counts as near, in DD')
 HEADS = ('average', 'flatten', 'coordinates', 'landmarks')
+_HEADS = flags.DEFINE_multi_enum('heads', HEADS, HEADS, 'which to compare')
 _FIRST_SEED = 6_000_000  # apart from every split of fundus_sim
 _BATCH = 32
 
@@ -37,7 +38,7 @@ def main(argv):
   train = draw(_FIRST_SEED, _TRAIN.value, _SIZE.value)
   test = draw(_FIRST_SEED + 500_000, _TEST.value, _SIZE.value)
   for seed in range(_SEEDS.value):
-    for head in HEADS:
+    for head in _HEADS.value:
       predict = fit(head, train, seed, _EPOCHS.value)
       print(f'{head:12s} seed {seed}  {judge(predict(test), test)}', flush=True)
 
@@ -65,27 +66,6 @@ def draw(first, count, size):
     'margin': np.array([d.measurement.margin for d in drawn]),
     'view': [d.view for d in drawn],
   }
-
-
-def typical_arcades(landmarks):
-  """Returns both temporal arcades as they run in the average eye.
-
-  Args:
-    landmarks: float [5], disc x, y, disc diameter, fovea x, y, in pixels.
-
-  Returns:
-    The superior and the inferior arcade, float [n, 2] in pixels: the middle of
-    the shapes that anatomy.py draws.
-  """
-  import numpy as np
-
-  x, y, diameter, fovea_x, fovea_y = np.asarray(landmarks, float)
-  t = np.linspace(0, 1.45, 80)[:, None]
-  towards = np.array([fovea_x - x, fovea_y - y])
-  along = towards * np.concatenate([t**1.65, np.minimum(t, 1)], 1)
-  # The main vein stands 1.92 DD above and below the fovea.
-  away = np.array([0.0, 1.92 * diameter]) * t**0.685
-  return [np.array([x, y]) + along + up * away for up in (-1, 1)]
 
 
 def fit(head, data, seed, epochs):
@@ -141,7 +121,7 @@ def fit(head, data, seed, epochs):
       return -out[:, 0], None
     found = out * size
     margins = [
-      field.measure(view, f, typical_arcades(f)).margin
+      field.measure(view, f, field.typical_arcades(f)).margin
       for view, f in zip(other['view'], found, strict=True)
     ]
     # A landmark above or below the field has no distance at all.
@@ -185,8 +165,9 @@ def _scaled(image):
 
 def _network(head):
   from flax import linen as nn
-  import jax
   import jax.numpy as jnp
+
+  from iqa_jax.models import heads
 
   def grid(x):
     """x and y of every position, in 0..1, float32 [h, w, 2]."""
@@ -204,18 +185,7 @@ def _network(head):
         x = nn.Conv(width, (3, 3), stride, use_bias=False)(x)
         x = nn.relu(nn.GroupNorm(8)(x))
       if head == 'landmarks':
-        heat = nn.Conv(2, (1, 1))(x).reshape(len(x), -1, 2)
-        share = jax.nn.softmax(heat, axis=1)
-        points = jnp.einsum('bpk,pc->bkc', share, grid(x).reshape(-1, 2))
-        # Landmarks outside the field lie beyond every position's centre.
-        points = (
-          nn.Dense(4, kernel_init=nn.initializers.zeros)(
-            x.mean((1, 2))
-          ).reshape(-1, 2, 2)
-          + points
-        )
-        diameter = nn.softplus(nn.Dense(1)(x.mean((1, 2))) - 1.5)
-        return jnp.concatenate([points[:, 0], diameter, points[:, 1]], 1)
+        return heads.Locator()(x)
       if head == 'flatten':
         x = nn.relu(nn.Dense(64)(x.reshape(len(x), -1)))
       else:
