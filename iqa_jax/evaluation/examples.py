@@ -106,7 +106,7 @@ def draw(
     overlay.thumbnail(images[i], shown[i]).save(file, 'JPEG', quality=88)
     explained = task.targets[int(targets[i])].replace('_', ' ')
     words = [
-      f'p = {columns["p_calibrated"][row]:.3f}',
+      f'P(inadequate) {_probability(columns["p_calibrated"][row])}',
       f'labelled {labels.QUALITY[columns["quality"][row]]}',
       f'map: {explained}, {method}',
     ]
@@ -121,6 +121,13 @@ def draw(
       )
     )
   return examples
+
+
+def _probability(p: float) -> str:
+  """Returns three digits that never claim certainty."""
+  if p < 0.0005:
+    return '< 0.001'
+  return '> 0.999' if p >= 0.9995 else f'= {p:.3f}'
 
 
 def choose(

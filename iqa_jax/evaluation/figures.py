@@ -45,6 +45,11 @@ STYLE: dict[Any, Any] = {
 BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#868c97'
 _SINGLE, _SQUARE, _WIDE = (3.6, 2.8), (3.6, 3.5), (7.2, 2.9)
 _GRID = np.linspace(0, 1, 201)
+_UNIT: dict[str, Any] = {
+  'xlim': (-0.01, 1.01),
+  'ylim': (-0.01, 1.01),
+  'aspect': 'equal',
+}
 
 
 class Drawn(NamedTuple):
@@ -78,9 +83,9 @@ def draw(
   known = (columns['quality'] >= 0) & np.isfinite(columns['p_calibrated'])
   c = {k: np.asarray(v)[known] for k, v in columns.items()}
   truth, p = c['quality'], c['p_calibrated']
-  of = f'{split} split: {len(truth)} images, {int(truth.sum())} Inadequate'
-  if split not in ('test', 'validation'):
-    of = f'{len(truth)} images, {int(truth.sum())} Inadequate'
+  of = f'{len(truth)} images, {int(truth.sum())} Inadequate'
+  if split in ('test', 'validation'):
+    of = f'{split.capitalize()} split: {of}'
   drawn: dict[str, Drawn] = {}
   with matplotlib.rc_context(STYLE):
     if history:
@@ -205,8 +210,8 @@ def _history(history) -> Drawn:
     axes.set(title=title, xlabel='epoch')
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.margins(x=0.02)
-    # Legible where it lies over a dashed line.
-    axes.legend(frameon=True, facecolor='white', edgecolor='none')
+    # Below, where no line can be.
+    axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.2), ncols=2)
     if title == 'Loss':
       axes.set_ylim(bottom=0)
     else:
@@ -260,22 +265,12 @@ def _roc(truth, score, called, band, measured, of) -> Drawn:
   axes.fill_between(_GRID, *band, color=BLUE, alpha=0.18, linewidth=0)
   axes.plot(fpr, tpr, color=BLUE, label=_told(measured, 'auc', 'AUC'))
   axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=':')
-  axes.plot(
-    (called & (truth == 0)).sum() / (truth == 0).sum(),
-    (called & (truth == 1)).sum() / (truth == 1).sum(),
-    'o',
-    color=ORANGE,
-    markersize=6,
-    markeredgecolor='white',
-    label='operating point',
-  )
+  _dot(axes, called[truth == 0].mean(), called[truth == 1].mean())
   axes.set(
     title='ROC',
     xlabel='1 - specificity (adequate called inadequate)',
     ylabel='sensitivity (inadequate found)',
-    xlim=(-0.01, 1.01),
-    ylim=(-0.01, 1.01),
-    aspect='equal',
+    **_UNIT,
   )
   axes.legend(loc='lower right')
   return Drawn(
@@ -308,22 +303,12 @@ def _precision_recall(truth, score, called, band, measured, of) -> Drawn:
     label=f'prevalence {truth.mean():.3f}',
   )
   if called.any():
-    axes.plot(
-      called[truth == 1].mean(),
-      truth[called].mean(),
-      'o',
-      color=ORANGE,
-      markersize=6,
-      markeredgecolor='white',
-      label='operating point',
-    )
+    _dot(axes, called[truth == 1].mean(), truth[called].mean())
   axes.set(
     title='Precision and recall',
     xlabel='recall (sensitivity to inadequate)',
     ylabel='precision of inadequate',
-    xlim=(-0.01, 1.01),
-    ylim=(-0.01, 1.01),
-    aspect='equal',
+    **_UNIT,
   )
   axes.legend(loc='lower left')
   return Drawn(
@@ -343,19 +328,16 @@ def _calibration(truth, before, after, patient, result, of) -> Drawn:
   axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=':')
   if method != 'none':
     x, y, _ = _bins(truth, before, patient)
-    axes.plot(
-      x, y, 'o--', color=GREY, markersize=3, linewidth=1, label='uncalibrated'
-    )
+    axes.plot(x, y, 'D', color=GREY, markersize=3, label='uncalibrated')
   x, y, spread = _bins(truth, after, patient)
   axes.errorbar(
     x,
     y,
     spread,
-    fmt='o-',
+    fmt='o',
     color=BLUE,
     markersize=4,
     elinewidth=1,
-    linewidth=1.2,
     label='as given' if method == 'none' else f'after {method}',
   )
   axes.set(
@@ -364,7 +346,8 @@ def _calibration(truth, before, after, patient, result, of) -> Drawn:
     xlim=(-0.02, 1.02),
     ylim=(-0.02, 1.02),
   )
-  axes.legend(loc='upper left')
+  # Bins of one image lie at the top, whatever its probability.
+  axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.02), ncols=2)
   edges = np.linspace(0, 1, metrics.BINS + 1)
   below.hist(after, edges, color=BLUE, alpha=0.75)
   below.set(
@@ -485,14 +468,11 @@ def _coverage(truth, p, threshold, measured, of) -> Drawn:
   if selective and selective['share']['value']:
     decided = selective['accuracy_decided']
     if decided['value'] is not None:
-      axes.plot(
+      _dot(
+        axes,
         100 * (1 - selective['share']['value']),
         100 * decided['value'],
-        'o',
-        color=ORANGE,
-        markersize=6,
-        markeredgecolor='white',
-        label='outside the uncertain band',
+        'outside the uncertain band',
       )
       axes.legend(loc='lower left')
   axes.set(
@@ -553,6 +533,11 @@ def _groups(found, of) -> Drawn:
     f'{of}. 95 % intervals clustered by patient; in brackets Inadequate / all. '
     'Dashed: all images. Grey and hollow: too small to tell, or imprecise.',
   )
+
+
+def _dot(axes, x, y, label='operating point') -> None:
+  style = {'color': ORANGE, 'markersize': 6, 'markeredgecolor': 'white'}
+  axes.plot(x, y, 'o', label=label, **style)
 
 
 def _told(measured, name, title) -> str:

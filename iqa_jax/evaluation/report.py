@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 from collections.abc import Iterable, Mapping, Sequence
 import json
 import os
@@ -240,9 +241,14 @@ def _facts(result, config, environment) -> list[tuple[str, str]]:
   ):
     if environment.get(key):
       value = environment[key]
-      facts.append(
-        (title, ', '.join(value) if isinstance(value, list) else str(value))
-      )
+      if isinstance(value, list):
+        counts = collections.Counter(value)
+        # JAX says 'cpu cpu': platform and kind.
+        value = ', '.join(
+          f'{n} x {" ".join(dict.fromkeys(name.split()))}'
+          for name, n in counts.items()
+        )
+      facts.append((title, str(value)))
   if environment.get('versions'):
     versions = environment['versions']
     facts.append(

@@ -321,9 +321,10 @@ def _compare(truth, first, second, patient, resamples) -> dict[str, Any]:
   for name in samples[0]:
     low, high = intervals.percentile(samples[0][name] - samples[1][name])
     value = values[0][name] - values[1][name]
-    differences[name] = assessment.entry(
-      value, low, high, metrics.reason(truth, value)
-    )
+    differences[name] = {
+      **assessment.entry(value, low, high, metrics.reason(truth, value)),
+      'of_each': [v[name] if np.isfinite(v[name]) else None for v in values],
+    }
   return {
     'auc': compared(None),
     'auc_clustered': compared(patient),

@@ -210,7 +210,7 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
   # What is explained is the verdict, though one network alone may differ.
   np.testing.assert_array_equal(seen['targets'], called[rows])
   for i, (row, example) in enumerate(zip(rows, drawn, strict=True)):
-    assert f'p = {c["p_calibrated"][row]:.3f}' in example.caption
+    assert f'P(inadequate) = {c["p_calibrated"][row]:.3f}' in example.caption
     assert f'labelled {("adequate", "inadequate")[truth[row]]}' in (
       example.caption
     )

@@ -112,6 +112,11 @@ def test_comparison_is_paired_and_report_is_written(files, tmp_path):
   found = result['comparison']['auc']
   assert found['first'] - found['second'] == pytest.approx(found['difference'])
   assert found['difference'] > 0 and found['p_value'] < 0.05
+  accuracy = result['comparison']['metrics']['accuracy']
+  mine, others = accuracy['of_each']
+  assert mine - others == pytest.approx(accuracy['value'])
+  measured = result['splits']['scored']['verdict']['metrics']
+  assert mine == pytest.approx(measured['accuracy']['value'])
   html = (tmp_path / 'out' / 'report' / 'index.html').read_text()
   assert 'Comparison with q.csv' in html
   assert (tmp_path / 'out' / 'metrics.json').is_file()
