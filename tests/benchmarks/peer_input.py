@@ -19,8 +19,8 @@ _current: dict = {}
 class Photographs(torch.utils.data.Dataset):
   """Photographs of a folder as normalised float32 [3, size, size]."""
 
-  def __init__(self, folder: str, size: int):
-    self.paths = sorted(pathlib.Path(folder).glob('*.jpeg'))
+  def __init__(self, folder: str, size: int, passes: int = 1):
+    self.paths = sorted(pathlib.Path(folder).glob('*.jpeg')) * passes
     self.size = size
 
   def __len__(self) -> int:
@@ -34,11 +34,11 @@ class Photographs(torch.utils.data.Dataset):
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
-def prepare(folder: str, size: int, batch: int) -> int:
+def prepare(folder: str, size: int, batch: int, passes: int) -> int:
   """Starts as many workers as cores, which stay; returns how many."""
   workers = len(os.sched_getaffinity(0))
   _current['loader'] = torch.utils.data.DataLoader(
-    Photographs(folder, size),
+    Photographs(folder, size, passes),
     batch_size=batch,
     num_workers=workers,
     persistent_workers=True,
