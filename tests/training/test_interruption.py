@@ -39,6 +39,8 @@ def same_run(a, b) -> None:
   for name in ('history.jsonl', 'history.csv'):
     assert (a / name).read_text() == (b / name).read_text()
   models = [run_directory.load_model(run) for run in (a, b)]
+  for model in models:
+    del model.record['config']['train']['checkpoint_every']
   assert models[0].digest == models[1].digest
   assert models[0].record == models[1].record
   with np.load(a / 'end0.npz') as one, np.load(b / 'end0.npz') as other:
@@ -69,8 +71,20 @@ def test_killed_ten_times_it_ends_as_if_never_stopped(whole, tmp_path):
   same_run(workdir, tmp_path / 'run')
 
 
-@pytest.mark.parametrize(('name', 'code'), [('SIGTERM', 143), ('SIGINT', 130)])
-def test_signals_save_and_leave(whole, tmp_path, name, code):
+@pytest.mark.parametrize(
+  ('name', 'code', 'every'),
+  [
+    ('SIGTERM', 143, 1),
+    ('SIGTERM', 143, 2),
+    ('SIGTERM', 143, 1000),
+    ('SIGINT', 130, 2),
+  ],
+)
+def test_signals_save_and_leave(
+  whole, tmp_path, monkeypatch, name, code, every
+):
+  """However often steps are looked at, and whatever else is saved."""
+  monkeypatch.setenv('DRIVER_EVERY', str(every))
   workdir, cache, steps = whole
   process = processes.start(tmp_path / 'run', cache=cache)
   assert wait_for_steps(process, 3)
