@@ -231,6 +231,70 @@ def test_tfds_build_from_the_dataset_folder(tmp_path, download):
   assert len(open_eyeq(tmp_path).table['image_id']) == 5
 
 
+_OPEN = """
+import hashlib
+import sys
+from absl import logging
+from iqa_jax import config as config_lib
+from iqa_jax.data import pipeline
+from iqa_jax.data.fundus_sim import fundus_sim_dataset_builder as sim
+sim.Builder.BUILDER_CONFIGS.append(
+  sim.Config(name='tiny', description='Ten.', size=32, counts=(6, 2, 2)))
+config = config_lib.default()
+config.data.data_dir, config.data.builder_config = sys.argv[1], 'tiny'
+logging.set_verbosity(logging.INFO)
+print('ready', flush=True)
+sys.stdin.readline()
+source = pipeline.open_source(config)
+digest = hashlib.sha256()
+for name, image in zip(source.table['image_id'], source.images(range(10))):
+  digest.update(str(name).encode() + image.tobytes())
+print('digest', len(source.table['image_id']), digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_build_at_once_end_with_the_same_records(tmp_path):
+  root = pathlib.Path(records.__file__).parents[2]
+  command = [sys.executable, '-c', _OPEN, str(tmp_path)]
+  processes = [
+    subprocess.Popen(
+      command,
+      env={**os.environ, 'PYTHONPATH': str(root)},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for _ in range(2)
+  ]
+  for process in processes:
+    assert process.stdout.readline() == 'ready\n', process.stderr.read()
+  for process in processes:
+    process.stdin.write('\n')
+    process.stdin.flush()
+  # A third comes when all is there.
+  ends = [process.communicate(timeout=600) for process in processes]
+  late = subprocess.run(
+    command,
+    env={**os.environ, 'PYTHONPATH': str(root)},
+    input='\n',
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  ends.append((late.stdout, late.stderr))
+  # tfds has more to say before.
+  said = {output.splitlines()[-1] for output, _ in ends}
+  assert len(said) == 1, ends
+  assert said.pop().startswith('digest 10 '), ends
+  built = sum('building fundus_sim' in log for _, log in ends)
+  assert built == 1, ends
+  folder = tmp_path / 'fundus_sim' / 'tiny'
+  assert [p.name for p in folder.iterdir()] == ['2.0.0']
+  assert not list(tmp_path.rglob('*incomplete*'))
+
+
 def test_a_fingerprint_is_of_labels_and_files():
   def entry(path, grade):
     return records.Entry(path, {'image_id': 'a', 'grade': grade})
