@@ -36,11 +36,11 @@ class BrightSpots:
     logits = jnp.stack(
       [0 * x.sum((1, 2, 3)), gain[0] * x.mean((1, 2, 3)) + BIAS], axis=1
     )
-    if len(gain) == 2:
-      return logits
-    # One output a criterion: all but artifacts say no.
-    rest = jnp.full_like(logits[:, :1], -6.0)
-    return jnp.concatenate([rest, rest, rest, logits[:, 1:]], axis=1)
+    if len(gain) != 2:
+      # One output a criterion: all but artifacts say no.
+      rest = jnp.full_like(logits[:, :1], -6.0)
+      logits = jnp.concatenate([rest, rest, rest, logits[:, 1:]], axis=1)
+    return (logits, {'intermediates': {}}) if mutable else logits
 
 
 def loaded(task: str = 'quality') -> inference.Loaded:
