@@ -40,12 +40,13 @@ def test_a_true_explanation_finds_the_planted_fault(studied):
   assert planted['reflection']['criterion'] == 'artifacts'
   found = planted['reflection']
   assert 0 < found['turned'] <= found['n'] == 3
-  for method in ('gradcam', 'occlusion'):
+  # Occlusion's window reaches over the rim of a thin reflection.
+  for method, inside in (('gradcam', 0.8), ('occlusion', 0.6)):
     assert found['pointing'][method]['mean'] == 1
     energy = found['energy_over_area']
     for control in ('random', 'centre'):
       assert energy[method]['mean'] > 1.5 * energy[control]['mean']
-    assert found['energy_inside'][method]['mean'] > 0.8
+    assert found['energy_inside'][method]['mean'] > inside
   # The random control lies where its area is: no bias towards the mask.
   assert found['energy_inside']['random']['mean'] < 0.5
   # A network that sees bright spots does not mind the dark.
