@@ -15,7 +15,10 @@ from the same simulated photographs for the same number of steps:
 The landmark head learns from landmarks, the others from verdicts. Prints a
 line a head and seed: AUC, recall and specificity of inadequate fields, the
 error rate within --near disc diameters of the threshold and beyond, and, for
-landmarks, the median errors in disc diameters.
+landmarks, the median errors in disc diameters; for average, what its maps
+show: the share of the evidence for inadequate (Grad-CAM, positive part, of
+inadequate fields) within 1 DD of the field's edge, where the rule is decided,
+beside that zone's share of the field.
 """
 
 from absl import app, flags
@@ -73,7 +76,8 @@ def fit(head, data, seed, epochs):
 
   Returns:
     A function from data to the predicted margin [n], negative where
-    inadequate, and the landmarks [n, 5] in pixels or None.
+    inadequate, the landmarks [n, 5] in pixels or None, and of the head
+    'average' its maps of evidence for inadequate [n, h, w], else None.
   """
   import jax
   import jax.numpy as jnp
@@ -90,7 +94,7 @@ def fit(head, data, seed, epochs):
   optimiser = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), 1e-4)
 
   def loss(variables, image, margin, landmarks):
-    out = model.apply(variables, _scaled(image))
+    out = model.apply(variables, _scaled(image))[0]
     if head == 'landmarks':
       return jnp.abs(out - landmarks / size).mean() * 20
     return optax.sigmoid_binary_cross_entropy(out[:, 0], margin < 0).mean()
@@ -111,21 +115,20 @@ def fit(head, data, seed, epochs):
   apply = jax.jit(lambda image: model.apply(variables, _scaled(image)))
 
   def predict(other):
-    out = np.concatenate(
-      [
-        np.asarray(apply(other['image'][i : i + 100]))
-        for i in range(0, len(other['image']), 100)
-      ]
-    )
+    parts = [
+      apply(other['image'][i : i + 100])
+      for i in range(0, len(other['image']), 100)
+    ]
+    out, maps = (np.concatenate(of) for of in zip(*parts, strict=True))
     if head != 'landmarks':
-      return -out[:, 0], None
+      return -out[:, 0], None, maps if head == 'average' else None
     found = out * size
     margins = [
       field.measure(view, f, field.typical_arcades(f)).margin
       for view, f in zip(other['view'], found, strict=True)
     ]
     # A landmark above or below the field has no distance at all.
-    return np.maximum(margins, -20), found
+    return np.maximum(margins, -20), found, None
 
   return predict
 
@@ -135,7 +138,7 @@ def judge(prediction, data) -> str:
   import numpy as np
   from sklearn import metrics
 
-  margin, found = prediction
+  margin, found, maps = prediction
   truth, called = data['margin'] < 0, margin < 0
   near = np.abs(data['margin']) < _NEAR.value
   wrong = truth != called
@@ -146,6 +149,9 @@ def judge(prediction, data) -> str:
     f'error near {wrong[near].mean():.3f} (n={near.sum()})  '
     f'beyond {wrong[~near].mean():.3f}'
   )
+  if maps is not None:
+    share, area = _near_the_edge(maps[truth], data, np.flatnonzero(truth))
+    text += f'  evidence near the edge {share:.2f} (area {area:.2f})'
   if found is None:
     return text
   true = data['landmarks']
@@ -155,6 +161,28 @@ def judge(prediction, data) -> str:
     f'{text}  disc {np.median(disc):.2f} DD, fovea {np.median(fovea):.2f} DD, '
     f'diameter {np.median(np.abs(error[:, 2])):.1%}'
   )
+
+
+def _near_the_edge(maps, data, at):
+  """Returns mean shares of evidence and of area within 1 DD of the edge."""
+  import numpy as np
+  from scipy import ndimage
+
+  size, (h, w) = data['image'].shape[1], maps.shape[1:]
+  grid = np.arange(size) + 0.5
+  shares, areas = [], []
+  for positive, i in zip(np.maximum(maps, 0), at, strict=True):
+    inside = data['view'][i].inside(grid[None], grid[:, None])
+    depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+    zone = inside & (depth <= data['landmarks'][i, 2])
+    # How much of each cell of the map is field, and is the zone.
+    inside, zone = (
+      m.reshape(h, size // h, w, size // w).mean((1, 3)) for m in (inside, zone)
+    )
+    areas.append(zone.sum() / inside.sum())
+    if (positive * inside).any():
+      shares.append((positive * zone).sum() / (positive * inside).sum())
+  return np.mean(shares or [np.nan]), np.mean(areas)
 
 
 def _scaled(image):
@@ -185,12 +213,16 @@ def _network(head):
         x = nn.Conv(width, (3, 3), stride, use_bias=False)(x)
         x = nn.relu(nn.GroupNorm(8)(x))
       if head == 'landmarks':
-        return heads.Locator()(x)
+        return heads.Locator()(x), x[..., 0]
       if head == 'flatten':
         x = nn.relu(nn.Dense(64)(x.reshape(len(x), -1)))
-      else:
-        x = x.mean((1, 2))
-      return nn.Dense(1)(x)
+        return nn.Dense(1)(x), x[:, 0]
+      last = nn.Dense(1)
+      # Linear behind an average: the mean of this map is the logit, and less
+      # its bias it is Grad-CAM's.
+      evidence = last(x)[..., 0]
+      logit = last(x.mean((1, 2)))
+      return logit, evidence - last(jnp.zeros(x.shape[-1]))
 
   return Network()
 
