@@ -314,7 +314,7 @@ def test_multipliers_and_config():
   config.model = dict(
     name='resnet50',
     head='mlp',
-    last='stage3',
+    last='stage4',
     width=0.25,
     depth=0.4,
     dropout=0.2,
