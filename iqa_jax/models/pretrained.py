@@ -64,9 +64,9 @@ def load(
   """Replaces a model's variables by those of a checkpoint.
 
   The backbone must match tensor by tensor, up to the model's last point. The
-  head is loaded when the checkpoint has one of the same kind after that point; its last layer is left as it is when the
-  number of outputs differs, and the whole head when the checkpoint has none or
-  another kind.
+  head is loaded when the checkpoint has one of the same kind after that point;
+  its last layer is left as it is when the number of outputs differs, and the
+  whole head when the checkpoint has none or another kind.
 
   Args:
     source: a tag, a file or a run directory (see above); '' or None for none.

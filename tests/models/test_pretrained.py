@@ -138,7 +138,7 @@ def test_a_shortened_trunk_takes_the_layers_that_it_has(name, last, tmp_path):
   )
   jax.tree.map(np.testing.assert_array_equal, again, cut)
   assert record['unused'] == []
-  with pytest.raises(pretrained.WeightsError, match='missing|mis-shaped'):
+  with pytest.raises(pretrained.WeightsError, match=r'missing|mis-shaped'):
     pretrained.load(tmp_path / 'run', whole, loaded)
 
 
