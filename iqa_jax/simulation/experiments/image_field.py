@@ -91,7 +91,11 @@ def fit(head, data, seed, epochs):
   variables = model.init(jax.random.key(seed), _scaled(data['image'][:1]))
   count = len(data['image'])
   steps = epochs * (count // _BATCH)
-  optimiser = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), 1e-4)
+  # Without warm-up and clipping some seeds learned nothing at all.
+  rate = optax.warmup_cosine_decay_schedule(0, 1e-3, steps // 10, steps)
+  optimiser = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=1e-4)
+  )
 
   def loss(variables, image, margin, landmarks):
     out = model.apply(variables, _scaled(image))[0]
