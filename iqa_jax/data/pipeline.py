@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -535,6 +536,11 @@ def _image_batches(source, plan, slots, image_size, share) -> Iterator:
   dataset = tf.data.Dataset.zip(found, steps).map(
     decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
   )
+  options = tf.data.Options()
+  # In the shared pool, of a thread a core, those that wait for records keep
+  # those that decode from running: half the speed, on and off.
+  options.threading.private_threadpool_size = 2 * (os.cpu_count() or 1) + 2
+  dataset = dataset.with_options(options)
   # A share may be short only where the plan ends.
   iterator = dataset.batch(share).prefetch(2).as_numpy_iterator()
   yield from iterator
