@@ -25,7 +25,7 @@ from iqa_jax.tasks import Task
 from iqa_jax.training import phases
 
 AXIS = 'batch'
-_LABELS = ('quality', 'grade', 'criteria', 'landmarks')
+_LABELS = ('quality', 'grade', 'criteria')
 
 Batch = Mapping[str, Any]
 
@@ -149,12 +149,14 @@ def for_step(batch: Batch, *, stop: bool, accumulate: int) -> dict[str, Any]:
 
   Args:
     batch: 'image' uint8 [b, s, s, 3] or 'features' [b, h, w, c], 'mask',
-      'index' and the labels.
+      'index', the labels and, for a head that locates them, 'landmarks'.
     stop: this process wishes to stop; every process learns of it.
     accumulate: gradient accumulation steps.
   """
   inputs = 'features' if 'features' in batch else 'image'
   kept = {key: batch[key] for key in (inputs, 'mask', 'index', *_LABELS)}
+  if 'landmarks' in batch:
+    kept['landmarks'] = batch['landmarks']
   sharded = shard(kept, parts=accumulate)
   sharded['stop'] = np.full(jax.local_device_count(), stop, np.float32)
   return sharded

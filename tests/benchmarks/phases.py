@@ -60,6 +60,12 @@ class _Drawn:
     return _Plan(np.asarray(indices), np.zeros(len(indices), bool))
 
   @staticmethod
+  def landmarks(table, index, flip):
+    import numpy as np
+
+    return np.full((len(index), 5), np.nan, np.float32)
+
+  @staticmethod
   def batches(source, plan, *, image_size, batch_size, start_batch=0, **_):
     import numpy as np
 
