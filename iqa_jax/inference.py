@@ -51,6 +51,19 @@ class Loaded:
     """Whether the operating point is one of flip-averaged logits."""
     return bool(self.record.get('operating_point', {}).get('flip_tta'))
 
+  def judged(self, variables: Any, x: Any, logits: Any) -> Any:
+    """Returns the logits that the operating point is one of.
+
+    Args:
+      variables: of the model.
+      x: normalised images [b, s, s, 3].
+      logits: theirs, [b, k]; averaged with those of the mirror images where
+        `flip_tta` says so.
+    """
+    if not self.flip_tta:
+      return logits
+    return (logits + self.model.apply(variables, x[:, :, ::-1])) / 2
+
 
 def load(workdir: str | os.PathLike) -> Loaded:
   """Loads the best model of a run directory.

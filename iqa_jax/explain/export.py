@@ -375,13 +375,8 @@ class Model:
     def step(variables, pixels):
       x = models.normalize(pixels)
 
-      def judged(logits):
-        if not loaded.flip_tta:
-          return logits
-        # The operating point is one of such averages. The map stays that of
-        # the photograph as it is.
-        return (logits + loaded.model.apply(variables, x[:, :, ::-1])) / 2
-
+      # The map stays that of the photograph as it is.
+      judged = functools.partial(loaded.judged, variables, x)
       found = cam.explain(
         loaded.model,
         variables,

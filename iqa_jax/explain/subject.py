@@ -49,10 +49,7 @@ class Subject:
     @jax.jit
     def predict(variables, images):
       x = models.normalize(images)
-      logits: Any = model.apply(variables, x)
-      if loaded.flip_tta:
-        logits = (logits + model.apply(variables, x[:, :, ::-1])) / 2
-      return logits
+      return loaded.judged(variables, x, model.apply(variables, x))
 
     @jax.jit
     def maps(variables, images, targets):

@@ -9,7 +9,7 @@ in memory, or in a file where memory is short; epochs then read no image.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 import dataclasses
 import math
 import os
@@ -87,6 +87,35 @@ class FeatureCache:
         },
         'landmarks': pipeline.landmarks(source.table, index, flip > 0),
       }
+
+
+def read(
+  source: Any,
+  plan: Any,
+  config: ml_collections.ConfigDict,
+  cache: FeatureCache | None,
+  *,
+  batch_size: int,
+  start_batch: int = 0,
+) -> Generator[dict[str, np.ndarray], None, None]:
+  """Yields this process's batches: maps of `cache`, photographs without one.
+
+  As `FeatureCache.batches` and pipeline.batches do, whose arguments these are.
+  """
+  if cache is not None:
+    yield from cache.batches(
+      source, plan, batch_size=batch_size, start_batch=start_batch
+    )
+    return
+  yield from pipeline.batches(
+    source,
+    plan,
+    image_size=config.data.image_size,
+    batch_size=batch_size,
+    start_batch=start_batch,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
 
 
 def for_phase(
@@ -248,19 +277,7 @@ def _compute(
   """Yields (index [n], maps [n, h, w, c]) in order, one batch ahead."""
   plan = pipeline.plan_eval(source, indices)
   plan = dataclasses.replace(plan, flip=np.full(len(plan.index), flip))
-  size = config.eval.batch_size
-  batches = (
-    base.batches(source, plan, batch_size=size)
-    if base
-    else pipeline.batches(
-      source,
-      plan,
-      image_size=config.data.image_size,
-      batch_size=size,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
-  )
+  batches = read(source, plan, config, base, batch_size=config.eval.batch_size)
   key = 'features' if base else 'image'
   waiting: deque = deque()
   for batch in batches:

@@ -11,7 +11,7 @@ with the bits of one that was never stopped.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import csv
 import dataclasses
@@ -356,15 +356,14 @@ def _train_epoch(
   config = run.config
   plan = run.plan(progress.total_epochs)
   count = math.ceil(len(plan.index) / config.train.batch_size)
-  if cache is not None:
-    batches = cache.batches(
-      run.source,
-      plan,
-      batch_size=config.train.batch_size,
-      start_batch=progress.batch,
-    )
-  else:
-    batches = _read(run, plan, config.train.batch_size, progress.batch)
+  batches = feature_cache.read(
+    run.source,
+    plan,
+    config,
+    cache,
+    batch_size=config.train.batch_size,
+    start_batch=progress.batch,
+  )
   waiting: deque = deque()
   bar = tqdm.tqdm(
     total=count,
@@ -440,18 +439,6 @@ class _Stop(Exception):
   """A signal came where no other process needs to agree."""
 
 
-def _read(run, plan, batch_size: int, start_batch: int = 0) -> Iterator:
-  yield from pipeline.batches(
-    run.source,
-    plan,
-    image_size=run.config.data.image_size,
-    batch_size=batch_size,
-    start_batch=start_batch,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
-
-
 def _make_validation(run, cache, signals) -> Callable[[Any], dict]:
   """Returns a function from variables to loss, AUC and balanced accuracy."""
   plan = pipeline.plan_eval(run.source, run.splits['validation'])
@@ -461,11 +448,9 @@ def _make_validation(run, cache, signals) -> Callable[[Any], dict]:
   size = run.config.eval.batch_size
 
   def batches():
-    if cache is not None:
-      reader = cache.batches(run.source, plan, batch_size=size)
-    else:
-      reader = _read(run, plan, size)
-    for batch in reader:
+    for batch in feature_cache.read(
+      run.source, plan, run.config, cache, batch_size=size
+    ):
       if signals.alone():
         raise _Stop
       yield batch

@@ -59,18 +59,8 @@ def fit(
   measure = jax.pmap(moments, in_axes=(None, 0, 0), devices=jax.local_devices())
   placed = step_lib.place(variables)
   plan = pipeline.plan_eval(source, np.unique(indices))
-  size = config.eval.batch_size
-  batches = (
-    cache.batches(source, plan, batch_size=size)
-    if cache
-    else pipeline.batches(
-      source,
-      plan,
-      image_size=config.data.image_size,
-      batch_size=size,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
+  batches = feature_cache.read(
+    source, plan, config, cache, batch_size=config.eval.batch_size
   )
   total: list[Any] = [0.0, 0.0, 0.0]
   for batch in batches:

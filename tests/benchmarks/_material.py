@@ -5,6 +5,15 @@ from __future__ import annotations
 import pathlib
 
 
+def cache_compilations(folder: str | pathlib.Path) -> None:
+  """Has JAX keep every program that it compiles in `folder`."""
+  import jax
+
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
 def photographs(
   folder: pathlib.Path, count: int, size: int = 256, per_folder: int = 1000
 ) -> None:

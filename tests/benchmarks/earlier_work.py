@@ -81,16 +81,13 @@ def run(
 
 def _training(folder: str, images: int, size: int):
   """Returns a function from the phases' epochs to the seconds of training."""
-  import jax
   import numpy as np
 
   from iqa_jax import config as config_lib
   from iqa_jax.data import pipeline
   from iqa_jax.training import loop
 
-  jax.config.update('jax_compilation_cache_dir', f'{folder}/compiled')
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  _material.cache_compilations(f'{folder}/compiled')
   config = config_lib.variant('earlier_work')
   config.model.pretrained = ''
   config.data.name = 'eyeq'

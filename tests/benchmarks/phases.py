@@ -15,7 +15,7 @@ import tempfile
 import time
 from typing import Any
 
-from tests.benchmarks import common
+from tests.benchmarks import _material, common
 
 _LAST = {'resnet50': 'stage4', 'vgg16': 'block5'}
 
@@ -221,13 +221,9 @@ def run(
 def _schedule_rows(
   images: int, size: int, width: float, sides: list[str]
 ) -> list[common.Row]:
-  import jax
-
   # Each side compiles its programs once, outside the measured time.
   folder = tempfile.mkdtemp()
-  jax.config.update('jax_compilation_cache_dir', folder)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  _material.cache_compilations(folder)
   seconds = {}
   for name in sides:
     cached = name == 'cached'
