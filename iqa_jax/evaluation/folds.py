@@ -52,8 +52,9 @@ def pool(
 
   Returns:
     What metrics.json holds: 'folds' {metric: {'values', 'mean', 'low', 'high'}}
-    with Student's 95 % interval of the mean over the folds' test splits,
-    'pooled_on', and 'splits': {'pooled': ...} as in any metrics.json.
+    with Student's 95 % interval of the mean over the folds' test splits, cut
+    to what the metric can be, 'pooled_on', and 'splits': {'pooled': ...} as in
+    any metrics.json.
 
   Raises:
     RunDirectoryError: a fold is missing or damaged, or folds share images.
@@ -202,14 +203,15 @@ def _over_folds(results) -> dict[str, Any]:
     entry = assessment.entry(np.nan, note='undefined in every fold')
     if len(there):
       mean = there.mean()
-      half = np.nan
+      interval = np.full(2, np.nan)
       if len(there) > 1:
         half = stats.t.ppf(0.975, len(there) - 1) * stats.sem(there)
+        possible = metrics.RANGES.get(name, (0.0, 1.0))
+        interval = np.clip([mean - half, mean + half], *possible)
       lacking = len(values) - len(there)
       entry = assessment.entry(
         mean,
-        mean - half,
-        mean + half,
+        *interval,
         f'undefined in {lacking} folds' if lacking else '',
       )
     found[name] = {

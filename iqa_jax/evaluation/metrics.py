@@ -8,6 +8,7 @@ give (one class only, nothing called inadequate) is NaN; `reason` says why.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import math
 
 import numpy as np
 from sklearn import metrics as sk
@@ -47,6 +48,14 @@ PROBABILITIES = (
   'calibration_slope',
   'calibration_intercept',
 )
+# The least and the most that a metric can be, where it isn't 0 to 1.
+RANGES = {
+  'mcc': (-1.0, 1.0),
+  'kappa': (-1.0, 1.0),
+  'log_loss': (0.0, math.inf),
+  'calibration_slope': (-math.inf, math.inf),
+  'calibration_intercept': (-math.inf, math.inf),
+}
 TITLES = {
   'auc': 'ROC AUC',
   'average_precision': 'Average precision',

@@ -173,6 +173,8 @@ def _title(name: str) -> str:
 
 def _warnings(result, measured, main) -> Iterable[str]:
   """Yields what a reader must know before any number."""
+  if result.get('pooled_on') == 'validation':
+    yield from result['notes']
   if measured['n_not_finite']:
     yield (
       f'{measured["n_not_finite"]} of {measured["n"]} images got no finite '

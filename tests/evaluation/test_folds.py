@@ -11,12 +11,15 @@ from sklearn import metrics as sk
 
 from iqa_jax import config as config_lib
 from iqa_jax import cross_validate, run_directory
-from iqa_jax.evaluation import evaluate, folds
+from iqa_jax.evaluation import evaluate, folds, report
 
 # ml_collections loads configuration files by what Python has deprecated.
 ML_COLLECTIONS = pytest.mark.filterwarnings(
   'ignore:the load_module:DeprecationWarning'
 )
+
+
+_WRITE = report.write
 
 
 @pytest.fixture
@@ -81,15 +84,35 @@ def test_every_image_is_tested_once_at_its_folds_own_point(five):
   assert found['values'] == each
   low, high = stats.t.interval(0.95, 4, np.mean(each), stats.sem(each))
   assert (found['low'], found['high']) == pytest.approx((low, high))
+  assert high < 1
   assert 'ROC AUC' in folds.as_text(result)
 
 
-def test_a_shared_test_split_is_not_counted_five_times(five):
+def test_an_interval_ends_where_the_metric_does(five):
+  workdir, config, _ = five()
+  for k, value in enumerate((0.99, 1.0, 0.8, 1.0, 1.0)):
+    path = workdir / f'fold_{k}' / 'metrics.json'
+    written = run_directory.read_json(path)
+    measured = written['splits']['test']['verdict']['metrics']
+    for name in ('sensitivity', 'mcc', 'calibration_slope'):
+      measured[name]['value'] = value
+    measured['log_loss']['value'] = 1 - value
+    run_directory.write_json(path, written)
+  found = folds.pool(workdir, 5, config)['folds']
+  assert found['sensitivity']['high'] == found['mcc']['high'] == 1
+  assert found['calibration_slope']['high'] > 1
+  assert found['log_loss']['low'] == 0
+
+
+def test_a_shared_test_split_is_not_counted_five_times(five, monkeypatch):
   workdir, config, _ = five(shared_test=True)
+  monkeypatch.setattr(folds.report, 'write', _WRITE)
   result = folds.pool(workdir, 5, config)
   assert result['pooled_on'] == 'validation'
   assert result['splits']['pooled']['verdict']['n'] == 400
   assert 'flatter' in result['notes'][0]
+  page = (workdir / 'report' / 'report.md').read_text()
+  assert page.index('flatter') < page.index('## ')
 
 
 def test_damage_is_named(five, tmp_path):
