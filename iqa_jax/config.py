@@ -82,7 +82,8 @@ def default() -> ml_collections.ConfigDict:
   c.train.accumulate = 1  # gradient accumulation steps
   c.train.clip_norm = 0.0  # global gradient norm; 0 = off
   c.train.ema_decay = 0.0  # evaluated weights' moving average; 0 = off
-  c.train.checkpoint_every = 200  # steps; also at the end of every epoch
+  c.train.checkpoint_every = 200  # steps; also at the end of epochs, but
+  c.train.checkpoint_seconds = 20.0  # there no sooner than this after another
   c.train.early_stop = 0  # epochs without improvement; 0 = off
   c.train.cache_gb = 4.0  # feature cache budget of frozen phases; 0 = off
   c.train.phases = (phase(epochs=10),)

@@ -203,15 +203,16 @@ def _over_folds(results) -> dict[str, Any]:
     entry = assessment.entry(np.nan, note='undefined in every fold')
     if len(there):
       mean = there.mean()
-      interval = np.full(2, np.nan)
+      low, high = np.nan, np.nan
       if len(there) > 1:
         half = stats.t.ppf(0.975, len(there) - 1) * stats.sem(there)
         possible = metrics.RANGES.get(name, (0.0, 1.0))
-        interval = np.clip([mean - half, mean + half], *possible)
+        low, high = np.clip([mean - half, mean + half], *possible)
       lacking = len(values) - len(there)
       entry = assessment.entry(
         mean,
-        *interval,
+        low,
+        high,
         f'undefined in {lacking} folds' if lacking else '',
       )
     found[name] = {

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent import futures
 import os
 import pathlib
+import time
 from typing import Any
 import zlib
 
@@ -54,6 +55,7 @@ class Store:
     self.folder = pathlib.Path(workdir).absolute() / 'checkpoints'
     self._manager: ocp.CheckpointManager | None = None
     self._last = -1
+    self._saved = time.monotonic()
     self._worker = futures.ThreadPoolExecutor(1, 'checkpoint')
     self._saving: futures.Future | None = None
     if jax.process_index() != 0:
@@ -109,10 +111,16 @@ class Store:
     if self._manager is None:
       return
     arrays = _by_path(state)
+    self._saved = time.monotonic()
     self._last += 1
     self._saving = self._worker.submit(
       self._write, self._last, arrays, dict(record)
     )
+
+  @property
+  def age(self) -> float:
+    """Seconds since the last save, since the start where there is none."""
+    return time.monotonic() - self._saved
 
   def wait(self) -> None:
     """Waits for the last save.

@@ -337,7 +337,10 @@ def _train_phase(run, state, progress, store, history, signals, held):
       weight_sum=jnp.zeros_like(state.weight_sum),
     )
     state = step_lib.place(state)
-    store.save(state, {'progress': dataclasses.asdict(progress)})
+    over = _is_over(config, phase, progress)
+    # Short epochs on cached maps would do little but write.
+    if over or store.age >= config.train.checkpoint_seconds:
+      store.save(state, {'progress': dataclasses.asdict(progress)})
     history.write(images / seconds)
   return state, held
 

@@ -37,6 +37,7 @@ def small_config():
   c.data.image_size = 32
   c.train.batch_size = c.eval.batch_size = 4
   c.train.checkpoint_every = int(os.environ.get('DRIVER_EVERY', 2))
+  c.train.checkpoint_seconds = 0.0
   c.train.ema_decay = 0.9
   c.train.clip_norm = 1.0
   c.model.width, c.model.depth, c.model.head = 0.05, 0.1, 'mlp'

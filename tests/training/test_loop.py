@@ -22,6 +22,7 @@ def make_config(*phases, **train):
   c.data.image_size = 32
   c.train.batch_size = c.eval.batch_size = 8
   c.model.name, c.model.width, c.model.depth = 'vgg16', 0.06, 0.1
+  c.train.checkpoint_seconds = 0.0
   c.train.phases = phases or (
     config_lib.phase(learns='head', epochs=3, learning_rate=1e-2),
     config_lib.phase(learns='block5+head', epochs=1),
@@ -161,6 +162,28 @@ def test_early_stopping_ends_a_phase(memory, tmp_path):
     ['head'] * 3 + ['block5+head'] * 2
   )
   # And it is over for good.
+  assert train(memory, tmp_path, config).reads == 0
+
+
+def test_epochs_shorter_than_the_interval_save_once_a_phase(
+  memory, tmp_path, monkeypatch
+):
+  saved = []
+  save = loop.checkpoints.Store.save
+
+  def note(store, state, record):
+    saved.append(record['progress']['total_epochs'])
+    save(store, state, record)
+
+  monkeypatch.setattr(loop.checkpoints.Store, 'save', note)
+  config = make_config(
+    config_lib.phase(learns='head', epochs=3),
+    config_lib.phase(learns='block5+head', epochs=2),
+    checkpoint_seconds=1e9,
+  )
+  train(memory, tmp_path, config)
+  assert saved == [3, 5]
+  # What is finished stays so.
   assert train(memory, tmp_path, config).reads == 0
 
 
