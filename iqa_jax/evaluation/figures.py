@@ -107,9 +107,12 @@ def draw(
       score = c['p_inadequate']
       bands = intervals.roc_band(truth, score, draws, _GRID)
       called = c['verdict'] == labels.INADEQUATE
-      drawn['roc'] = _roc(truth, score, called, bands[0], measured, of)
+      other = None
+      if 'p_compared' in c:
+        other = result['files']['compare'], c['p_compared']
+      drawn['roc'] = _roc(truth, score, called, bands[0], measured, of, other)
       drawn['precision_recall'] = _precision_recall(
-        truth, score, called, bands[1], measured, of
+        truth, score, called, bands[1], measured, of, other
       )
       drawn['calibration'] = _calibration(
         truth, c['p_inadequate'], p, c['patient_id'], result, of
@@ -257,7 +260,7 @@ def _confusion(matrix, names, title, of) -> Drawn:
   )
 
 
-def _roc(truth, score, called, band, measured, of) -> Drawn:
+def _roc(truth, score, called, band, measured, of, other) -> Drawn:
   from sklearn import metrics as sk
 
   fpr, tpr, _ = sk.roc_curve(truth, score)
@@ -265,6 +268,10 @@ def _roc(truth, score, called, band, measured, of) -> Drawn:
   axes.fill_between(_GRID, *band, color=BLUE, alpha=0.18, linewidth=0)
   axes.plot(fpr, tpr, color=BLUE, label=_told(measured, 'auc', 'AUC'))
   axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=':')
+  if other is not None:
+    name, theirs = other
+    fpr, tpr, _ = sk.roc_curve(truth, theirs)
+    _compared(axes, fpr, tpr, name, 'AUC', sk.roc_auc_score(truth, theirs))
   _dot(axes, called[truth == 0].mean(), called[truth == 1].mean())
   axes.set(
     title='ROC',
@@ -281,7 +288,7 @@ def _roc(truth, score, called, band, measured, of) -> Drawn:
   )
 
 
-def _precision_recall(truth, score, called, band, measured, of) -> Drawn:
+def _precision_recall(truth, score, called, band, measured, of, other) -> Drawn:
   from sklearn import metrics as sk
 
   precision, recall, _ = sk.precision_recall_curve(truth, score)
@@ -302,6 +309,11 @@ def _precision_recall(truth, score, called, band, measured, of) -> Drawn:
     linestyle=':',
     label=f'prevalence {truth.mean():.3f}',
   )
+  if other is not None:
+    name, theirs = other
+    precision, recall, _ = sk.precision_recall_curve(truth, theirs)
+    value = sk.average_precision_score(truth, theirs)
+    _compared(axes, recall[:-1], precision[:-1], name, 'AP', value)
   if called.any():
     _dot(axes, called[truth == 1].mean(), truth[called].mean())
   axes.set(
@@ -538,6 +550,12 @@ def _groups(found, of) -> Drawn:
 def _dot(axes, x, y, label='operating point') -> None:
   style = {'color': ORANGE, 'markersize': 6, 'markeredgecolor': 'white'}
   axes.plot(x, y, 'o', label=label, **style)
+
+
+def _compared(axes, x, y, name, title, value) -> None:
+  name = name if len(name) < 33 else f'{name[:32]}…'
+  style = {'color': GREEN, 'linewidth': 1.1, 'linestyle': '--'}
+  axes.plot(x, y, label=f'{name}: {title} {value:.3f}', **style)
 
 
 def _told(measured, name, title) -> str:

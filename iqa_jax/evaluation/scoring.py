@@ -207,6 +207,7 @@ def run(
     theirs = _align(other_table, truth_table)[kept]
     result['files']['compare'] = pathlib.Path(compare).name
     notes.append(f'score of the other system: {other.used}')
+    columns['p_compared'] = other.ranks[theirs]
     result['comparison'] = _compare(
       quality[kept],
       (scores, ours),

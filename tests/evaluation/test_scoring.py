@@ -119,6 +119,9 @@ def test_comparison_is_paired_and_report_is_written(files, tmp_path):
   assert mine == pytest.approx(measured['accuracy']['value'])
   html = (tmp_path / 'out' / 'report' / 'index.html').read_text()
   assert 'Comparison with q.csv' in html
+  for name, title in (('roc', 'AUC'), ('precision_recall', 'AP')):
+    drawn = (tmp_path / 'out' / 'figures' / f'{name}.svg').read_text()
+    assert f'q.csv: {title} ' in drawn
   assert (tmp_path / 'out' / 'metrics.json').is_file()
   assert 'DeLong' in scoring.as_text(result)
 
