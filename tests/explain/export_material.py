@@ -23,6 +23,7 @@ def make_run(
   *,
   size: int = 48,
   task: str = 'quality',
+  head: str = 'linear',
   head_scale: float = 1.0,
   **record,
 ) -> str:
@@ -31,6 +32,7 @@ def make_run(
   config.model.name = 'resnet50'
   config.model.width = 0.125
   config.model.depth = 0.34
+  config.model.head = head
   config.data.image_size = size
   config.task.name = task
   outputs = Task(name=task).outputs

@@ -23,6 +23,7 @@ import pytest
 from iqa_jax import inference, models, run_directory
 from iqa_jax.data import geometry, images, records
 from iqa_jax.explain import cam, export, manifest, worker
+from iqa_jax.models import heads
 from tests.data import dicom
 from tests.explain import export_material as material
 
@@ -144,6 +145,37 @@ def test_says_what_the_network_says(done, workdir, photographs):
         picture.load()
         if kind == 'overlay' and row['empty_map'] == '0':
           assert picture.size == size
+
+
+def test_located_landmarks_are_told_and_drawn_where_they_are(tmp_path):
+  material.make_run(tmp_path / 'run', task='criteria', head='landmarks')
+  rng = np.random.default_rng(5)
+  path = tmp_path / 'in/a.jpg'
+  material.save(path, rng, width=420, height=300)
+  output = tmp_path / 'out'
+  run(options(tmp_path / 'run', path, output, outputs=('overlay',)))
+  row = read(output / 'manifest.csv')['a.jpg']
+  loaded = inference.load(tmp_path / 'run')
+  prepared = worker.prepare(images.read(path).pixels, 48)
+  image = models.normalize(prepared.image[None])
+  _, sown = loaded.model.apply(
+    loaded.variables, image, mutable=['intermediates']
+  )
+  shares = np.asarray(heads.located(sown))[0]
+  told = {}
+  for name, (x, y) in {'disc': shares[:2], 'fovea': shares[3:]}.items():
+    at = prepared.affine @ [x * 48, y * 48, 1]
+    told[name] = float(row[f'{name}_x']), float(row[f'{name}_y'])
+    np.testing.assert_allclose(told[name], at, atol=0.05)
+  diameter = shares[2] * 48 * prepared.affine[0, 0]
+  assert float(row['disc_diameter']) == pytest.approx(diameter, rel=1e-3)
+  with Image.open(output / row['overlay']) as picture:
+    drawn = np.asarray(picture).astype(int)
+  # The middle of the cross, in the light of the ruler's lines.
+  x, y = (round(v) for v in told['fovea'])
+  assert drawn[y - 1 : y + 2, x - 1 : x + 2].min(-1).max() > 180
+  # The photograph itself is darker everywhere.
+  assert images.read(path).pixels.min(-1).max() < 150
 
 
 def test_averages_with_the_mirror_image_as_the_operating_point_does(tmp_path):
