@@ -85,7 +85,7 @@ class Prepared:
   inside: np.ndarray
 
 
-def find_field(image: np.ndarray) -> Field:
+def find_field(image: np.ndarray | Image.Image) -> Field:
   """Finds the circular field of view, which top and bottom may be cut off.
 
   The background is what the frame's corners show, black or not; the circle is
@@ -93,19 +93,18 @@ def find_field(image: np.ndarray) -> Field:
   cut edges and dark sectors don't move it.
 
   Args:
-    image: uint8 [h, w, 3] RGB.
+    image: uint8 [h, w, 3] RGB, or an image of mode RGB.
 
   Returns:
     The field; `found` is False and the box is the whole frame where there is
     none (a uniform photograph, no background, no circle).
   """
-  height, width = image.shape[:2]
+  picture = as_image(image)
+  width, height = picture.size
   factor = max(1.0, max(height, width) / _WORK)
   small_size = (max(1, round(width / factor)), max(1, round(height / factor)))
   small = np.asarray(
-    Image.fromarray(image).resize(
-      small_size, Image.Resampling.BOX, reducing_gap=2.0
-    )
+    picture.resize(small_size, Image.Resampling.BOX, reducing_gap=2.0)
   )
   whole = Field(
     width / 2, height / 2, (width**2 + height**2) ** 0.5 / 2,
@@ -117,6 +116,14 @@ def find_field(image: np.ndarray) -> Field:
     if field is not None:
       return field.scaled(sx, sy)
   return whole
+
+
+def as_image(image: np.ndarray | Image.Image) -> Image.Image:
+  """Returns uint8 [h, w, 3] as an image of mode RGB, which itself goes through.
+
+  Who uses a photograph more than once makes its image once: each is a copy.
+  """
+  return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
 def _foregrounds(small: np.ndarray):
@@ -132,7 +139,10 @@ def _foregrounds(small: np.ndarray):
     ]
   )
   background = np.median(corners, axis=0)
-  distance = np.abs(level - background).max(axis=2)
+  # NumPy reduces a last axis of three at a twentieth of this speed.
+  distance = np.maximum.reduce(
+    list(np.abs(level - background).transpose(2, 0, 1))
+  )
   noise = np.median(np.abs(corners - background).max(axis=1))
   centre = np.median(distance[h // 4 : h - h // 4, w // 4 : w - w // 4])
   for share in (0.2, 0.1, 0.4):
@@ -142,7 +152,13 @@ def _foregrounds(small: np.ndarray):
     if not count:
       continue
     sizes = np.bincount(parts.ravel())[1:]
-    yield ndimage.binary_fill_holes(parts == 1 + sizes.argmax())
+    yield _filled(parts == 1 + sizes.argmax())
+
+
+def _filled(mask: np.ndarray) -> np.ndarray:
+  """Returns the mask without holes: scipy's binary_fill_holes, in one pass."""
+  around, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
+  return (around != around[0, 0])[1:-1, 1:-1]
 
 
 def _fit(mask: np.ndarray) -> Field | None:
@@ -255,25 +271,25 @@ def _consensus(points: np.ndarray, tolerance: float):
 
 
 def prepare(
-  image: np.ndarray, size: int, field: Field | None = None
+  image: np.ndarray | Image.Image, size: int, field: Field | None = None
 ) -> Prepared:
   """Crops to the field, pads to a square with black and resizes, antialiased.
 
   The aspect ratio is never changed.
 
   Args:
-    image: uint8 [h, w, 3].
+    image: uint8 [h, w, 3], or an image of mode RGB.
     size: side of the result in pixels.
     field: where the field is; None looks for it.
   """
-  field = find_field(image) if field is None else field
+  whole = as_image(image)
+  field = find_field(whole) if field is None else field
   left, top = round(field.left), round(field.top)
   width = max(round(field.right) - left, 1)
   height = max(round(field.bottom) - top, 1)
   side = max(width, height)
   left -= (side - width) // 2
   top -= (side - height) // 2
-  whole = Image.fromarray(image)
   if side <= 4 * min(width, height):
     square = whole.crop((left, top, left + side, top + side))
     resized = square.resize(

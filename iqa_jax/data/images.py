@@ -8,6 +8,7 @@ manifests. Nothing in a file is executed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 import warnings
@@ -55,19 +56,24 @@ class Photograph:
   """A decoded photograph.
 
   Attributes:
-    pixels: uint8 [h, w, 3] RGB, upright (EXIF orientation applied).
+    image: of mode RGB, upright (EXIF orientation applied), without metadata.
     height: of the file's full image, upright, in pixels.
     width: likewise.
   """
 
-  pixels: np.ndarray
+  image: Image.Image
   height: int
   width: int
+
+  @functools.cached_property
+  def pixels(self) -> np.ndarray:
+    """The image as uint8 [h, w, 3]."""
+    return np.asarray(self.image)
 
   @property
   def scale(self) -> tuple[float, float]:
     """Full-size pixels per decoded pixel, in x and y (1 unless reduced)."""
-    h, w = self.pixels.shape[:2]
+    w, h = self.image.size
     return self.width / w, self.height / h
 
 
@@ -112,12 +118,14 @@ def read(path: str | os.PathLike, min_size: int | None = None) -> Photograph:
     raise ImageError(path, status, text.splitlines()[0][:200]) from error
 
 
-def _checked(path, pixels, height, width) -> Photograph:
+def _checked(path, image, height, width) -> Photograph:
   if min(height, width) < MIN_SIDE:
     raise ImageError(
       path, 'too_small', f'{width}x{height}; at least {MIN_SIDE} px are needed'
     )
-  return Photograph(np.ascontiguousarray(pixels), height, width)
+  # A file's comment would be saved again with what is drawn on the image.
+  image.info = {}
+  return Photograph(image, height, width)
 
 
 def _check_size(path, width, height) -> None:
@@ -145,7 +153,9 @@ def _read_pillow(path, file, min_size):
     return _to_rgb(upright), height, width
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image) -> Image.Image:
+  if image.mode == 'RGB' and 'transparency' not in image.info:
+    return image
   if image.mode.startswith(('I', 'F')):
     return _grey_to_rgb(np.asarray(image))
   if image.mode in ('LA', 'PA', 'RGBA', 'RGBa', 'La') or (
@@ -153,12 +163,12 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
   ):
     rgba = image.convert('RGBA')
     black = Image.new('RGBA', image.size, (0, 0, 0, 255))
-    return np.asarray(Image.alpha_composite(black, rgba).convert('RGB'))
-  return np.asarray(image.convert('RGB'))
+    return Image.alpha_composite(black, rgba).convert('RGB')
+  return image.convert('RGB')
 
 
-def _grey_to_rgb(values: np.ndarray) -> np.ndarray:
-  """Returns 16-bit, 32-bit or float grey values as uint8 RGB."""
+def _grey_to_rgb(values: np.ndarray) -> Image.Image:
+  """Returns 16-bit, 32-bit or float grey values as RGB."""
   values = np.nan_to_num(values.astype(np.float64))
   top = values.max(initial=0.0)
   if top > 255.0:
@@ -166,7 +176,7 @@ def _grey_to_rgb(values: np.ndarray) -> np.ndarray:
   elif values.dtype.kind == 'f' and 0.0 < top <= 1.0:
     values = values * 255.0
   grey = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-  return np.repeat(grey[..., None], 3, axis=-1)
+  return Image.fromarray(grey).convert('RGB')
 
 
 def _read_dicom(path, file):
@@ -198,4 +208,5 @@ def _read_dicom(path, file):
   values = (values >> max(bits - 8, 0)).astype(np.uint8)
   if values.ndim == 2:
     values = np.repeat(values[..., None], 3, axis=-1)
-  return values[..., :3], height, width
+  values = np.ascontiguousarray(values[..., :3])
+  return Image.fromarray(values), height, width

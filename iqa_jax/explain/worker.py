@@ -145,15 +145,22 @@ class _Held:
   height: int
 
 
-def prepare(pixels: np.ndarray, size: int) -> geometry.Prepared:
+def prepare(
+  photograph: np.ndarray | Image.Image, size: int
+) -> geometry.Prepared:
   """Returns a photograph prepared as training saw it, at `size`.
 
   Through the size that the prepared records have and after the halvings with
   which they were decoded, because each step of a downsize blurs a little, and
   blur is what is judged.
+
+  Args:
+    photograph: uint8 [h, w, 3], or an image of mode RGB.
+    size: side of the network's input.
   """
+  whole = geometry.as_image(photograph)
   through = max(size, records.SIZE)
-  height, width = pixels.shape[:2]
+  width, height = whole.size
   factor = 1
   while factor < 8 and min(height, width) >= 4 * factor * through:
     factor *= 2
@@ -161,12 +168,11 @@ def prepare(pixels: np.ndarray, size: int) -> geometry.Prepared:
   coarse = max(factor, max(height, width) // 640)
   field = None
   if coarse > 1:
-    whole = Image.fromarray(pixels)
-    found = geometry.find_field(np.asarray(whole.reduce(coarse)))
+    found = geometry.find_field(whole.reduce(coarse))
     field = found.scaled(coarse / factor, coarse / factor)
     if factor > 1:
-      pixels = np.asarray(whole.reduce(factor))
-  done = geometry.prepare(pixels, through, field)
+      whole = whole.reduce(factor)
+  done = geometry.prepare(whole, through, field)
   image = Image.fromarray(done.image)
   if size != through:
     image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -205,8 +211,8 @@ class Worker:
     except (OSError, ValueError) as error:
       return Failed('unreadable', str(error))
     decoded = time.perf_counter()
-    prepared = prepare(photograph.pixels, self._settings.size)
-    picture = self._picture(photograph.pixels)
+    prepared = prepare(photograph.image, self._settings.size)
+    picture = self._picture(photograph.image)
     held = _Held(
       picture,
       prepared.image,
@@ -240,11 +246,10 @@ class Worker:
     if held is not None and held.photograph is not None:
       self._bytes -= 4 * held.photograph.width * held.photograph.height
 
-  def _picture(self, pixels: np.ndarray) -> Image.Image | None:
-    """Returns what is drawn on, at the outputs' size; None for nothing."""
+  def _picture(self, picture: Image.Image) -> Image.Image | None:
+    """Returns what is drawn on, shrunk in place; None for nothing."""
     if not self._needs_photograph():
       return None
-    picture = Image.fromarray(pixels)
     if self._settings.max_side:
       side = self._settings.max_side
       picture.thumbnail((side, side), Image.Resampling.BILINEAR)
@@ -289,7 +294,7 @@ class Worker:
     except images.ImageError as error:
       return Failed(error.status, error.reason)
     if held is None:
-      prepared = prepare(photograph.pixels, self._settings.size)
+      prepared = prepare(photograph.image, self._settings.size)
       held = _Held(
         None,
         prepared.image,
@@ -299,7 +304,7 @@ class Worker:
         photograph.width,
         photograph.height,
       )
-    held.photograph = self._picture(photograph.pixels)
+    held.photograph = self._picture(photograph.image)
     return held, time.perf_counter() - start
 
   def _pictures(self, held: _Held, drawing: Drawing):
