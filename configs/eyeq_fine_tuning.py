@@ -1,18 +1,23 @@
-"""EyeQ: what the parts of the modern fine-tuning recipe buy, on VGG16.
+"""EyeQ: what the parts of a modern fine-tuning recipe buy, on VGG16.
 
-  python -m iqa_jax.main --config=eyeq_fine_tuning --workdir=runs/all_parts \\
+  python -m iqa_jax.main --config=eyeq_fine_tuning --workdir=runs/tuned \\
     --config.data.manual_dir=DIR --config.model.pretrained=WEIGHTS
 
-The head learns first, then the last convolutional block with it. Leave a part
-out, and compare:
+The head learns first, then the last convolutional block with it. To see what a
+part buys, leave it out and compare (iqa_jax.cross_validate takes the same
+arguments):
 
-  AdamW               --config.train.phases[1].optimizer=adam
-  discriminative rates --config.train.phases[1].layer_decay=1.0
-  warm-up and cosine  --config.train.phases[1].schedule=constant
-                      --config.train.phases[1].warmup_epochs=0.0
-  label smoothing     --config.task.label_smoothing=0.0
-  EMA                 --config.train.ema_decay=0.0
-  the second phase    --config.train.phases[1].epochs=0
+  the second phase      --config.train.phases[1].epochs=0
+  AdamW                 --config.train.phases[0].optimizer=adam
+                        --config.train.phases[1].optimizer=adam
+  discriminative rates  --config.train.phases[1].layer_decay=1.0
+  warm-up and cosine    --config.train.phases[1].schedule=constant
+                        --config.train.phases[1].warmup_epochs=0.0
+  label smoothing       --config.task.label_smoothing=0.0
+  weights' average      --config.train.ema_decay=0.0
+
+On the sample of EyeQ no part made a difference that its 229 photographs could
+tell (README.md), so eyeq_vgg16 is the plain recipe.
 """
 
 from iqa_jax import config as config_lib
@@ -20,7 +25,7 @@ from iqa_jax import config as config_lib
 
 def get_config():
   c = config_lib.variant('eyeq_vgg16')
-  c.data.image_size = 112
+  c.data.image_size = 112  # 6 epochs of the block in a minute on two cores
   c.task.label_smoothing = 0.05
   c.train.ema_decay = 0.95
   c.train.phases = (
@@ -34,7 +39,7 @@ def get_config():
     config_lib.phase(
       name='last block',
       learns='block4+head',
-      epochs=10,
+      epochs=6,
       learning_rate=3e-4,
       schedule='cosine',
       warmup_epochs=1.0,

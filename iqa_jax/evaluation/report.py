@@ -282,7 +282,8 @@ def _measure(measure: Mapping[str, Any] | None) -> str:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-  return '–' if value is None else f'{value:.{digits}f}'
+  # 'z': no minus before a zero.
+  return '–' if value is None else f'{value:z.{digits}f}'
 
 
 def _cell(text: Any) -> str:

@@ -141,8 +141,8 @@ class Summary:
     total: photographs of this shard.
     skipped: of them, complete before.
     statuses: status -> photographs, of the whole shard.
-    seconds: work by stage: decode, prepare, network, render, encode (of all
-      processes, so they may sum to more than the wall time).
+    seconds: processor time by stage: decode, prepare, network, render, encode.
+      The network's is that of this process meanwhile.
     wall_s: time of the pipeline, start-up excluded.
     first_s: seconds from the start to the first finished photograph.
   """
@@ -916,9 +916,9 @@ class _Pool:
 
   def _compute(self, pixels: list[np.ndarray], size: int):
     network = self._model.network  # its time is start-up, not work
-    start = time.perf_counter()
+    start = time.process_time()
     found = self._model.explain(pixels, size)
-    self.seconds['network'] += time.perf_counter() - start
+    self.seconds['network'] += time.process_time() - start
     del network
     return found
 

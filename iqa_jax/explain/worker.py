@@ -194,7 +194,7 @@ class Worker:
 
   def decode(self, number: int, path: str) -> Prepared | Failed:
     """Reads a photograph, keeps it as `number`, and returns it prepared."""
-    start = time.perf_counter()
+    start = time.thread_time()
     try:
       status = os.stat(path)
       if not stat.S_ISREG(status.st_mode):
@@ -210,7 +210,7 @@ class Worker:
       return Failed('permission', 'not readable by this user')
     except (OSError, ValueError) as error:
       return Failed('unreadable', str(error))
-    decoded = time.perf_counter()
+    decoded = time.thread_time()
     prepared = prepare(photograph.image, self._settings.size)
     picture = self._picture(photograph.image)
     held = _Held(
@@ -237,7 +237,7 @@ class Worker:
       prepared.affine,
       float(prepared.inside.mean()),
       (status.st_size, status.st_mtime_ns),
-      {'decode': decoded - start, 'prepare': time.perf_counter() - decoded},
+      {'decode': decoded - start, 'prepare': time.thread_time() - decoded},
     )
 
   def forget(self, number: int) -> None:
@@ -267,9 +267,9 @@ class Worker:
       held, seconds['decode'] = again
     files: dict[str, tuple[str, int]] = {}
     for kind, ending, make in self._pictures(held, drawing):
-      start = time.perf_counter()
+      start = time.thread_time()
       picture = make()
-      rendered = time.perf_counter()
+      rendered = time.thread_time()
       name = f'{kind}/{drawing.name}.{ending}'
       data = io.BytesIO()
       if isinstance(picture, dict):
@@ -280,7 +280,7 @@ class Worker:
         picture.save(data, 'JPEG', quality=self._settings.quality)
       files[kind] = (name, self._write(name, data.getbuffer()))
       seconds['render'] += rendered - start
-      seconds['encode'] += time.perf_counter() - rendered
+      seconds['encode'] += time.thread_time() - rendered
     return Drawn(files, _share(drawing.raw, held.inside), seconds)
 
   def _needs_photograph(self) -> bool:
@@ -288,7 +288,7 @@ class Worker:
 
   def _decode_again(self, held: _Held | None, path: str):
     """Returns what is to be drawn on, whatever the budget, and the seconds."""
-    start = time.perf_counter()
+    start = time.thread_time()
     try:
       photograph = images.read(path)
     except images.ImageError as error:
@@ -305,7 +305,7 @@ class Worker:
         photograph.height,
       )
     held.photograph = self._picture(photograph.image)
-    return held, time.perf_counter() - start
+    return held, time.thread_time() - start
 
   def _pictures(self, held: _Held, drawing: Drawing):
     """Yields (kind, file ending, function that makes it)."""

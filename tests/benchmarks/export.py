@@ -134,7 +134,7 @@ def _measure(name, side, workdir, photographs, images, repeats):
       rest,
       '% of time',
       target='below 15 %',
-      note='shares of the seconds that all processes spent on the stages',
+      note='of the processor time of the stages, in all processes and threads',
     )
   )
   return rows
