@@ -1,4 +1,4 @@
-"""Train on BRSet, test on EyeQ (swap the two names for the reverse).
+"""Train on BRSet, test on EyeQ.
 
   python -m iqa_jax.main --config=brset_on_eyeq --workdir=runs/brset_on_eyeq \\
     --config.data.manual_dir=BRSET_DIR --config.data.test_manual_dir=EYEQ_DIR
