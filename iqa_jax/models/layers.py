@@ -6,6 +6,10 @@ compute type.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+import math
+from typing import Any
+
 from flax import linen as nn
 import jax
 from jax import lax
@@ -15,6 +19,9 @@ import numpy as np
 EPSILON = 1e-5
 # PyTorch's momentum 0.1 is the weight of the new value, ours of the old one.
 MOMENTUM = 0.9
+# Pixels times channels in and out, from which _convolve's own gradient is
+# faster (measured with jax 0.10 on 2 cores).
+_LARGE = 10**8
 
 Mask = jax.Array | None
 
@@ -39,6 +46,7 @@ def conv(
   """
   if size == 1 and not bias:
     return Pointwise(features, stride, dtype, name=name)
+  on_cpu = jax.default_backend() == 'cpu'
   return nn.Conv(
     features,
     (size, size),
@@ -47,7 +55,61 @@ def conv(
     use_bias=bias,
     dtype=dtype,
     name=name,
+    conv_general_dilated=_convolve if on_cpu and stride == 1 else None,
   )
+
+
+def _convolve(
+  x: jax.Array,
+  kernel: jax.Array,
+  window_strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+  **options: Any,
+) -> jax.Array:
+  """Returns lax.conv_general_dilated, with a faster gradient of the kernel.
+
+  Where maps are large, XLA's CPU gradient of a 3x3 kernel runs at a quarter of
+  the forward pass's speed. Products of gathered windows, photograph by
+  photograph, take a third to a half of its time; small maps gain nothing.
+  """
+
+  def convolve(x, kernel):
+    return lax.conv_general_dilated(
+      x, kernel, window_strides, padding, **options
+    )
+
+  if math.prod(x.shape[1:]) * kernel.shape[-1] < _LARGE:
+    return convolve(x, kernel)
+
+  def backward(kept, gradient):
+    x, kernel = kept
+    _, to_input = jax.vjp(lambda x: convolve(x, kernel), x)
+    padded = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+    height, width, features = gradient.shape[1:]
+    rows, columns = kernel.shape[:2]
+
+    def add(total, one):
+      image, pull = one
+      beside = [image[:, j : j + width] for j in range(columns)]
+      wide = jnp.concatenate(beside, -1)
+      products = [
+        jnp.einsum(
+          'hwi,hwo->io',
+          wide[i : i + height],
+          pull,
+          preferred_element_type=jnp.float32,
+        )
+        for i in range(rows)
+      ]
+      return total + jnp.stack(products), None
+
+    shape = (rows, kernel.size // features // rows, features)
+    total, _ = lax.scan(add, jnp.zeros(shape, jnp.float32), (padded, gradient))
+    return *to_input(gradient), total.reshape(kernel.shape).astype(kernel.dtype)
+
+  remembering = jax.custom_vjp(convolve)
+  remembering.defvjp(lambda x, k: (convolve(x, k), (x, k)), backward)
+  return remembering(x, kernel)
 
 
 class Pointwise(nn.Module):

@@ -208,11 +208,14 @@ def run(
       (f'{last}+head', False),
       ('all', False),
     ):
-      flops, peak = _compiled_step(name, learns, batch, size, cached)
-      where = f'{name} {size} px, batch {batch}, {learns} learns'
-      where += ', from cached maps' if cached else ''
-      rows.append(common.Row(f'step: {where}', [flops], 'GFLOPs'))
-      rows.append(common.Row(f'step memory: {where}', [peak], 'MB'))
+      where = f'{learns} learns' + (', from cached maps' if cached else '')
+      # XLA counts what a loop over photographs does once.
+      flops, _ = _compiled_step(name, learns, 1, size, cached)
+      step = f'step, {name} {size} px'
+      rows.append(common.Row(f'{step}, batch 1, {where}', [flops], 'GFLOPs'))
+      _, peak = _compiled_step(name, learns, batch, size, cached)
+      step = f'step memory, {name} {size} px'
+      rows.append(common.Row(f'{step}, batch {batch}, {where}', [peak], 'MB'))
   if schedule:
     rows += _schedule_rows(images, size, width, schedule.split())
   return rows

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -399,6 +400,36 @@ def test_max_pool_is_xla_s_with_ties_and_nan(window):
   np.testing.assert_array_equal(our_pull(weight)[0], pull(weight)[0])
   x[0, 2, 2, 1] = np.nan
   assert np.isnan(ours(x)[0, 1, 1, 1])
+
+
+@pytest.mark.parametrize('padding', [0, 1])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_convolution_has_xla_s_gradients(monkeypatch, dtype, padding):
+  monkeypatch.setattr(layers, '_LARGE', 0)
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(3, 9, 12, 5)), dtype)
+  kernel = jnp.asarray(rng.normal(size=(3, 3, 5, 7)), dtype)
+  settings = {
+    'window_strides': (1, 1),
+    'padding': [(padding, padding)] * 2,
+    'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'),
+  }
+  theirs: Any
+  theirs, ours = (
+    functools.partial(convolve, **settings)
+    for convolve in (jax.lax.conv_general_dilated, layers._convolve)
+  )
+  expected, pull = jax.vjp(theirs, x, kernel)
+  actual, our_pull = jax.vjp(ours, x, kernel)
+  np.testing.assert_array_equal(actual, expected)
+  weight = jnp.asarray(rng.normal(size=expected.shape), dtype)
+  close = 1e-5 if dtype == 'float32' else 0.02
+  for mine, other in zip(our_pull(weight), pull(weight), strict=True):
+    assert mine.dtype == other.dtype
+    mine, other = np.asarray(mine, np.float32), np.asarray(other, np.float32)
+    np.testing.assert_allclose(
+      mine, other, rtol=close, atol=close * np.abs(other).max()
+    )
 
 
 def test_normalize():
