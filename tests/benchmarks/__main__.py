@@ -2,6 +2,7 @@
 
   python -m tests.benchmarks                      # all of them
   python -m tests.benchmarks explain --output=/tmp/figures
+  python -m tests.benchmarks export --images=48 --repeats=2   # its own options
   python -m tests.benchmarks --smoke              # do they run at all?
 
 A fresh process each: the number of virtual devices, the compilation cache and
@@ -28,22 +29,27 @@ def names() -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the named benchmarks; returns 1 when any of them failed."""
+  """Runs the named benchmarks; returns 1 when any of them failed.
+
+  Options that are not the runner's go to the benchmark, if it is just one.
+  """
   parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
   parser.add_argument('names', nargs='*', metavar='NAME', help='all if none')
   parser.add_argument('--output', help='folder for the JSON, one file each')
   parser.add_argument('--smoke', action='store_true', help='smallest sizes')
   parser.add_argument('--list', action='store_true', help='names only')
-  arguments = parser.parse_args(argv)
+  arguments, own = parser.parse_known_args(argv)
   if arguments.list:
     print('\n'.join(names()))
     return 0
   for name in arguments.names:
     if name not in names():
       parser.error(f'no benchmark {name!r}; there are: {", ".join(names())}')
+  if own and len(arguments.names) != 1:
+    parser.error(f'{" ".join(own)}: whose? Name one benchmark')
   failed = []
   for name in arguments.names or names():
-    command = [sys.executable, '-m', f'tests.benchmarks.{name}']
+    command = [sys.executable, '-m', f'tests.benchmarks.{name}', *own]
     if arguments.output:
       command.append(f'--output={arguments.output}')
     if arguments.smoke:

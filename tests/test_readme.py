@@ -1,0 +1,148 @@
+"""Every command that README prints is one that its program takes.
+
+Programs are asked in their own words: the flags that they define parse the
+arguments, configs and their fields included, and what is left over is an
+error. That commands do what README says is the business of other tests.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [
+  ROOT / 'README.md',
+  ROOT / 'tests' / 'benchmarks' / 'README.md',
+  *sorted((ROOT / 'iqa_jax').rglob('README.md')),
+]
+_FENCE = re.compile(r'^```(?:sh)?\n(.*?)^```', re.M | re.S)
+_INLINE = re.compile(r'`((?:python -m|launch/\S+\.sh)[^`]*)`')
+# What stands for something of the reader's.
+_STANDS_FOR = {'CONFIG': 'demo', 'C': 'demo'}
+
+# Flags are defined on import; the module is then asked, not run. A process of
+# its own for each command: flags are of the whole process.
+_PARSE = """
+import importlib, inspect, sys
+from unittest import mock
+
+module, *arguments = sys.argv[1:]
+
+
+def of_benchmarks():
+  from tests.benchmarks import __main__ as runner, common
+
+  calls = [[module, *arguments]]
+  if module == 'tests.benchmarks':
+    done = mock.Mock(returncode=0)
+    with mock.patch.object(runner.subprocess, 'run', return_value=done) as run:
+      runner.main(arguments)
+    calls = [call.args[0][2:] for call in run.call_args_list]
+  for name, *own in calls:
+    def stand_in(**given):
+      return []
+
+    run = importlib.import_module(name).run
+    stand_in.__signature__ = inspect.signature(run)
+    with mock.patch.object(common, 'report'):
+      common.main(stand_in, own)
+
+
+def of_commands():
+  from absl import flags
+  from iqa_jax import config
+
+  importlib.import_module(module)
+  # A config's fields become flags when sys.argv names them.
+  sys.argv = config.resolve_arguments([module, *arguments])
+  left = flags.FLAGS(sys.argv)
+  if left[1:]:
+    sys.exit(f'left over: {left[1:]}')
+
+
+of_benchmarks() if module.startswith('tests.') else of_commands()
+"""
+
+
+def commands(text: str) -> list[str]:
+  """Returns the commands in a page's shell blocks, inline code and tables."""
+  lines = []
+  for block in _FENCE.findall(text):
+    lines += block.replace('\\\n', ' ').splitlines()
+  lines += [match.replace('\n', ' ') for match in _INLINE.findall(text)]
+  # In the table of speeds, the last cell stands for NAME.
+  if '| `NAME` |' in text:
+    table = text.split('| `NAME` |', 1)[1].split('\n\n', 1)[0]
+    names = re.findall(r'\| `([^`]+)` \|$', table, re.M)
+    lines += [f'python -m tests.benchmarks {name}' for name in names]
+  return [line for line in lines if 'python -m ' in line or 'launch/' in line]
+
+
+def _arguments(line: str) -> tuple[str, list[str]] | None:
+  """Returns a command's module and arguments; None where it has no module."""
+  line = re.sub(r'\[--[^\]]*\]', '', line.split('#')[0])
+  words = shlex.split(line.replace('...', '').replace('$SEED', '0'))
+  if '-m' not in words:
+    return None
+  module, *rest = words[words.index('-m') + 1 :]
+  rest = [w for w in rest if w not in ('NAME', '--help')]
+  for word, meant in _STANDS_FOR.items():
+    rest = [f'--config={meant}' if w == f'--config={word}' else w for w in rest]
+  return module, rest
+
+
+def _printed() -> list[list[str]]:
+  found = {}
+  for page in PAGES:
+    for line in commands(page.read_text()):
+      if (parsed := _arguments(line)) and parsed[0] not in ('pytest', 'venv'):
+        found[parsed[0], *parsed[1]] = [parsed[0], *parsed[1]]
+  return list(found.values())
+
+
+def _ask(command: list[str]) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, '-c', _PARSE, *command],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize('command', _printed(), ids=' '.join)
+def test_a_printed_command_is_understood(command):
+  done = _ask(command)
+  assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_printed_scripts_exist():
+  scripts = set()
+  for page in PAGES:
+    scripts |= set(re.findall(r'\blaunch/\w+\.sh', page.read_text()))
+  assert scripts
+  for script in scripts:
+    assert (ROOT / script).is_file(), script
+
+
+@pytest.mark.parametrize(
+  'command',
+  [
+    ['tests.benchmarks', 'export', '--imagez=1'],
+    ['iqa_jax.score', '--predicitons=P.csv'],
+    ['iqa_jax.main', '--config=demo', '--config.data.foldz=1'],
+  ],
+  ids=' '.join,
+)
+def test_a_mistake_is_seen(command):
+  done = _ask(command)
+  assert done.returncode != 0
+  wrong = command[-1].partition('=')[0].rpartition('.')[2]
+  assert wrong.removeprefix('--') in done.stderr
