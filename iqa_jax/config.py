@@ -18,6 +18,8 @@ import sys
 
 import ml_collections
 
+from iqa_jax import errors
+
 
 def default() -> ml_collections.ConfigDict:
   """Returns the default configuration, which configs/*.py override."""
@@ -134,7 +136,7 @@ def phase(**changes) -> ml_collections.ConfigDict:
     if key not in p:
       near = difflib.get_close_matches(key, list(p), 1)
       hint = f'; did you mean {near[0]!r}?' if near else ''
-      raise ValueError(f'a training phase has no field {key!r}{hint}')
+      raise errors.InvalidValue(f'a training phase has no field {key!r}{hint}')
     p[key] = _typed(p[key], value, key)
   return p
 
@@ -167,14 +169,14 @@ def find(name: str) -> str:
   """Returns the path of a config given as a path, `configs/x.py` or `x`.
 
   Raises:
-    FileNotFoundError: no such config; the message lists those there are.
+    UserError: no such config; the message lists those there are.
   """
   if os.path.isfile(name):
     return name
   shipped = directory() / f'{pathlib.Path(name).stem}.py'
   if pathlib.Path(name).parent.name in ('', 'configs') and shipped.is_file():
     return str(shipped)
-  raise FileNotFoundError(
+  raise errors.UserError(
     f'no config {name!r}: give a file, or one of {", ".join(names())} '
     f'(in {directory()})'
   )
@@ -195,7 +197,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
   try:
     saved = json.loads(text)
   except json.JSONDecodeError as error:
-    raise ValueError(f'not a JSON configuration: {error}') from error
+    raise errors.InvalidValue(f'not a JSON configuration: {error}') from error
   _fill(config, saved, '')
   return config
 
@@ -227,7 +229,7 @@ def resolve_arguments(argv: list[str]) -> list[str]:
         resolved[i] = f'--config={find(value)}'
       elif i + 1 < len(resolved):
         resolved[i + 1] = find(resolved[i + 1])
-    except FileNotFoundError as error:
+    except errors.UserError as error:
       sys.exit(str(error))
   return resolved
 
@@ -266,18 +268,24 @@ def _flat(value, prefix='') -> dict:
 
 def _fill(config, saved, prefix) -> None:
   if not isinstance(saved, dict):
-    raise ValueError(f'configuration field {prefix or "/"!r} is not a mapping')
+    raise errors.InvalidValue(
+      f'configuration field {prefix or "/"!r} is not a mapping'
+    )
   for key, value in saved.items():
     path = f'{prefix}{key}'
     if key not in config:
       near = difflib.get_close_matches(key, list(config), 1)
       hint = f'; did you mean {near[0]!r}?' if near else ''
-      raise ValueError(f'there is no configuration field {path!r}{hint}')
+      raise errors.InvalidValue(
+        f'there is no configuration field {path!r}{hint}'
+      )
     if path == 'train.phases':
       if not isinstance(value, list) or not all(
         isinstance(p, dict) for p in value
       ):
-        raise ValueError(f'{path!r} is not a list of mappings: {value!r}')
+        raise errors.InvalidValue(
+          f'{path!r} is not a list of mappings: {value!r}'
+        )
       config[key] = tuple(phase(**p) for p in value)
     elif isinstance(config[key], ml_collections.ConfigDict):
       _fill(config[key], value, f'{path}.')
@@ -293,7 +301,7 @@ def _typed(old, new, path: str):
   if isinstance(old, float) and integral:
     new = float(new)
   if type(new) is not type(old):
-    raise ValueError(
+    raise errors.InvalidValue(
       f'configuration field {path!r} is a {type(old).__name__}, got {new!r}'
     )
   return new

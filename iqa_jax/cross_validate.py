@@ -21,6 +21,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
+from iqa_jax import command
 from iqa_jax import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -35,10 +36,8 @@ _CACHE = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
   """Runs the folds one after another and pools them when all are there."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected argument {argv[1]!r}')
   if _CONFIG.value is None or not _WORKDIR.value:
     raise app.UsageError('--config and --workdir are needed')
   count = _CONFIG.value.data.folds
@@ -61,7 +60,6 @@ def main(argv: list[str]) -> int:
       # A child killed by a signal has the negative of its number.
       return code if code > 0 else 128 - code
 
-  from iqa_jax import run_directory
   from iqa_jax.evaluation import folds
 
   absent = [
@@ -72,12 +70,7 @@ def main(argv: list[str]) -> int:
   if absent:
     print(f'not pooled yet: folds {absent} are missing', file=sys.stderr)
     return 0
-  try:
-    result = folds.pool(workdir, count, _CONFIG.value)
-  except (run_directory.RunDirectoryError, OSError, ValueError) as error:
-    print(f'cross_validate: {error}', file=sys.stderr)
-    return 1
-  print(folds.as_text(result))
+  print(folds.as_text(folds.pool(workdir, count, _CONFIG.value)))
   return 0
 
 
@@ -106,4 +99,4 @@ def _handed_on(arguments: list[str]) -> list[str]:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=config_lib.parse_flags)
+  command.run(main, flags_parser=config_lib.parse_flags)

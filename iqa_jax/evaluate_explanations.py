@@ -14,9 +14,10 @@ drawings). Every method and control costs some 70 predictions a photograph;
 """
 
 import os
-import sys
 
 from absl import app, flags, logging
+
+from iqa_jax import command
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'run directory')
 _IMAGES = flags.DEFINE_string(
@@ -49,63 +50,49 @@ _BATCH = flags.DEFINE_integer('batch_size', 16, 'photographs at a time')
 _SEED = flags.DEFINE_integer('seed', 0, 'of everything that is drawn by lot')
 
 
-def main(argv: list[str]) -> int:
-  """Runs the study; returns the exit code."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected argument {argv[1]!r}')
+def main() -> None:
+  """Runs the study."""
   if not _WORKDIR.value:
     raise app.UsageError('--workdir is needed: a run of iqa_jax.main')
-  logging.set_verbosity(logging.INFO)
 
   from iqa_jax import inference, run_directory
-  from iqa_jax.data.records import DataError
   from iqa_jax.explain import photographs, study, subject
 
   workdir = os.path.expanduser(_WORKDIR.value)
   output = os.path.expanduser(
     _OUTPUT.value or os.path.join(workdir, 'explanations')
   )
-  try:
-    loaded = inference.load(workdir)
-    found = photographs.choose(
+  loaded = inference.load(workdir)
+  found = photographs.choose(
+    loaded,
+    workdir,
+    images=_IMAGES.value,
+    labels=_LABELS.value,
+    limit=_EXAMPLES.value,
+    seed=_SEED.value,
+  )
+  result, shown = study.run(
+    subject.Subject(
       loaded,
-      workdir,
-      images=_IMAGES.value,
-      labels=_LABELS.value,
-      limit=_EXAMPLES.value,
-      seed=_SEED.value,
-    )
-    result, shown = study.run(
-      subject.Subject(
-        loaded,
-        methods=[m for m in _METHODS.value if m not in study.GRADIENT_FREE],
-        layer=_LAYER.value,
-        batch_size=_BATCH.value,
-      ),
-      found,
-      target=_TARGET.value,
-      gradient_free=[m for m in _METHODS.value if m in study.GRADIENT_FREE],
-      baselines=_BASELINES.value,
-      steps=_STEPS.value,
-      severity=_SEVERITY.value,
-      seed=_SEED.value,
-    )
-    text = study.table(result)
-    run_directory.write_json(os.path.join(output, 'explanations.json'), result)
-    run_directory.write_text(os.path.join(output, 'explanations.md'), text)
-    study.draw(result, shown, os.path.join(output, 'figures'))
-  except (
-    run_directory.RunDirectoryError,
-    DataError,
-    OSError,
-    ValueError,
-  ) as error:
-    logging.error('%s', error)
-    return 1
+      methods=[m for m in _METHODS.value if m not in study.GRADIENT_FREE],
+      layer=_LAYER.value,
+      batch_size=_BATCH.value,
+    ),
+    found,
+    target=_TARGET.value,
+    gradient_free=[m for m in _METHODS.value if m in study.GRADIENT_FREE],
+    baselines=_BASELINES.value,
+    steps=_STEPS.value,
+    severity=_SEVERITY.value,
+    seed=_SEED.value,
+  )
+  text = study.table(result)
+  run_directory.write_json(os.path.join(output, 'explanations.json'), result)
+  run_directory.write_text(os.path.join(output, 'explanations.md'), text)
+  study.draw(result, shown, os.path.join(output, 'figures'))
   print(text)
   logging.info('written: %s', output)
-  return 0
 
 
 if __name__ == '__main__':
-  sys.exit(app.run(main))
+  command.run(main)

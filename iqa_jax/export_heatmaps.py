@@ -23,9 +23,10 @@ wrong with a photograph.
 """
 
 import os
-import sys
 
 from absl import app, flags, logging
+
+from iqa_jax import command
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'run directory of the model')
 _IMAGES = flags.DEFINE_string(
@@ -119,21 +120,17 @@ _CACHE = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> int:
+def main() -> None:
   """Checks the flags and exports, or merges."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected argument {argv[1]!r}')
   needed = [_OUTPUT] if _MERGE.value else [_WORKDIR, _IMAGES, _OUTPUT]
   for flag in needed:
     if not flag.value:
       text = flags.FLAGS[flag.name].help
       raise app.UsageError(f'--{flag.name} is needed: {text}')
-  logging.set_verbosity(logging.INFO)
   # It tells of every platform that it does not find.
   logging.get_absl_logger().manager.getLogger('jax').setLevel('WARNING')
 
-  from iqa_jax import run_directory
-  from iqa_jax.explain import export, inputs, manifest
+  from iqa_jax.explain import export
 
   options = export.Options(
     workdir=os.path.expanduser(_WORKDIR.value or ''),
@@ -162,33 +159,18 @@ def main(argv: list[str]) -> int:
     progress=_PROGRESS.value,
     compilation_cache=_CACHE.value,
   )
-  try:
-    if _MERGE.value:
-      count = export.merge(options)
-      logging.info('%s: %d photographs', options.output, count)
-      return 0
-    summary = export.run(options)
-  except export.Interrupted as interruption:
-    logging.warning('%s', interruption)
-    return interruption.exit_code
-  except (
-    export.ExportError,
-    inputs.InputError,
-    manifest.ManifestError,
-    run_directory.RunDirectoryError,
-    OSError,
-    ValueError,
-  ) as error:
-    logging.error('%s', error)
-    return 1
+  if _MERGE.value:
+    count = export.merge(options)
+    logging.info('%s: %d photographs', options.output, count)
+    return
+  summary = export.run(options)
   logging.info(
     '%s: %d photographs (%s)',
     options.output,
     summary.total,
     ', '.join(f'{n} {status}' for status, n in summary.statuses.items()),
   )
-  return 0
 
 
 if __name__ == '__main__':
-  sys.exit(app.run(main))
+  command.run(main)

@@ -14,7 +14,7 @@ from absl import logging
 import ml_collections
 
 from iqa_jax import config as config_lib
-from iqa_jax import run_directory
+from iqa_jax import errors, run_directory
 
 # Where files lie and how much memory may be used is not what a run is.
 _LOCATION_FIELDS = (
@@ -47,7 +47,7 @@ def run(
   num_processes: int | None = None,
   process_id: int | None = None,
   compilation_cache: str = '',
-) -> int:
+) -> None:
   """Trains and evaluates one run.
 
   Args:
@@ -61,29 +61,23 @@ def run(
     process_id: which of them this is.
     compilation_cache: folder of compiled programs; '' for none.
 
-  Returns:
-    The exit code: 0 done, 1 a failure that was logged, 130 or 143 interrupted.
+  Raises:
+    UserError: something that the message says how to mend.
+    Interrupted: SIGINT or SIGTERM; the same call resumes.
   """
-  from iqa_jax.training import distributed, loop
+  from iqa_jax.training import distributed
 
-  try:
-    if config is None:
-      saved = run_directory.read_config(workdir)
-      config = config_lib.from_json(saved)
-    _set_up_jax(config, compilation_cache)
-    # Before anything touches a device.
-    distributed.initialize(coordinator_address, num_processes, process_id)
-    with distributed.lock(workdir):
-      return _run(config, workdir, mode, ensemble, evaluation_dir)
-  except loop.Interrupted as interruption:
-    logging.warning('%s; the same command resumes', interruption)
-    return interruption.exit_code
-  except _expected_errors() as error:
-    logging.error('%s', error)
-    return 1
+  if config is None:
+    saved = run_directory.read_config(workdir)
+    config = config_lib.from_json(saved)
+  _set_up_jax(config, compilation_cache)
+  # Before anything touches a device.
+  distributed.initialize(coordinator_address, num_processes, process_id)
+  with distributed.lock(workdir):
+    _run(config, workdir, mode, ensemble, evaluation_dir)
 
 
-def _run(config, workdir, mode, ensemble, evaluation_dir) -> int:
+def _run(config, workdir, mode, ensemble, evaluation_dir) -> None:
   from iqa_jax.data import pipeline
   from iqa_jax.data import splits as splits_lib
   from iqa_jax.evaluation import evaluate
@@ -106,7 +100,6 @@ def _run(config, workdir, mode, ensemble, evaluation_dir) -> int:
       config, workdir, source, splits, ensemble=ensemble, output=output
     )
     logging.info('report: %s', pathlib.Path(output) / 'report' / 'index.html')
-  return 0
 
 
 def _claim(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -190,7 +183,7 @@ def use_compilation_cache(folder: str) -> None:
   """Keeps compiled programs in `folder` between runs; '' for nowhere.
 
   Raises:
-    PermissionError: others could plant compiled code there.
+    UserError: others could plant compiled code there.
   """
   import jax
 
@@ -199,7 +192,7 @@ def use_compilation_cache(folder: str) -> None:
   folder = os.path.expanduser(folder)
   os.makedirs(folder, mode=0o700, exist_ok=True)
   if os.stat(folder).st_mode & 0o022:
-    raise PermissionError(
+    raise errors.UserError(
       f'{folder} is writable by others, who could plant compiled code in '
       'it: chmod 700 it or give another --compilation_cache'
     )
@@ -213,19 +206,3 @@ def _set_up_jax(config, compilation_cache: str) -> None:
     flags = os.environ.get('XLA_FLAGS', '')
     if '--xla_gpu_deterministic_ops' not in flags:
       os.environ['XLA_FLAGS'] = f'{flags} --xla_gpu_deterministic_ops=true'
-
-
-def _expected_errors() -> tuple[type[Exception], ...]:
-  """Returns the failures whose message says all that a user needs."""
-  from iqa_jax.data import records
-  from iqa_jax.models import pretrained
-  from iqa_jax.training import loop
-
-  return (
-    run_directory.RunDirectoryError,
-    records.DataError,
-    pretrained.WeightsError,
-    loop.TrainingError,
-    OSError,
-    ValueError,
-  )

@@ -5,6 +5,8 @@ probability called `p_inadequate`, every sensitivity (the share of inadequate
 photographs that are called inadequate), every ROC curve.
 """
 
+from iqa_jax import errors
+
 ADEQUATE, INADEQUATE = 0, 1
 UNKNOWN = -1  # an absent label, whatever its kind
 QUALITY = ('adequate', 'inadequate')
@@ -31,7 +33,7 @@ def quality_of_grade(grade: int, usable: str = 'inadequate') -> int:
     ValueError: `usable` or `grade` is none of those.
   """
   if usable not in USABLE:
-    raise ValueError(f'usable={usable!r} is none of {USABLE}')
+    raise errors.InvalidValue(f'usable={usable!r} is none of {USABLE}')
   if grade not in (UNKNOWN, 0, 1, 2):
     raise ValueError(f'grade={grade!r} is none of 0, 1, 2 or {UNKNOWN}')
   as_usable = {

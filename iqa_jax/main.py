@@ -17,9 +17,10 @@ explains, 130 or 143 interrupted (SIGINT, SIGTERM) and ready to resume.
 
 import os
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
+from iqa_jax import command
 from iqa_jax import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -56,10 +57,8 @@ _CACHE = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> int:
+def main() -> None:
   """Sets up the process and dispatches to training and evaluation."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected argument {argv[1]!r}')
   if not _WORKDIR.value:
     raise app.UsageError('--workdir is needed: a new or interrupted run')
   if _CONFIG.value is None and _MODE.value != 'evaluate':
@@ -68,11 +67,10 @@ def main(argv: list[str]) -> int:
     )
   # TensorFlow only reads data here; its greetings would hide our messages.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  logging.set_verbosity(logging.INFO)
 
   from iqa_jax import job
 
-  return job.run(
+  job.run(
     _CONFIG.value,
     os.path.expanduser(_WORKDIR.value),
     mode=_MODE.value,
@@ -86,4 +84,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=config_lib.parse_flags)
+  command.run(main, flags_parser=config_lib.parse_flags)

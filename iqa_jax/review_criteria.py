@@ -13,9 +13,10 @@ photographs are looked for (a run on fundus_sim gets new drawings).
 """
 
 import os
-import sys
 
 from absl import app, flags, logging
+
+from iqa_jax import command
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'run directory')
 _IMAGES = flags.DEFINE_string(
@@ -39,56 +40,42 @@ _BATCH = flags.DEFINE_integer('batch_size', 16, 'photographs at a time')
 _SEED = flags.DEFINE_integer('seed', 0, 'of what is drawn by lot')
 
 
-def main(argv: list[str]) -> int:
-  """Runs the review; returns the exit code."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected argument {argv[1]!r}')
+def main() -> None:
+  """Runs the review."""
   if not _WORKDIR.value:
     raise app.UsageError('--workdir is needed: a run of iqa_jax.main')
-  logging.set_verbosity(logging.INFO)
 
   from iqa_jax import inference, run_directory
-  from iqa_jax.data.records import DataError
   from iqa_jax.explain import photographs, review, subject
 
   workdir = os.path.expanduser(_WORKDIR.value)
   output = os.path.expanduser(_OUTPUT.value or os.path.join(workdir, 'review'))
-  try:
-    loaded = inference.load(workdir)
-    found = photographs.choose(
+  loaded = inference.load(workdir)
+  found = photographs.choose(
+    loaded,
+    workdir,
+    images=_IMAGES.value,
+    labels=_LABELS.value,
+    limit=_EXAMPLES.value,
+    seed=_SEED.value,
+  )
+  result, shown = review.run(
+    subject.Subject(
       loaded,
-      workdir,
-      images=_IMAGES.value,
-      labels=_LABELS.value,
-      limit=_EXAMPLES.value,
-      seed=_SEED.value,
-    )
-    result, shown = review.run(
-      subject.Subject(
-        loaded,
-        methods=[_METHOD.value],
-        layer=_LAYER.value,
-        batch_size=_BATCH.value,
-      ),
-      found,
-      frame=_FRAME.value,
-    )
-    text = review.table(result)
-    run_directory.write_json(os.path.join(output, 'review.json'), result)
-    run_directory.write_text(os.path.join(output, 'review.md'), text)
-    review.draw(result, shown, os.path.join(output, 'figures'))
-  except (
-    run_directory.RunDirectoryError,
-    DataError,
-    OSError,
-    ValueError,
-  ) as error:
-    logging.error('%s', error)
-    return 1
+      methods=[_METHOD.value],
+      layer=_LAYER.value,
+      batch_size=_BATCH.value,
+    ),
+    found,
+    frame=_FRAME.value,
+  )
+  text = review.table(result)
+  run_directory.write_json(os.path.join(output, 'review.json'), result)
+  run_directory.write_text(os.path.join(output, 'review.md'), text)
+  review.draw(result, shown, os.path.join(output, 'figures'))
   print(text)
   logging.info('written: %s', output)
-  return 0
 
 
 if __name__ == '__main__':
-  sys.exit(app.run(main))
+  command.run(main)

@@ -31,10 +31,12 @@ from typing import Any
 
 import numpy as np
 
+from iqa_jax import errors
+
 MODEL_FORMAT = 1
 
 
-class RunDirectoryError(RuntimeError):
+class RunDirectoryError(errors.UserError):
   """A run directory is missing, foreign, damaged or in use."""
 
 

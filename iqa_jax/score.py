@@ -18,9 +18,9 @@ With --output the tables, figures and report are written there.
 Exit codes: 0 done, 1 an error that the last line explains.
 """
 
-import sys
-
 from absl import app, flags
+
+from iqa_jax import command
 
 _PREDICTIONS = flags.DEFINE_string('predictions', None, 'CSV of scores')
 _LABELS = flags.DEFINE_string('labels', None, 'CSV of labels')
@@ -57,36 +57,29 @@ _BOOTSTRAP = flags.DEFINE_integer(
 )
 
 
-def main(argv: list[str]) -> int:
+def main() -> None:
   """Scores, prints the tables and, with --output, writes the report."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected argument {argv[1]!r}')
   predictions, labels = _PREDICTIONS.value, _LABELS.value
   if not predictions or not labels:
     raise app.UsageError('--predictions and --labels are needed')
 
   from iqa_jax.evaluation import scoring
 
-  try:
-    result = scoring.run(
-      predictions,
-      labels,
-      compare=_COMPARE.value,
-      output=_OUTPUT.value,
-      usable=_USABLE.value,
-      threshold=_THRESHOLD.value,
-      split=_SPLIT.value,
-      score_column=_SCORE_COLUMN.value,
-      label_column=_LABEL_COLUMN.value,
-      patient_column=_PATIENT_COLUMN.value,
-      resamples=_BOOTSTRAP.value,
-    )
-  except (scoring.ScoringError, OSError) as error:
-    print(f'score: {error}', file=sys.stderr)
-    return 1
+  result = scoring.run(
+    predictions,
+    labels,
+    compare=_COMPARE.value,
+    output=_OUTPUT.value,
+    usable=_USABLE.value,
+    threshold=_THRESHOLD.value,
+    split=_SPLIT.value,
+    score_column=_SCORE_COLUMN.value,
+    label_column=_LABEL_COLUMN.value,
+    patient_column=_PATIENT_COLUMN.value,
+    resamples=_BOOTSTRAP.value,
+  )
   print(scoring.as_text(result))
-  return 0
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main)

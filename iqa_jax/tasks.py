@@ -26,6 +26,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from iqa_jax import errors
 from iqa_jax import labels as L
 
 _NAMES = ('quality', 'grade', 'criteria')
@@ -62,11 +63,11 @@ class Task:
 
   def __post_init__(self):
     if self.name not in _NAMES:
-      raise ValueError(f'task {self.name!r} is none of {_NAMES}')
+      raise errors.InvalidValue(f'task {self.name!r} is none of {_NAMES}')
     if self.usable not in L.USABLE:
-      raise ValueError(f'usable={self.usable!r} is none of {L.USABLE}')
+      raise errors.InvalidValue(f'usable={self.usable!r} is none of {L.USABLE}')
     if self.loss_name not in ('cross_entropy', 'focal'):
-      raise ValueError(
+      raise errors.InvalidValue(
         f'loss {self.loss_name!r} is none of cross_entropy, focal'
       )
     if self.class_weights and len(self.class_weights) != self._num_weights:
@@ -94,7 +95,7 @@ class Task:
     """
     c = config.task
     if c.class_weights not in ('none', 'balanced'):
-      raise ValueError(
+      raise errors.InvalidValue(
         f'class_weights {c.class_weights!r} is none of none, balanced'
       )
     task = cls(
@@ -282,5 +283,5 @@ class Task:
     counts = np.bincount(label[label >= 0], minlength=self.num_outputs)
     if not counts.all():
       missing = [n for n, c in zip(self.outputs, counts, strict=True) if not c]
-      raise ValueError(f'no training example of class {missing[0]!r}')
+      raise errors.InvalidValue(f'no training example of class {missing[0]!r}')
     return tuple(float(w) for w in counts.sum() / (len(counts) * counts))

@@ -14,7 +14,9 @@ or unreadable is only counted, as in a build with data.allow_missing.
 
 import os
 
-from absl import app, flags
+from absl import flags
+
+from iqa_jax import command
 
 _DATASET = flags.DEFINE_enum('dataset', None, ['brset', 'eyeq'], 'which')
 _MANUAL_DIR = flags.DEFINE_string(
@@ -207,26 +209,18 @@ def validate(dataset, manual_dir, output, allow_missing=False):
   return lines, int(breaks)
 
 
-def main(argv):
+def main() -> int:
   """Validates what the flags name; returns the exit code."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown argument {argv[1]!r}')
-  from iqa_jax.data.records import DataError
-
-  try:
-    lines, code = validate(
-      _DATASET.value,
-      os.path.expanduser(_MANUAL_DIR.value or ''),
-      _OUTPUT.value,
-      _ALLOW_MISSING.value,
-    )
-  except (DataError, OSError) as error:
-    print(error)
-    return 1
+  lines, code = validate(
+    _DATASET.value,
+    os.path.expanduser(_MANUAL_DIR.value or ''),
+    _OUTPUT.value,
+    _ALLOW_MISSING.value,
+  )
   print('\n'.join(lines))
   return code
 
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['dataset', 'manual_dir'])
-  app.run(main)
+  command.run(main)

@@ -16,6 +16,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
+from iqa_jax import errors
+
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.dcm')
 
 # About four times the largest fundus camera's frame: 268 MB as RGB. A file that
@@ -37,7 +39,7 @@ STATUSES = (
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 
-class ImageError(Exception):
+class ImageError(errors.UserError):
   """A photograph can't be used.
 
   Attributes:

@@ -23,7 +23,7 @@ from absl import logging
 import ml_collections
 import numpy as np
 
-from iqa_jax import labels, run_directory
+from iqa_jax import errors, labels, run_directory
 from iqa_jax.data import building, geometry, splits
 from iqa_jax.data.records import DataError
 
@@ -39,7 +39,9 @@ def builder_class(name: str) -> type:
     ValueError: there is no such dataset.
   """
   if name not in _DATASETS:
-    raise ValueError(f'data.name={name!r} is none of {", ".join(_DATASETS)}')
+    raise errors.InvalidValue(
+      f'data.name={name!r} is none of {", ".join(_DATASETS)}'
+    )
   module = importlib.import_module(
     f'iqa_jax.data.{name}.{name}_dataset_builder'
   )
@@ -340,7 +342,9 @@ def plan_train(
     fault[hit] = labels.CRITERIA.index(name)
     below += rate
   if below > 1:
-    raise ValueError(f'the rates of data.faults sum to {below:g}, over 1')
+    raise errors.InvalidValue(
+      f'the rates of data.faults sum to {below:g}, over 1'
+    )
   order = np.random.default_rng([config.seed, epoch, 2])
   index = np.asarray(indices, np.int64)
   if data.balance == 'sampling':

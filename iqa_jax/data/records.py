@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from iqa_jax import labels
+from iqa_jax import errors, labels
 from iqa_jax.data import geometry, images
 
 SIZE = 512  # side of the prepared photograph in the default configs
@@ -37,7 +37,7 @@ METADATA = {
 }
 
 
-class DataError(RuntimeError):
+class DataError(errors.UserError):
   """A dataset can't be read or built; the message says what to do."""
 
 

@@ -14,7 +14,7 @@ from absl import logging
 import ml_collections
 import numpy as np
 
-from iqa_jax import labels
+from iqa_jax import errors, labels
 from iqa_jax.data.records import DataError
 
 NAMES = ('train', 'validation', 'test')
@@ -41,7 +41,7 @@ def assign(
   """
   data = config.data
   if data.folds < 2 or not 0 <= data.fold < data.folds:
-    raise ValueError(
+    raise errors.InvalidValue(
       f'data.fold={data.fold} is not a fold of data.folds={data.folds}'
     )
   chosen: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
@@ -140,7 +140,7 @@ def _balanced(table, indices, config) -> np.ndarray:
   """Returns as many training examples of each class, none twice."""
   balance = config.data.balance
   if balance not in ('none', 'sampling', 'subset'):
-    raise ValueError(
+    raise errors.InvalidValue(
       f'data.balance={balance!r} is none of none, sampling, subset'
     )
   if balance != 'subset':

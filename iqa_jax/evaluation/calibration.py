@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from iqa_jax import errors
+
 METHODS = ('none', 'temperature', 'platt', 'isotonic')
 _EPS = 1e-7
 _TEMPERATURES = (0.05, 20.0)
@@ -60,7 +62,7 @@ def fit(method: str, truth: np.ndarray, p: np.ndarray) -> dict[str, Any]:
     ValueError: no such method.
   """
   if method not in METHODS:
-    raise ValueError(f'calibration {method!r} is none of {METHODS}')
+    raise errors.InvalidValue(f'calibration {method!r} is none of {METHODS}')
   if method == 'none':
     return {'method': 'none'}
   truth, p = np.asarray(truth), np.asarray(p, np.float64)
@@ -119,8 +121,10 @@ def apply(record: Mapping[str, Any] | None, p: np.ndarray) -> np.ndarray:
       x, y = np.asarray(record['x'], float), np.asarray(record['y'], float)
       return np.where(np.isnan(p), np.nan, np.interp(p, x, y))
   except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-    raise ValueError(f'damaged calibration record {record}: {error}') from error
-  raise ValueError(f'unknown calibration method {method!r}')
+    raise errors.InvalidValue(
+      f'damaged calibration record {record}: {error}'
+    ) from error
+  raise errors.InvalidValue(f'unknown calibration method {method!r}')
 
 
 def _none(reason: str) -> dict[str, Any]:

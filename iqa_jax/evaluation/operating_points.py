@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from iqa_jax import errors
 from iqa_jax.evaluation import calibration
 
 RULES = (
@@ -52,10 +53,12 @@ def choose(
     ValueError: no such rule, or a target out of its range.
   """
   if rule not in RULES:
-    raise ValueError(f'operating point {rule!r} is none of {RULES}')
+    raise errors.InvalidValue(f'operating point {rule!r} is none of {RULES}')
   upper = {'percentile': 100.0, 'cost': np.inf}.get(rule, 1.0)
   if rule != 'youden' and not 0 <= target <= upper:
-    raise ValueError(f'{rule} takes a target of 0 to {upper}, got {target}')
+    raise errors.InvalidValue(
+      f'{rule} takes a target of 0 to {upper}, got {target}'
+    )
   truth, p = np.asarray(truth), np.asarray(p, np.float64)
   usable = np.isin(truth, (0, 1)) & np.isfinite(p)
   truth, p = truth[usable], p[usable]
@@ -141,7 +144,9 @@ def uncertain_band(
     ValueError: `share` is not within 0..1.
   """
   if not 0 <= share <= 1:
-    raise ValueError(f'eval.uncertain_share={share} is not within 0 to 1')
+    raise errors.InvalidValue(
+      f'eval.uncertain_share={share} is not within 0 to 1'
+    )
   p = np.asarray(p, np.float64)
   p = p[np.isfinite(p)]
   count = round(share * len(p))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from iqa_jax import labels, run_directory
+from iqa_jax import errors, labels, run_directory
 from iqa_jax.data import records, tables
 from iqa_jax.evaluation import assessment, breakdowns, intervals, metrics
 
@@ -40,7 +40,7 @@ _WORDS = {
 _SHOWN = 3  # names in a message
 
 
-class ScoringError(ValueError):
+class ScoringError(errors.UserError):
   """A file can't be scored; the message says which row and what to do."""
 
 

@@ -36,6 +36,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from iqa_jax import errors
 from iqa_jax.data import geometry
 from iqa_jax.models import heads
 
@@ -114,7 +115,9 @@ def explain(
   """
   for method in methods:
     if method not in METHODS:
-      raise ValueError(f'method {method!r} is none of {", ".join(METHODS)}')
+      raise errors.InvalidValue(
+        f'method {method!r} is none of {", ".join(METHODS)}'
+      )
   layers = _layers(model, layer)
   order = sorted(layers, key=model.points.index)
 
@@ -201,11 +204,11 @@ def choose_targets(
     return task.predicted_targets(logits, p_inadequate, threshold)
   if target == 'labelled':
     if labels is None:
-      raise ValueError('the target "labelled" needs labels')
+      raise errors.InvalidValue('the target "labelled" needs labels')
     label = np.asarray(labels[task.name])
     unknown = np.flatnonzero((label < 0).reshape(len(label), -1).any(axis=1))
     if len(unknown):
-      raise ValueError(
+      raise errors.InvalidValue(
         f'{len(unknown)} of {len(label)} images have no label {task.name!r} '
         f'(the first is number {unknown[0]}): leave them out, or explain '
         'another target'
@@ -217,7 +220,7 @@ def choose_targets(
     return jnp.where((label == 1).any(axis=1), at_fault.argmax(axis=1), margin)
   if target not in task.targets:
     names = ', '.join(('predicted', 'labelled', *task.targets))
-    raise ValueError(f'target {target!r} is none of {names}')
+    raise errors.InvalidValue(f'target {target!r} is none of {names}')
   return np.full(len(logits), task.targets.index(target), np.int32)
 
 
@@ -261,7 +264,9 @@ def scale(
     ValueError: no such scaling, no magnitude, or layers without a size.
   """
   if how not in SCALINGS:
-    raise ValueError(f'scaling {how!r} is none of {", ".join(SCALINGS)}')
+    raise errors.InvalidValue(
+      f'scaling {how!r} is none of {", ".join(SCALINGS)}'
+    )
   if how == 'dataset' and not (magnitude and magnitude > 0):
     raise ValueError(
       f"scaling 'dataset' needs a positive magnitude, got {magnitude}"
@@ -319,9 +324,11 @@ def _layers(model, layer) -> tuple[str, ...]:
   layers = (layer,) if isinstance(layer, str) else tuple(layer)
   for name in layers:
     if name not in model.points:
-      raise ValueError(f'layer {name!r} is none of {", ".join(model.points)}')
+      raise errors.InvalidValue(
+        f'layer {name!r} is none of {", ".join(model.points)}'
+      )
   if not layers or len(set(layers)) < len(layers):
-    raise ValueError(f'layers {layers} are empty or name one twice')
+    raise errors.InvalidValue(f'layers {layers} are empty or name one twice')
   return layers
 
 

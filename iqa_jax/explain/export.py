@@ -35,7 +35,7 @@ from absl import logging
 import numpy as np
 import tqdm
 
-from iqa_jax import run_directory
+from iqa_jax import errors, run_directory
 from iqa_jax.data import images as images_lib
 from iqa_jax.evaluation import calibration, operating_points
 from iqa_jax.explain import contact_sheet, inputs, manifest, overlay, ruler
@@ -54,23 +54,19 @@ _EMPTY = (
 )
 
 
-class ExportError(RuntimeError):
+class ExportError(errors.UserError):
   """The export can't go on; the message says what to do."""
 
 
-class Interrupted(Exception):
-  """A signal ended the export early.
-
-  Attributes:
-    exit_code: 128 plus the signal's number.
-  """
+class Interrupted(errors.Interrupted):
+  """A signal ended the export early."""
 
   def __init__(self, number: int, done: int, total: int):
     super().__init__(
-      f'stopped by {signal.Signals(number).name} with {done} of {total} '
-      'photographs done; the same command goes on'
+      number,
+      f'stopped with {done} of {total} photographs done; the same command '
+      'goes on',
     )
-    self.exit_code = 128 + number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,13 +261,13 @@ def merge(options: Options) -> int:
 def _check(options: Options) -> None:
   unknown = [o for o in options.outputs if o not in manifest.KINDS]
   if unknown or not options.outputs:
-    raise ValueError(
+    raise errors.InvalidValue(
       f'--outputs={",".join(options.outputs)}: expected some of '
       f'{", ".join(manifest.KINDS)}'
     )
   overlay.palette(options.colors)
   if options.scaling not in SCALINGS:
-    raise ValueError(
+    raise errors.InvalidValue(
       f'--scaling={options.scaling} is none of {", ".join(SCALINGS)}'
     )
   for name, low, high in (
@@ -289,7 +285,9 @@ def _check(options: Options) -> None:
   ):
     value = getattr(options, name)
     if not low <= value <= high:
-      raise ValueError(f'--{name}={value} is not within {low} to {high}')
+      raise errors.InvalidValue(
+        f'--{name}={value} is not within {low} to {high}'
+      )
 
 
 class Model:
@@ -341,7 +339,7 @@ class Model:
     if loaded.digest != self.digest:
       raise ExportError('the model was replaced just now; start again')
     if self.target not in ('predicted', *loaded.task.targets):
-      raise ValueError(
+      raise errors.InvalidValue(
         f'--target={self.target} is none of predicted, '
         f'{", ".join(loaded.task.targets)}'
       )

@@ -15,13 +15,15 @@ import os
 import pathlib
 import re
 
+from iqa_jax import errors
+
 _COLUMNS = (
   'path', 'image', 'image_path', 'filename', 'file', 'file_name', 'image_id',
 )  # fmt: skip
 _MAX_FOLDERS = 6
 
 
-class InputError(ValueError):
+class InputError(errors.UserError):
   """There is nothing to export, or the list can't be read."""
 
 

@@ -16,7 +16,7 @@ import os
 import pathlib
 from typing import Any
 
-from iqa_jax import run_directory
+from iqa_jax import errors, run_directory
 from iqa_jax.explain import ruler
 
 _FORMAT = 1
@@ -27,7 +27,7 @@ KINDS = ('overlay', 'contour', 'panel', 'npz')
 _FORMULA = ('=', '+', '-', '@', '\t', '\r')
 
 
-class ManifestError(RuntimeError):
+class ManifestError(errors.UserError):
   """An output directory holds another export, is in use, or is unfinished."""
 
 

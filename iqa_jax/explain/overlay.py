@@ -17,6 +17,8 @@ import textwrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from iqa_jax import errors
+
 # Perceptually uniform maps of matplotlib (CC0), every eighth colour; importing
 # matplotlib would cost each worker more than drawing a photograph.
 _ANCHORS = {
@@ -59,7 +61,9 @@ def palette(colors: str) -> np.ndarray:
     places = np.linspace(0, 1, len(anchors))
     rgb = np.stack([np.interp(at, places, c) for c in anchors.T], axis=1)
   else:
-    raise ValueError(f'colour map {colors!r} is none of {", ".join(COLORS)}')
+    raise errors.InvalidValue(
+      f'colour map {colors!r} is none of {", ".join(COLORS)}'
+    )
   return np.rint(rgb).astype(np.uint8)
 
 

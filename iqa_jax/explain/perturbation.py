@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
+from iqa_jax import errors
 from iqa_jax.explain import cam
 
 # (images float32 [n, h, w, 3] of 0..255, targets int [n]) -> float [n].
@@ -46,7 +47,9 @@ def baseline(images: np.ndarray, inside: np.ndarray, kind: str) -> np.ndarray:
     weights = np.asarray(inside, np.float32)[..., None]
     total = np.maximum(weights.sum((1, 2), keepdims=True), 1)
     return weights * ((images * weights).sum((1, 2), keepdims=True) / total)
-  raise ValueError(f'baseline {kind!r} is none of {", ".join(BASELINES)}')
+  raise errors.InvalidValue(
+    f'baseline {kind!r} is none of {", ".join(BASELINES)}'
+  )
 
 
 def occlusion(

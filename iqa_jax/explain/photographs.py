@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from iqa_jax import errors
 from iqa_jax import labels as L
 from iqa_jax.data import geometry, images, tables
 from iqa_jax.explain import inputs
@@ -115,7 +116,7 @@ def read(
   if known is not None:
     paths = [p for p in paths if _stem(p.name) in known]
     if not paths:
-      raise ValueError(
+      raise errors.InvalidValue(
         f'none of the {len(listing.keys)} photographs of {where} is named in '
         f'{labels}' + (f' with split {split}' if split else '')
       )
@@ -201,7 +202,7 @@ def _collect(
     except images.ImageError as error:
       skipped.append((name, f'{error.status}: {error.reason}'))
   if not rows:
-    raise ValueError(
+    raise errors.InvalidValue(
       f'{source}: none of {len(names)} photographs can be read'
       + (f'; the first: {": ".join(skipped[0])}' if skipped else '')
     )
@@ -228,7 +229,7 @@ def _read_labels(path, split, usable) -> dict[str, dict[str, Any]]:
   for line, row in tables.read(path, ()):
     name = next((row[n] for n in _NAMES if row.get(n)), '')
     if not name:
-      raise ValueError(
+      raise errors.InvalidValue(
         f'{path}, line {line}: no column names the photograph; expected one '
         f'of {", ".join(_NAMES)}'
       )
@@ -238,7 +239,7 @@ def _read_labels(path, split, usable) -> dict[str, dict[str, Any]]:
     def verdict(column, row=row, line=line):
       value = row.get(column, '').lower()
       if value not in _VERDICTS:
-        raise ValueError(
+        raise errors.InvalidValue(
           f'{path}, line {line}: {column} is {value!r}, expected 0 or '
           'adequate, 1 or inadequate, or nothing'
         )
@@ -246,7 +247,7 @@ def _read_labels(path, split, usable) -> dict[str, dict[str, Any]]:
 
     grade = row.get('grade', '')
     if grade not in ('', '-1', '0', '1', '2'):
-      raise ValueError(
+      raise errors.InvalidValue(
         f'{path}, line {line}: grade is {grade!r}, expected 0, 1, 2 or nothing'
       )
     known: dict[str, Any] = {
@@ -306,7 +307,9 @@ def choose(
   """
   if not images:
     if labels:
-      raise ValueError('labels without images: say which photographs they name')
+      raise errors.InvalidValue(
+        'labels without images: say which photographs they name'
+      )
     return of_run(loaded, workdir, limit=limit, seed=seed)
   return read(
     images,
@@ -342,7 +345,7 @@ def of_run(
   folder = os.path.expanduser(data.test_manual_dir or data.manual_dir)
   table = pathlib.Path(workdir) / 'predictions.csv'
   if not folder or not os.path.isdir(folder) or not table.is_file():
-    raise ValueError(
+    raise errors.InvalidValue(
       f'the test photographs of {workdir} cannot be found: it names '
       f'data.manual_dir={folder!r}, and predictions.csv is '
       f'{"there" if table.is_file() else "missing"}; give --images'

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage, stats
 
+from iqa_jax import errors
 from iqa_jax import labels as L
 from iqa_jax.explain import cam, faithfulness
 from iqa_jax.explain.photographs import Photographs, estimate_disc
@@ -77,7 +78,7 @@ def run(
     ValueError: nothing is labelled, or there is no such frame.
   """
   if frame not in FRAMES:
-    raise ValueError(f'frame {frame!r} is none of {", ".join(FRAMES)}')
+    raise errors.InvalidValue(f'frame {frame!r} is none of {", ".join(FRAMES)}')
   places = Places.of(photographs)
   logits = subject.logits(photographs.images)
   groups = _groups(subject, photographs, logits)
@@ -163,7 +164,7 @@ def _groups(subject, photographs, logits) -> list[Group]:
       Group(name, index, target, p, threshold, right, cam.scale(raw, 'logit'))
     )
   if not groups:
-    raise ValueError(
+    raise errors.InvalidValue(
       f'{photographs.source}: no photograph has a label; give --labels, a CSV '
       f'with columns quality, {", ".join(L.CRITERIA)}'
     )

@@ -15,6 +15,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from iqa_jax import errors
 from iqa_jax import labels as L
 from iqa_jax.explain import cam, faithfulness, perturbation
 from iqa_jax.explain.photographs import Photographs
@@ -156,7 +157,7 @@ def _all_maps(subject, photographs, targets, gradient_free, seed):
         subject.score, pictures, targets, fill, seed=seed
       )
     else:
-      raise ValueError(
+      raise errors.InvalidValue(
         f'method {name!r} is none of {", ".join(cam.METHODS + GRADIENT_FREE)}'
       )
   cells = next(iter(found.values())).shape[1:]

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from iqa_jax import errors
 from iqa_jax.data import geometry, images, records
 from iqa_jax.explain import overlay, ruler
 
@@ -399,7 +400,7 @@ class Worker:
     return len(data)
 
 
-class OutputError(Exception):
+class OutputError(errors.UserError):
   """The output directory can't be written to."""
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from iqa_jax import errors
 from iqa_jax.models import heads, layers, resnet, vgg
 from iqa_jax.models.classifier import Classifier
 
@@ -62,21 +63,25 @@ def create(
     ValueError: there is no such backbone, point, head or compute type.
   """
   if name not in _BACKBONES:
-    raise ValueError(f'model {name!r} is none of {", ".join(names())}')
+    raise errors.InvalidValue(f'model {name!r} is none of {", ".join(names())}')
   if dtype not in ('float32', 'bfloat16'):
-    raise ValueError(f'compute type {dtype!r} is none of float32, bfloat16')
+    raise errors.InvalidValue(
+      f'compute type {dtype!r} is none of float32, bfloat16'
+    )
   backbone = _BACKBONES[name](
     width=width, depth=depth, dtype=jnp.dtype(dtype), axis_name=axis_name
   )
   if last and last not in backbone.points:
-    raise ValueError(f'last {last!r} is none of {", ".join(backbone.points)}')
+    raise errors.InvalidValue(
+      f'last {last!r} is none of {", ".join(backbone.points)}'
+    )
   if head == 'imagenet':
     shape = backbone.imagenet_head
   elif head in heads.KINDS:
     shape = heads.KINDS[head]
   else:
     kinds = ', '.join([*heads.KINDS, 'imagenet'])
-    raise ValueError(f'head {head!r} is none of {kinds}')
+    raise errors.InvalidValue(f'head {head!r} is none of {kinds}')
   pool, hidden = shape
   return Classifier(
     backbone,

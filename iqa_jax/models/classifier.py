@@ -7,6 +7,7 @@ from collections.abc import Collection
 from flax import linen as nn
 import jax
 
+from iqa_jax import errors
 from iqa_jax.models import heads, layers
 
 HEAD = 'head'
@@ -86,6 +87,8 @@ class Classifier(nn.Module):
     for point in self.points[first:end]:
       x = self.backbone(x, point, train=point in train, mask=mask)
       if 0 in x.shape[1:3]:
-        raise ValueError(f'{size[0]}x{size[1]} is too small: empty at {point}')
+        raise errors.InvalidValue(
+          f'{size[0]}x{size[1]} is too small: empty at {point}'
+        )
       self.sow('intermediates', point, x)
     return x if stop else self.head(x, train=HEAD in train)

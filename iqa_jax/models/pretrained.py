@@ -30,7 +30,7 @@ from flax import traverse_util
 import jax.numpy as jnp
 import numpy as np
 
-from iqa_jax import models, run_directory
+from iqa_jax import errors, models, run_directory
 from iqa_jax.models import heads, torch_file
 
 TAGS = ('resnet50.tv_in1k', 'resnet50.tv2_in1k', 'vgg16.tv_in1k')
@@ -52,7 +52,7 @@ _LEAVES = {
 }
 
 
-class WeightsError(RuntimeError):
+class WeightsError(errors.UserError):
   """Weights cannot be found or read, or don't fit the model."""
 
 

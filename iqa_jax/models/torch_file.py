@@ -25,6 +25,8 @@ import zipfile
 import ml_dtypes
 import numpy as np
 
+from iqa_jax import errors
+
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 # More than any network has; a larger value is damage, or an attack on memory.
@@ -44,7 +46,7 @@ _DTYPES = {
 }
 
 
-class TorchFileError(ValueError):
+class TorchFileError(errors.UserError):
   """The file is not a readable, harmless dictionary of tensors."""
 
 

@@ -14,6 +14,8 @@ import itertools
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from iqa_jax import errors
+
 THRESHOLD = 0.5
 
 # By criterion; the image field is a matter of geometry (field.py), not of
@@ -57,9 +59,11 @@ def apply(
     ValueError: no such kind, or a severity out of range.
   """
   if kind not in CRITERION:
-    raise ValueError(f'fault {kind!r} is none of {", ".join(CRITERION)}')
+    raise errors.InvalidValue(
+      f'fault {kind!r} is none of {", ".join(CRITERION)}'
+    )
   if not 0 <= severity <= 1:
-    raise ValueError(f'severity {severity} is not within 0 to 1')
+    raise errors.InvalidValue(f'severity {severity} is not within 0 to 1')
   pixels, weight = _FAULTS[kind](image, _Frame(inside), float(severity), rng)
   pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
   pixels[~inside] = image[~inside]

@@ -17,6 +17,8 @@ import pathlib
 from absl import app, flags
 import tqdm
 
+from iqa_jax import command, errors
+
 _OUTPUT = flags.DEFINE_string('output', None, 'folder to write to')
 _REAL = flags.DEFINE_string('real', None, 'folder of real photographs')
 _PHOTOGRAPHS = flags.DEFINE_integer(
@@ -27,9 +29,9 @@ _SEED = flags.DEFINE_integer('seed', 0, 'of the first', lower_bound=0)
 _SEVERITIES = (0.15, 0.3, 0.5, 0.75, 1.0)
 
 
-def main(argv):
-  if len(argv) > 1 or not _OUTPUT.value:
-    raise app.UsageError('--output is needed, and nothing but flags')
+def main() -> None:
+  if not _OUTPUT.value:
+    raise app.UsageError('--output is needed')
   output = pathlib.Path(_OUTPUT.value).expanduser()
   output.mkdir(parents=True, exist_ok=True)
   if _PHOTOGRAPHS.value:
@@ -143,7 +145,7 @@ def _beside_real(folder, size, seed):
     p for p in folder.rglob('*') if p.suffix.lower() in images.SUFFIXES
   )
   if not files:
-    raise app.UsageError(f'there is no photograph in {folder}')
+    raise errors.UserError(f'there is no photograph in {folder}')
   files = files[:: max(1, len(files) // 12)][:12]
   shown, titles = [], []
   for i, path in enumerate(files):
@@ -181,4 +183,4 @@ def _write_photographs(output, count, size, seed) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main)

@@ -29,7 +29,7 @@ from absl import logging
 import jax
 import numpy as np
 
-from iqa_jax import run_directory
+from iqa_jax import errors, run_directory
 
 HEARTBEAT_SECONDS = 60
 _VARIABLES = 'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID'
@@ -52,14 +52,14 @@ def initialize(
 
   Raises:
     ValueError: only some of the three are given.
-    ConnectionError: the others could not be reached.
+    UserError: the others could not be reached.
   """
   given: list[Any] = [coordinator_address, num_processes, process_id]
   if given == [None] * 3:
     given = _from_variables(os.environ)
   if None in given:
     if given != [None] * 3:
-      raise ValueError(
+      raise errors.InvalidValue(
         'a run of several processes needs all of --coordinator_address, '
         f'--num_processes and --process_id (or {_VARIABLES}); got {given}'
       )
@@ -79,7 +79,7 @@ def initialize(
       shutdown_timeout_seconds=heartbeat_seconds,
     )
   except (RuntimeError, ValueError) as error:
-    raise ConnectionError(
+    raise errors.UserError(
       'this process could not join the others '
       f'({address or "address from the environment"}): {error}'
     ) from error

@@ -35,7 +35,7 @@ import tensorboardX
 import tqdm
 
 from iqa_jax import config as config_lib
-from iqa_jax import inference, models, run_directory
+from iqa_jax import errors, inference, models, run_directory
 from iqa_jax.data import pipeline
 from iqa_jax.models import pretrained
 from iqa_jax.tasks import Task
@@ -53,21 +53,18 @@ _IN_FLIGHT = 2
 _SELECT_BY = ('auc', 'loss', 'balanced_accuracy')
 
 
-class TrainingError(RuntimeError):
+class TrainingError(errors.UserError):
   """Training can't go on; the message says why and what to do."""
 
 
-class Interrupted(Exception):
-  """A signal stopped the run after its state was saved.
-
-  Attributes:
-    exit_code: 128 + the signal's number: 130 for SIGINT, 143 for SIGTERM.
-  """
+class Interrupted(errors.Interrupted):
+  """A signal stopped the run after its state was saved."""
 
   def __init__(self, signal_number: int, step: int):
-    name = signal.Signals(signal_number).name
-    super().__init__(f'{name} received: training saved at step {step}')
-    self.exit_code = 128 + signal_number
+    super().__init__(
+      signal_number,
+      f'training saved at step {step}; the same command resumes',
+    )
 
 
 @dataclasses.dataclass
@@ -190,22 +187,24 @@ class _Run:
 
 def _check(config, splits) -> None:
   if config.eval.select_by not in _SELECT_BY:
-    raise ValueError(
+    raise errors.InvalidValue(
       f'eval.select_by={config.eval.select_by!r} is none of '
       f'{", ".join(_SELECT_BY)}'
     )
   for name in ('train', 'validation'):
     if not len(splits[name]):
-      raise ValueError(f'the {name} split is empty; see config.data')
+      raise errors.InvalidValue(f'the {name} split is empty; see config.data')
   for name in ('train', 'eval'):
     size = config[name].batch_size
     if size < 1 or size % jax.process_count():
-      raise ValueError(
+      raise errors.InvalidValue(
         f'{name}.batch_size={size} is not a positive multiple of the '
         f'{jax.process_count()} processes'
       )
   if config.train.accumulate < 1:
-    raise ValueError(f'train.accumulate={config.train.accumulate} is below 1')
+    raise errors.InvalidValue(
+      f'train.accumulate={config.train.accumulate} is below 1'
+    )
 
 
 def _start(run: _Run, store) -> tuple[step_lib.TrainState, Progress]:

@@ -20,6 +20,8 @@ import ml_collections
 import numpy as np
 import optax
 
+from iqa_jax import errors
+
 HEAD = 'head'
 Flat = dict[str, Any]
 
@@ -145,9 +147,11 @@ def _matches(
     try:
       found = {path for path in flat if re.fullmatch(learns, path)}
     except re.error as error:
-      raise ValueError(f'learns={learns!r} is no pattern: {error}') from error
+      raise errors.InvalidValue(
+        f'learns={learns!r} is no pattern: {error}'
+      ) from error
   if not found:
-    raise ValueError(
+    raise errors.InvalidValue(
       f'learns={learns!r} matches no parameter; it takes {", ".join(names)} '
       f'(joined by +), or a regular expression over whole paths such as '
       f'{min(flat)!r}'
@@ -171,7 +175,7 @@ def _schedule(phase, steps_per_epoch):
     'linear': lambda: optax.linear_schedule(peak, 0.0, rest),
   }
   if phase.schedule not in after:
-    raise ValueError(
+    raise errors.InvalidValue(
       f'schedule {phase.schedule!r} is none of {", ".join(after)}'
     )
   if not warmup:
@@ -196,7 +200,7 @@ def _update_rule(phase, rate):
     'sgd': lambda: (decay, optax.trace(phase.momentum)),
   }
   if phase.optimizer not in rules:
-    raise ValueError(
+    raise errors.InvalidValue(
       f'optimizer {phase.optimizer!r} is none of {", ".join(rules)}'
     )
   return optax.chain(*rules[phase.optimizer](), optax.scale(rate))

@@ -52,7 +52,7 @@ def commands() -> list[str]:
   return sorted(
     '.'.join(path.relative_to(common.ROOT).with_suffix('').parts)
     for path in package.rglob('*.py')
-    if 'app.run(' in path.read_text(encoding='utf-8')
+    if 'command.run(main' in path.read_text(encoding='utf-8')
   )
 
 

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
+from iqa_jax import command as command_lib
 from iqa_jax import config as config_lib
 from iqa_jax import cross_validate, run_directory
 from iqa_jax.evaluation import evaluate, folds, report
@@ -138,8 +139,8 @@ def command(monkeypatch):
     monkeypatch.setattr(sys, 'argv', argv)
     monkeypatch.setattr(cross_validate.subprocess, 'run', run)
     with flagsaver.flagsaver():
-      rest = config_lib.parse_flags(argv)
-      return cross_validate.main(rest), ran
+      config_lib.parse_flags(argv)
+      return command_lib.exit_code(cross_validate.main), ran
 
   return call
 

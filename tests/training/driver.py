@@ -24,7 +24,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from iqa_jax import config as config_lib  # noqa: E402
-from iqa_jax import inference  # noqa: E402
+from iqa_jax import errors, inference  # noqa: E402
 from iqa_jax.training import checkpoints, distributed, loop  # noqa: E402
 from iqa_jax.training import step as step_lib  # noqa: E402
 
@@ -88,7 +88,7 @@ def main(workdir, coordinator=None, count=None, number=None):
   except loop.Interrupted as interruption:
     logging.info('%s', interruption)
     return interruption.exit_code
-  except (loop.TrainingError, RuntimeError) as error:
+  except (errors.UserError, RuntimeError) as error:
     logging.error('%s', error)
     return 1
   loaded = inference.load(workdir)

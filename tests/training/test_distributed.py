@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from iqa_jax import errors
 from iqa_jax.training import distributed
 from tests.training import processes
 
@@ -62,7 +63,7 @@ def test_who_cannot_be_reached_is_named(monkeypatch):
     raise RuntimeError('deadline exceeded')
 
   monkeypatch.setattr(distributed.jax.distributed, 'initialize', refuse)
-  with pytest.raises(ConnectionError, match=r'node7:1234.*deadline exceeded'):
+  with pytest.raises(errors.UserError, match=r'node7:1234.*deadline exceeded'):
     distributed.initialize('node7:1234', 2, 1)
 
 

@@ -21,7 +21,9 @@ inadequate fields) within 1 DD of the field's edge, where the rule is decided,
 beside that zone's share of the field.
 """
 
-from absl import app, flags
+from absl import flags
+
+from iqa_jax import command
 
 _TRAIN = flags.DEFINE_integer('train', 2000, 'photographs to learn from')
 _TEST = flags.DEFINE_integer('test', 600, 'photographs to test on')
@@ -35,9 +37,7 @@ _FIRST_SEED = 6_000_000  # apart from every split of fundus_sim
 _BATCH = 32
 
 
-def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError('nothing but flags')
+def main() -> None:
   train = draw(_FIRST_SEED, _TRAIN.value, _SIZE.value)
   test = draw(_FIRST_SEED + 500_000, _TEST.value, _SIZE.value)
   for seed in range(_SEEDS.value):
@@ -232,4 +232,4 @@ def _network(head):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main)

@@ -23,6 +23,8 @@ from typing import Any
 
 from absl import app, flags
 
+from iqa_jax import command
+
 _EYEQ = flags.DEFINE_string('eyeq', None, 'folder of EyeQ, as downloaded')
 _WEIGHTS = flags.DEFINE_string('weights', None, 'VGG16 trunk to freeze')
 _CACHE = flags.DEFINE_string('cache', None, 'folder for the features')
@@ -32,8 +34,8 @@ _FIRST_SEED = 5_000_000  # apart from every split of fundus_sim
 _COPIES = 2  # faulty copies of each real Good training photograph
 
 
-def main(argv):
-  if len(argv) > 1 or not (_EYEQ.value and _WEIGHTS.value and _CACHE.value):
+def main() -> None:
+  if not (_EYEQ.value and _WEIGHTS.value and _CACHE.value):
     raise app.UsageError('--eyeq, --weights and --cache are needed')
   import numpy as np
 
@@ -291,4 +293,4 @@ def _colour_features(images, inside):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main)
