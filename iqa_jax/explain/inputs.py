@@ -23,7 +23,7 @@ _COLUMNS = (
 _MAX_FOLDERS = 6
 
 
-class InputError(errors.UserError):
+class InputError(errors.InvalidValue):
   """There is nothing to export, or the list can't be read."""
 
 
