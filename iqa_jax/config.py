@@ -105,6 +105,8 @@ def default() -> ml_collections.ConfigDict:
   c.explain = ml_collections.ConfigDict()
   c.explain.method = 'gradcam'
   c.explain.layer = ''  # '' = the last feature map
+  # predicted (the margin towards the verdict) | labelled | margin |
+  # adequate_margin | a class or criterion
   c.explain.target = 'predicted'
   c.explain.examples = 24  # test photographs shown in the report
   return c

@@ -36,7 +36,10 @@ _METHODS = flags.DEFINE_list(
 )
 _LAYER = flags.DEFINE_string('layer', None, "feature point (the model's last)")
 _TARGET = flags.DEFINE_string(
-  'target', 'predicted', 'predicted, labelled, margin, a class or a criterion'
+  'target',
+  'predicted',
+  'predicted (the margin towards the verdict), labelled, margin (inadequate '
+  'over adequate), adequate_margin, a class or a criterion',
 )
 _EXAMPLES = flags.DEFINE_integer(
   'examples', 24, 'photographs at most, evenly over the labels; 0 for all'

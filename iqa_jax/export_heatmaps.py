@@ -56,7 +56,8 @@ _LAYER = flags.DEFINE_string(
 _TARGET = flags.DEFINE_string(
   'target',
   None,
-  'what to explain: predicted, margin (inadequate over adequate), or the name '
+  'what to explain: predicted (the margin towards the verdict), margin '
+  '(inadequate over adequate), adequate_margin (the reverse), or the name '
   "of a class or criterion (default: the run's configuration)",
 )
 _SCALING = flags.DEFINE_enum(

@@ -102,7 +102,7 @@ def predict(
   loaded: Loaded,
   batches: Iterable[Mapping[str, Any]],
   *,
-  flip_tta: bool = False,
+  flip_tta: bool | None = None,
 ) -> dict[str, np.ndarray]:
   """Returns the predictions of every real example of `batches`, once each.
 
@@ -111,7 +111,8 @@ def predict(
     batches: dicts of 'image' uint8 [b, s, s, 3], 'mask' float [b], 'index'
       int [b] and 'image_id' str [b]; in runs of several processes each gives
       its own share, the same number of batches of the same size.
-    flip_tta: average the logits with those of the mirror image.
+    flip_tta: average the logits with those of the mirror image; None as the
+      run's operating point was found.
 
   Returns:
     In the order of the batches, over all processes: 'index' int64 [n],
@@ -119,6 +120,8 @@ def predict(
     these logits, and 'spread' float32 [n], the standard deviation of
     p_inadequate over the views (0 with one view).
   """
+  if flip_tta is None:
+    flip_tta = loaded.flip_tta
   return predict_with(
     make_predictor(loaded.model, loaded.task, flip_tta=flip_tta),
     loaded.variables,

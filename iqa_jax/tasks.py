@@ -30,7 +30,17 @@ from iqa_jax import errors
 from iqa_jax import labels as L
 
 _NAMES = ('quality', 'grade', 'criteria')
+# The verdict's log-odds as targets, and what a map of them is evidence for.
+MARGINS = {
+  'margin': 'inadequate over adequate',
+  'adequate_margin': 'adequate over inadequate',
+}
 _EPS = 1e-6
+
+
+def evidence_for(target: str) -> str:
+  """Returns in words what a map of one of `Task.targets` is evidence for."""
+  return MARGINS.get(target, target.replace('_', ' '))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,16 +139,18 @@ class Task:
 
   @property
   def targets(self) -> tuple[str, ...]:
-    """What can be explained: every logit, then the margin of the verdict."""
-    return self.outputs + ('margin',)
+    """What can be explained: every logit, then the verdict's two margins."""
+    return (*self.outputs, *MARGINS)
 
   def scores(self, logits: jax.Array) -> jax.Array:
     """Returns the explainable scores [b, len(targets)] of logits [b, k].
 
     The margin is the verdict's log-odds, positive towards inadequate. For the
-    quality task it is logit(inadequate) - logit(adequate).
+    quality task it is logit(inadequate) - logit(adequate). The adequate margin
+    is its negative.
     """
-    return jnp.concatenate([logits, self.margin(logits)[:, None]], axis=1)
+    margin = self.margin(logits)[:, None]
+    return jnp.concatenate([logits, margin, -margin], axis=1)
 
   def margin(self, logits: jax.Array) -> jax.Array:
     """Returns the log-odds [b] that the photograph is inadequate."""
@@ -169,23 +181,27 @@ class Task:
       return jax.nn.sigmoid(logits)
     return jax.nn.softmax(logits, axis=1)
 
+  def likelihoods(self, logits: jax.Array) -> jax.Array:
+    """Returns the probability [b, len(targets)] that goes with each score."""
+    p = self.p_inadequate(logits)[:, None]
+    return jnp.concatenate([self.probabilities(logits), p, 1 - p], axis=1)
+
   def predicted_targets(
-    self, logits: np.ndarray, p_inadequate: np.ndarray, threshold: float
-  ) -> np.ndarray:
+    self, p_inadequate: np.ndarray | jax.Array, threshold: float
+  ) -> np.ndarray | jax.Array:
     """Returns the index [b] into `targets` that explains each verdict.
 
-    Quality: the class on the verdict's side of the operating point. Grade: the
-    likeliest grade. Criteria: the strongest fault of an inadequate photograph,
-    the margin of an adequate one. Given JAX's arrays it can be traced.
+    It is the margin towards the verdict. A single logit of a softmax would
+    not do: what is added to all of them changes its map and no probability.
+    And the likeliest of several grades or criteria need not be what makes the
+    photograph inadequate. Given JAX's arrays it can be traced.
     """
-    xp = jnp if isinstance(logits, jax.Array) else np
-    inadequate = xp.asarray(p_inadequate) >= threshold
-    if self.name == 'quality':
-      return xp.where(inadequate, L.INADEQUATE, L.ADEQUATE)
-    strongest = xp.asarray(logits).argmax(axis=1)
-    if self.name == 'grade':
-      return strongest
-    return xp.where(inadequate, strongest, self.targets.index('margin'))
+    xp = jnp if isinstance(p_inadequate, jax.Array) else np
+    return xp.where(
+      xp.asarray(p_inadequate) >= threshold,
+      self.targets.index('margin'),
+      self.targets.index('adequate_margin'),
+    )
 
   def loss(
     self, logits: jax.Array, batch: Mapping[str, jax.Array]

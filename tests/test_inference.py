@@ -90,6 +90,17 @@ def test_mirror_images_are_averaged_in(workdir, photographs):
   assert (rows['spread'] > 0).any()
 
 
+def test_views_are_those_of_the_operating_point(workdir, photographs, tmp_path):
+  point = {'operating_point': {'threshold': 0.5, 'flip_tta': True}}
+  copy_with(workdir, tmp_path, **point)
+  loaded = inference.load(tmp_path)
+  told = inference.predict(loaded, batches(photographs, 4), flip_tta=True)
+  rows = inference.predict(loaded, batches(photographs, 4))
+  np.testing.assert_array_equal(rows['logits'], told['logits'])
+  one = inference.predict(loaded, batches(photographs, 4), flip_tta=False)
+  assert not np.allclose(one['logits'], told['logits'])
+
+
 def test_the_last_maps_give_the_same_logits(workdir, photographs):
   loaded = inference.load(workdir)
   maps = loaded.model.apply(

@@ -112,17 +112,29 @@ def test_balanced_weights_are_scikit_learns():
     tasks.Task('grade').balanced_weights({'grade': np.array([0, 1, 1])})
 
 
-def test_predicted_targets_follow_the_operating_point():
-  task = tasks.Task('quality')
-  logits = np.array([[1.0, 0.0], [0.0, 1.0]])
+@pytest.mark.parametrize('name', ['quality', 'grade', 'criteria'])
+def test_the_predicted_target_speaks_for_the_verdict(name):
+  """The score that is explained rises with what the verdict says."""
+  task = tasks.Task(name)
+  logits = RNG.normal(size=(40, task.num_outputs)).astype(np.float32)
+  scores = np.asarray(task.scores(logits))
   p = np.asarray(task.p_inadequate(logits))
-  np.testing.assert_array_equal(task.predicted_targets(logits, p, 0.2), [1, 1])
-  np.testing.assert_array_equal(task.predicted_targets(logits, p, 0.9), [0, 0])
-  criteria = tasks.Task('criteria')
-  logits = np.array([[-3.0, 2.0, 1.0, 0.0], [-5.0, -5.0, -5.0, -5.0]])
-  p = np.asarray(criteria.p_inadequate(logits))
-  chosen = criteria.predicted_targets(logits, p, 0.5)
-  assert [criteria.targets[i] for i in chosen] == ['illumination', 'margin']
+  for threshold in (0.2, 0.5, 0.9):
+    chosen = task.predicted_targets(p, threshold)
+    explained = scores[np.arange(40), chosen]
+    odds = np.log(p / (1 - p))
+    expected = np.where(p >= threshold, odds, -odds)
+    np.testing.assert_allclose(explained, expected, rtol=1e-3, atol=1e-4)
+  assert {task.targets[i] for i in chosen} <= {'margin', 'adequate_margin'}
+
+
+def test_a_grade_between_is_not_explained_by_its_neighbour():
+  """Good is the likeliest grade of a photograph that is inadequate."""
+  task = tasks.Task('grade')
+  logits = np.array([[0.1, 0.0, 0.0]], np.float32)
+  p = np.asarray(task.p_inadequate(logits))
+  [chosen] = task.predicted_targets(p, 0.5)
+  assert p > 0.5 and task.targets[chosen] == 'margin'
 
 
 def test_wrong_choices_are_refused():

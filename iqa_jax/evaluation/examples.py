@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from iqa_jax import labels
+from iqa_jax import labels, tasks
 
 _KINDS = {
   'missed': 'Missed: labelled inadequate, called adequate',
@@ -90,7 +90,6 @@ def draw(
   logits = np.stack([columns[f'logit_{n}'][rows] for n in task.outputs], axis=1)
   targets = np.asarray(
     task.predicted_targets(
-      logits,
       columns['p_calibrated'][rows],
       record['operating_point']['threshold'],
     )
@@ -104,11 +103,11 @@ def draw(
   for i, row in enumerate(rows):
     file = io.BytesIO()
     overlay.thumbnail(images[i], shown[i]).save(file, 'JPEG', quality=88)
-    explained = task.targets[int(targets[i])].replace('_', ' ')
+    explained = tasks.evidence_for(task.targets[int(targets[i])])
     words = [
       f'P(inadequate) {_probability(columns["p_calibrated"][row])}',
       f'labelled {labels.QUALITY[columns["quality"][row]]}',
-      f'map: {explained}, {method}',
+      f'map: evidence for {explained}, {method}',
     ]
     if cam.status(maps[i]) != 'ok':
       words.append('the map is empty: no positive evidence')

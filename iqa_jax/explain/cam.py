@@ -188,8 +188,9 @@ def choose_targets(
 
   Args:
     task: a tasks.Task.
-    target: 'predicted' (the verdict at the operating point), 'labelled', or
-      one of `task.targets`: a class, a criterion, 'margin'.
+    target: 'predicted' (the margin towards the verdict at the operating
+      point), 'labelled', or one of `task.targets`: a class, a criterion,
+      'margin', 'adequate_margin'.
     logits: [b, k], of NumPy or JAX.
     threshold: the operating point, of the probability of inadequate.
     labels: for 'labelled': {'quality' or 'grade': int [b]} or {'criteria': int
@@ -201,7 +202,7 @@ def choose_targets(
   """
   if target == 'predicted':
     p_inadequate = task.p_inadequate(jnp.asarray(logits))
-    return task.predicted_targets(logits, p_inadequate, threshold)
+    return task.predicted_targets(p_inadequate, threshold)
   if target == 'labelled':
     if labels is None:
       raise errors.InvalidValue('the target "labelled" needs labels')

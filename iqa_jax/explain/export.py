@@ -625,6 +625,7 @@ class _Job:
 
   def draw(self, photo: _Photo, found: _Found) -> worker_lib.Drawing | None:
     """Returns what is to be drawn; None where the network failed."""
+    from iqa_jax import tasks
     from iqa_jax.explain import cam
 
     model, options = self._model, self._options
@@ -684,9 +685,7 @@ class _Job:
         verdict=verdict,
         probability=f'P(inadequate) = {p:.3f}, {how}',
         uncertain=uncertain,
-        target='evidence for inadequate over adequate'
-        if target == 'margin'
-        else f'evidence for {target}',
+        target=f'evidence for {tasks.evidence_for(target)}',
         source=f'{model.method}, {record["layer"]}',
         bar=bar,
         note=_EMPTY if empty else '',

@@ -19,6 +19,7 @@ from scipy import ndimage, stats
 
 from iqa_jax import errors
 from iqa_jax import labels as L
+from iqa_jax import tasks
 from iqa_jax.explain import cam, faithfulness
 from iqa_jax.explain.photographs import Photographs, estimate_disc
 from iqa_jax.explain.subject import Subject
@@ -133,7 +134,6 @@ def run(
 def _groups(subject, photographs, logits) -> list[Group]:
   by_criterion = subject.loaded.task.name == 'criteria'
   p_inadequate = subject.p_inadequate(logits)
-  targets = subject.loaded.task.targets
   members = {'adequate': photographs.quality == L.ADEQUATE}
   for i, name in enumerate(L.CRITERIA):
     members[name] = photographs.criteria[:, i] == L.INADEQUATE
@@ -148,7 +148,7 @@ def _groups(subject, photographs, logits) -> list[Group]:
       p, threshold = 1 - p_inadequate[index], 1 - subject.threshold
       # At the operating point itself the verdict is inadequate.
       right = p_inadequate[index] < subject.threshold
-      target = 'adequate' if 'adequate' in targets else 'margin'
+      target = 'adequate_margin'
     elif by_criterion and name in L.CRITERIA:
       column = subject.loaded.task.outputs.index(name)
       p = subject.score(photographs.images[index], np.full(len(index), column))
@@ -156,8 +156,7 @@ def _groups(subject, photographs, logits) -> list[Group]:
       right, target = p >= threshold, name
     else:
       p, threshold = p_inadequate[index], subject.threshold
-      right = p >= threshold
-      target = 'inadequate' if 'inadequate' in targets else 'margin'
+      right, target = p >= threshold, 'margin'
     ids = subject.targets(target, logits[index])
     raw = subject.maps(photographs.images[index], ids)[subject.methods[0]]
     groups.append(
@@ -514,7 +513,8 @@ def _draw_means(result, groups):
       mean['mean'], cmap='PuOr_r', vmin=-limit, vmax=limit, extent=extent
     )
     top.set_title(f'{_words(name)}, n = {len(of["group"].index)}', fontsize=9)
-    bottom.set_title(f'evidence for: {_words(of["group"].target)}', fontsize=8)
+    words = tasks.evidence_for(of['group'].target)
+    bottom.set_title(f'evidence for: {words}', fontsize=8)
     for axis in (top, bottom):
       if disc:
         axis.add_patch(
@@ -579,7 +579,8 @@ def _draw_sheet(group, picked, photographs, magnitude):
   bar.ax.tick_params(labelsize=6)
   figure.suptitle(
     f'{_words(group.name)}: {group.right.sum()} of {len(group.right)} right '
-    f'(p from {group.threshold:.2f}); evidence for {_words(group.target)}',
+    f'(p from {group.threshold:.2f}); evidence for '
+    f'{tasks.evidence_for(group.target)}',
     fontsize=9,
   )
   return figure

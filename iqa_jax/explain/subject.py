@@ -57,9 +57,7 @@ class Subject:
 
     @jax.jit
     def likelihoods(logits):
-      return jnp.concatenate(
-        [task.probabilities(logits), task.p_inadequate(logits)[:, None]], axis=1
-      )
+      return task.likelihoods(logits)
 
     self._predict, self._maps, self._likelihoods = predict, maps, likelihoods
 
@@ -79,7 +77,7 @@ class Subject:
   def score(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Returns the probability [n] of each image's own target [n].
 
-    That of the class, of the fault, or (margin) of the verdict inadequate.
+    That of the class, of the fault, or (margins) of the verdict.
     """
     found = np.asarray(self._likelihoods(self.logits(images)))
     return found[np.arange(len(found)), targets]
@@ -96,9 +94,7 @@ class Subject:
     task = self.loaded.task
     if target == 'predicted':
       p_inadequate = self.p_inadequate(logits)
-      return task.predicted_targets(
-        np.asarray(logits), p_inadequate, self.threshold
-      )
+      return np.asarray(task.predicted_targets(p_inadequate, self.threshold))
     return np.asarray(cam.choose_targets(task, target, logits, labels=labels))
 
   def maps(

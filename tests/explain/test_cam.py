@@ -175,6 +175,29 @@ def test_the_margin_is_the_difference_of_the_two_classes():
   _agree(margin.scores, inadequate.scores - adequate.scores, 1e-5)
 
 
+def test_what_leaves_the_probabilities_alone_leaves_the_default_map_alone():
+  """A softmax is blind to what is added to all of its logits."""
+  model, variables, images, task = _network()
+  p = np.asarray(task.p_inadequate(model.apply(variables, images)))
+  predicted = functools.partial(
+    cam.choose_targets, task, 'predicted', threshold=float(np.median(p))
+  )
+
+  @jax.jit
+  def explain(variables, targets):
+    chosen = predicted if targets is None else lambda _: targets
+    return cam.explain(model, variables, images, chosen, task=task)
+
+  before = explain(variables, None), explain(variables, np.ones(4, int))
+  layer = variables['params']['head']['logits']
+  noise = np.random.default_rng(1).standard_normal((len(layer['kernel']), 1))
+  layer['kernel'] = layer['kernel'] + noise.astype(np.float32)
+  after = explain(variables, None), explain(variables, np.ones(4, int))
+  _agree(after[0].maps['gradcam'], before[0].maps['gradcam'], 1e-4)
+  assert not np.allclose(after[1].maps['gradcam'], before[1].maps['gradcam'])
+  assert sorted(before[0].targets) == [2, 2, 3, 3]  # both verdicts are met
+
+
 def test_gradients_are_those_of_finite_differences():
   model, variables, images, task = _network(
     task=tasks.Task('criteria'), head='mlp'
@@ -315,7 +338,8 @@ def test_targets_are_chosen_from_the_same_pass():
     explain = functools.partial(cam.explain, model, task=task, targets=choose)
     chosen = jax.jit(explain)(variables, images)
     p_inadequate = np.asarray(task.p_inadequate(chosen.logits))
-    expected = (p_inadequate >= threshold).astype(int)
+    names = np.where(p_inadequate >= threshold, 'margin', 'adequate_margin')
+    expected = np.asarray([task.targets.index(name) for name in names])
     np.testing.assert_array_equal(chosen.targets, expected)
     direct = _explainer(model, task)(variables, images, expected)
     _agree(chosen.maps['gradcam'], direct.maps['gradcam'], 1e-6)
@@ -346,11 +370,11 @@ def test_named_and_labelled_targets():
 def test_targets_that_do_not_exist_are_refused():
   model, variables, images, task = _network()
   explain = functools.partial(cam.explain, model, variables, images, task=task)
-  with pytest.raises(ValueError, match='target 3 is outside the 3 scores'):
-    explain(np.asarray([0, 1, 3, 0]))
+  with pytest.raises(ValueError, match='target 4 is outside the 4 scores'):
+    explain(np.asarray([0, 1, 4, 0]))
   with pytest.raises(ValueError, match=r'shape \(3,\) for 4 images'):
     explain(np.asarray([0, 1, 2]))
-  traced = _explainer(model, task)(variables, images, np.asarray([0, 1, 3, -1]))
+  traced = _explainer(model, task)(variables, images, np.asarray([0, 1, 4, -1]))
   assert list(cam.status(traced.maps['gradcam']))[2:] == ['not_finite'] * 2
   assert np.isfinite(traced.maps['gradcam'][:2]).all()
   with pytest.raises(ValueError, match="layer 'stage9' is none of block1"):

@@ -39,7 +39,7 @@ def test_evidence_is_found_in_its_region_in_both_eyes():
   result, _ = _reviewed(photographs)
   found = result['groups']['artifacts']
   assert found['n'] == 6 and found['recall'] == 1
-  assert found['target'] == 'inadequate'
+  assert found['target'] == 'margin'
   shares = {r: found['regions'][r]['share']['mean'] for r in review.REGIONS}
   assert sum(shares.values()) == pytest.approx(1)
   assert shares['nasal'] > 0.8 and shares['temporal'] == 0
@@ -100,7 +100,7 @@ def test_recall_and_examples_follow_the_operating_point():
   assert adequate['recall'] == pytest.approx(2 / 3)
   assert adequate['examples']['wrong'] == ['made-2']
   # No positive evidence for adequate: this network has none.
-  assert adequate['target'] == 'adequate' and adequate['empty'] == 3
+  assert adequate['target'] == 'adequate_margin' and adequate['empty'] == 3
   assert adequate['regions']['centre']['share']['mean'] is None
   assert 'focus' not in result['groups']
 

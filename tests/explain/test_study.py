@@ -87,7 +87,12 @@ def test_measures_prefer_the_true_explanation():
   assert measures['outside_over_area']['gradcam']['mean'] == 0
   # A flat white square is imputed from its rim: the edges are what matters.
   assert measures['road']['gradcam']['mean'] > -0.05
-  assert result['targets'] == {'adequate': 0, 'inadequate': 0, 'margin': 4}
+  assert result['targets'] == {
+    'adequate': 0,
+    'inadequate': 0,
+    'margin': 4,
+    'adequate_margin': 0,
+  }
   # Its only tensor holds equal values, which no shuffling changes.
   parts = result['randomisation']['gradcam']
   assert list(parts) == ['head']
