@@ -13,7 +13,7 @@ odds are the log-odds log(p / (1 - p)) of the network's p_inadequate.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from iqa_jax import errors
 METHODS = ('none', 'temperature', 'platt', 'isotonic')
 _EPS = 1e-7
 _TEMPERATURES = (0.05, 20.0)
+_STEEPEST = 1e12  # slope in standard deviations; beyond it, separation
 
 
 def clip(p: np.ndarray) -> np.ndarray:
@@ -48,15 +49,17 @@ def fit(method: str, truth: np.ndarray, p: np.ndarray) -> dict[str, Any]:
 
   Args:
     method: 'none', 'temperature' (Guo et al. 2017; one scale of the log-odds),
-      'platt' (Platt 1999; scale and offset, with his smoothed targets) or
-      'isotonic' (any rising function, kept from 0 and 1 by one imagined image
+      'platt' (Platt 1999; scale and offset), both with Platt's smoothed
+      targets, so that few or separable images don't say 'sure', or 'isotonic'
+      (any rising function, kept from 0 and 1 by one imagined image
       of either class: a log loss of infinity says nothing).
     truth: int [n], 1 inadequate, 0 adequate; others are left out.
     p: float [n], p_inadequate; NaN is left out.
 
   Returns:
     The record that `apply` takes. Where nothing can be fitted (one class only,
-    scores that don't rise with it), method 'none' with a 'reason'.
+    scores that don't rise with it, a temperature beyond 0.05 to 20), method
+    'none' with a 'reason'.
 
   Raises:
     ValueError: no such method.
@@ -72,13 +75,9 @@ def fit(method: str, truth: np.ndarray, p: np.ndarray) -> dict[str, Any]:
     return _none('validation has one class only')
   odds = log_odds(p)
   if method == 'temperature':
-    return {'method': method, 'temperature': _temperature(odds, truth)}
+    return _temperature(odds, _smooth(truth))
   if method == 'platt':
-    positive, negative = truth.sum(), (1 - truth).sum()
-    smooth = np.where(
-      truth > 0, (positive + 1) / (positive + 2), 1 / (negative + 2)
-    )
-    offset, scale = fit_line(odds, smooth)
+    offset, scale = fit_line(odds, _smooth(truth))
     if not scale > 0:
       return _none('the scores of validation do not rise with the class')
     return {'method': method, 'scale': scale, 'offset': offset}
@@ -134,77 +133,99 @@ def _none(reason: str) -> dict[str, Any]:
 def fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
   """Returns intercept and slope of the logistic regression of y on x.
 
+  For every slope the intercept has a bracketed root, and the likelihood at
+  that intercept is concave in the slope: its derivative's root is bracketed
+  by doubling.
+
   Args:
-    x: float [n].
+    x: float [n], finite.
     y: float [n] in [0, 1].
 
   Returns:
     The maximum of the likelihood; (NaN, NaN) where there is none, that is
-    where x is constant or separates y.
+    where x is constant or separates y, or where float64 can't tell it from
+    such.
   """
   x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-  low, high = x[y < 0.5], x[y >= 0.5]
-  hard = np.isin(y, (0, 1)).all()
-  if not len(low) or not len(high) or np.ptp(x) == 0:
-    return np.nan, np.nan
-  if hard and (low.max() <= high.min() or high.max() <= low.min()):
-    return np.nan, np.nan
-  design = np.stack([np.ones_like(x), x])
-  weight = _newton(design, np.zeros_like(x), y)
-  return float(weight[0]), float(weight[1])
+  # A label between 0 and 1 is some of either class.
+  low, high = x[y < 1], x[y > 0]
+  nothing = np.nan, np.nan
+  if not len(low) or not len(high):
+    return nothing
+  if low.max() <= high.min() or high.max() <= low.min():
+    return nothing
+  centre, unit = x.mean(), x.std()
+  scaled = (x - centre) / unit
+
+  def climb(slope: float) -> float:
+    level = fit_intercept(slope * scaled, y)
+    return scaled @ (sigmoid(level + slope * scaled) - y)
+
+  bound = 1.0
+  while climb(-bound) > 0 or climb(bound) < 0:
+    bound *= 2
+    if bound > _STEEPEST:
+      return nothing
+  scaled_slope = _root(climb, -bound, bound)
+  slope = scaled_slope / unit
+  level = fit_intercept(scaled_slope * scaled, y)
+  return float(level - slope * centre), float(slope)
 
 
 def fit_intercept(x: np.ndarray, y: np.ndarray) -> float:
   """Returns the intercept of the logistic regression of y with slope 1 on x.
 
-  NaN where y is of one class only.
+  Args:
+    x: float [n], finite.
+    y: float [n] in [0, 1].
+
+  Returns:
+    The root of sum(sigmoid(intercept + x) - y); NaN where y is of one class
+    only.
   """
-  y = np.asarray(y, np.float64)
-  if not 0 < y.mean() < 1:
+  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  if not len(y) or not 0 < y.mean() < 1:
     return np.nan
-  x = np.asarray(x, np.float64)
-  return float(_newton(np.ones((1, len(x))), x, y)[0])
+  # At these ends every fitted probability is below, or above, the mean of y.
+  level = np.log(y.mean()) - np.log1p(-y.mean())
+  return _root(
+    lambda intercept: (sigmoid(intercept + x) - y).sum(),
+    level - x.max() - 1,
+    level - x.min() + 1,
+  )
 
 
-def _newton(design, offset, y) -> np.ndarray:
-  """Maximises the likelihood of y ~ sigmoid(offset + weight @ design)."""
-  weight = np.zeros(len(design))
-
-  def loss(weight):
-    z = offset + weight @ design
-    return (np.logaddexp(0, z) - y * z).sum()
-
-  value = loss(weight)
-  for _ in range(100):
-    p = sigmoid(offset + weight @ design)
-    gradient = design @ (p - y)
-    hessian = (design * (p * (1 - p))) @ design.T
-    hessian += 1e-12 * np.trace(hessian) * np.eye(len(design)) + 1e-300
-    step = np.linalg.solve(hessian, gradient)
-    # Halved until it helps: plain Newton overshoots from a flat start.
-    for halving in range(40):
-      trial = weight - step * 0.5**halving
-      better = loss(trial)
-      if better <= value:
-        break
-    else:
-      return weight
-    moved = np.abs(trial - weight).max()
-    weight, value = trial, better
-    if moved < 1e-10 * (1 + np.abs(weight).max()):
-      break
-  return weight
-
-
-def _temperature(odds, truth) -> float:
+def _root(rising: Callable[[float], float], low: float, high: float) -> float:
+  """Returns the root of a rising function between low and high."""
   from scipy import optimize
 
-  signed = np.where(truth > 0, odds, -odds)
-  low, high = np.log(_TEMPERATURES)
-  result = optimize.minimize_scalar(
-    lambda log_t: np.logaddexp(0, -signed * np.exp(-log_t)).mean(),
-    bounds=(low, high),
-    method='bounded',
-    options={'xatol': 1e-9},
+  return float(optimize.brentq(rising, low, high, xtol=1e-13, maxiter=1000))
+
+
+def _smooth(truth: np.ndarray) -> np.ndarray:
+  """Returns Platt's targets (1999): k of k images say (k + 1) / (k + 2)."""
+  positive, negative = truth.sum(), (1 - truth).sum()
+  return np.where(
+    truth > 0, (positive + 1) / (positive + 2), 1 / (negative + 2)
   )
-  return float(np.exp(result.x))
+
+
+def _temperature(odds: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+  """Returns the record of the temperature that makes y [n] likeliest."""
+  lowest, highest = _TEMPERATURES
+
+  def climb(sharpness: float) -> float:
+    return odds @ (sigmoid(sharpness * odds) - y)
+
+  if climb(1 / highest) >= 0:
+    return _none(
+      f'the temperature that fits validation is above {highest:g}: the scores '
+      'hardly rise with the class; they are left as they are'
+    )
+  if climb(1 / lowest) <= 0:
+    return _none(
+      f'the temperature that fits validation is below {lowest:g}: the scores '
+      'hardly differ; they are left as they are'
+    )
+  sharpness = _root(climb, 1 / highest, 1 / lowest)
+  return {'method': 'temperature', 'temperature': 1 / sharpness}

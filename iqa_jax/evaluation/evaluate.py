@@ -238,10 +238,14 @@ def _fit_operating_record(config, validation, flip_tta) -> dict[str, Any]:
   if validation is not None:
     truth, p = validation['quality'], validation['p_inadequate']
   fitted = calibration.fit(config.eval.calibration, truth, p)
+  if 'reason' in fitted:
+    logging.warning('not calibrated: %s', fitted['reason'])
   p = calibration.apply(fitted, p)
   point = operating_points.choose(
     config.eval.operating_point, config.eval.operating_target, truth, p
   )
+  if 'reason' in point:
+    logging.warning('the operating point is 0.5: %s', point['reason'])
   band = operating_points.uncertain_band(
     p, point['threshold'], config.eval.uncertain_share
   )

@@ -227,7 +227,11 @@ def calibration_line(
     return {'calibration_slope': nothing, 'calibration_intercept': nothing}
 
   def spread(design, fitted):
-    bread = np.linalg.inv((design * (fitted * (1 - fitted))) @ design.T)
+    # Saturated scores, or such that hardly differ, leave nothing to invert.
+    information = (design * (fitted * (1 - fitted))) @ design.T
+    if not np.linalg.cond(information) < 1e12:
+      return np.full(len(design), np.nan)
+    bread = np.linalg.inv(information)
     score = design * (truth - fitted)
     sums = np.stack([np.bincount(column, row) for row in score])
     meat = sums @ sums.T * len(names) / (len(names) - 1)

@@ -4,6 +4,7 @@ Nothing here comes from a network or a photograph.
 """
 
 import numpy as np
+from scipy import special
 
 from iqa_jax import labels
 
@@ -73,6 +74,38 @@ def logits(source: Source, task: str, seed: int = 1) -> np.ndarray:
     ).astype(np.float32)
   noise = rng.normal(0, 1.3, table['criteria'].shape)
   return (table['criteria'] * strength - 3.2 + noise).astype(np.float32)
+
+
+def extreme(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+  """Returns labels [n] and scores [n] as no sensible system gives them."""
+  n = int(rng.integers(1, 60))
+  truth = rng.integers(0, 2, n)
+  truth[:] = (
+    truth,
+    np.zeros(n),
+    np.ones(n),
+    rng.random(n) < 0.03,
+    rng.random(n) > 0.03,
+  )[rng.integers(5)]
+  kinds = [
+    np.zeros(n),
+    np.ones(n),
+    np.full(n, rng.random()),
+    rng.integers(0, 2, n),
+    truth,
+    1 - truth,
+    rng.random(n) * 5e-324,
+    rng.random(n) * 1e-310,
+    1 - rng.random(n) * 1e-15,
+    np.round(rng.random(n), 1),
+    special.expit(rng.normal(0, 60, n)),
+    0.5 + rng.random(n) * 1e-16,
+    np.where(truth, 0.5 + 1e-16 * rng.random(n), 0.5),
+    10.0 ** rng.uniform(-320, 0, n),
+  ]
+  first, second = rng.integers(0, len(kinds), 2)
+  some = rng.random(n) < rng.choice([0.02, 0.5, 1.0])
+  return truth, np.where(some, kinds[first], kinds[second]).astype(float)
 
 
 HISTORY = [

@@ -181,6 +181,24 @@ def test_a_validation_split_of_one_class_says_what_it_could_not_choose(
   assert 'one class' in result['calibration']['reason']
 
 
+def test_a_temperature_at_its_bound_is_told_in_the_log_and_the_file(
+  simulated_run, monkeypatch
+):
+  told = []
+  monkeypatch.setattr(
+    evaluate.logging, 'warning', lambda text, *args: told.append(text % args)
+  )
+  config, folder, source, splits = simulated_run(calibration='temperature')
+  validation = splits['validation']
+  source.table['quality'][validation] ^= 1
+  evaluate.run(config, folder, source, splits)
+  saved = run_directory.read_json(folder / 'metrics.json')['calibration']
+  assert saved['method'] == 'none' and 'above 20' in saved['reason']
+  assert told == [f'not calibrated: {saved["reason"]}']
+  for row in read(folder / 'predictions.csv'):
+    assert row['p_calibrated'] == row['p_inadequate']
+
+
 def test_without_validation_and_with_one_image(simulated_run):
   config, folder, source, splits = simulated_run(count=400)
   splits['validation'] = splits['validation'][:0]
