@@ -11,6 +11,7 @@ from iqa_jax import errors
 from iqa_jax.models import heads, layers
 
 HEAD = 'head'
+HEAD_INPUT = 'head_input'
 
 
 class Classifier(nn.Module):
@@ -37,6 +38,15 @@ class Classifier(nn.Module):
     return points[: points.index(self.last) + 1] if self.last else points
 
   @property
+  def stages(self) -> tuple[str, ...]:
+    """Where a pass can be left and entered: the points, then 'head_input'.
+
+    The last is what the head takes in (Head.takes): of a head that averages,
+    one vector an image, and no map.
+    """
+    return (*self.points, HEAD_INPUT)
+
+  @property
   def default_layer(self) -> str:
     """The point that explanations look at unless told otherwise."""
     if not self.last:
@@ -58,32 +68,34 @@ class Classifier(nn.Module):
     Every point's map on the way is sown into 'intermediates' under its name.
 
     Args:
-      x: normalised images [b, h, w, 3] when `start` is None, else the map
-        [b, h', w', c] of point `start`.
-      start: the point whose map `x` is; None for images.
-      stop: the point whose map is wanted; None for the logits.
+      x: normalised images [b, h, w, 3] when `start` is None, else what a pass
+        up to `start` returned.
+      start: the stage whose result `x` is; None for images.
+      stop: the stage whose result is wanted; None for the logits.
       train: whether BatchNorm uses (and updates) batch statistics and dropout
         is on: everywhere, nowhere, or in the named points and 'head'.
       mask: [b], 0 for padded examples, which stay out of the statistics.
 
     Returns:
-      Logits [b, num_outputs] float32, or the map of `stop` in the compute type.
+      Logits [b, num_outputs] float32; or the map [b, h', w', c] of the point
+      `stop` in the compute type; or what the head takes in.
 
     Raises:
-      ValueError: no such point, or the images are too small.
+      ValueError: no such stage, or the images are too small.
     """
-    names = self.points + (HEAD,)
+    names = (*self.stages, HEAD)
     if isinstance(train, bool):
       train = names if train else ()
     for name in (*train, *(p for p in (start, stop) if p)):
       if name not in names:
         raise ValueError(f'no feature point {name!r}; there are {names}')
-    first = 0 if start is None else self.points.index(start) + 1
-    end = len(self.points) if stop is None else self.points.index(stop) + 1
+    first = 0 if start is None else names.index(start) + 1
+    end = len(names) if stop is None else names.index(stop) + 1
     if first > end:
       raise ValueError(f'{stop} comes before {start}')
     size = x.shape[1:3]
-    x = x.astype(self.backbone.dtype)
+    if start != HEAD_INPUT:
+      x = x.astype(self.backbone.dtype)
     for point in self.points[first:end]:
       x = self.backbone(x, point, train=point in train, mask=mask)
       if 0 in x.shape[1:3]:
@@ -91,4 +103,8 @@ class Classifier(nn.Module):
           f'{size[0]}x{size[1]} is too small: empty at {point}'
         )
       self.sow('intermediates', point, x)
+    if stop in self.points:
+      return x
+    if start != HEAD_INPUT:
+      x = self.head.takes(x)
     return x if stop else self.head(x, train=HEAD in train)

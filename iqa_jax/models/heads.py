@@ -71,21 +71,30 @@ class Head(nn.Module):
   dropout: float = 0.5
   dtype: jnp.dtype = jnp.float32
 
+  def takes(self, x: jax.Array) -> jax.Array:
+    """Returns what the head takes in of the last map x [b, h, w, c].
+
+    Of a head that only averages, the averages [b, c] float32, a thousandth of
+    the map; of one that flattens, [b, 7, 7, c]; else the map itself.
+    """
+    if self.pool in ('average', 'standardized'):
+      return x.astype(jnp.float32).mean((1, 2))
+    if self.pool == 'flatten':
+      return layers.adaptive_average(x, _CELLS)
+    return x
+
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Returns logits [b, num_outputs] float32 of a map x [b, h, w, c]."""
+    """Returns logits [b, num_outputs] float32 of what `takes` returned."""
     if self.pool == 'landmarks':
       self.sow('intermediates', _SOWN, Locator(name='locator')(x))
-    if self.pool in ('average', 'landmarks'):
       x = x.astype(jnp.float32).mean((1, 2))
     elif self.pool == 'standardized':
-      x = x.astype(jnp.float32).mean((1, 2))
       shape = x.shape[1:]
       mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
       var = self.variable('batch_stats', 'var', jnp.ones, shape)
       x = (x - mean.value) * jax.lax.rsqrt(var.value)
-    else:
-      x = layers.adaptive_average(x, _CELLS)
+    elif self.pool == 'flatten':
       # Checkpoints number the inputs of the first layer channel by channel.
       x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
     for i, size in enumerate(self.hidden):

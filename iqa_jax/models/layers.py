@@ -220,7 +220,9 @@ class BatchNorm(nn.Module):
       'batch_stats', 'var', jnp.ones, shape, jnp.float32
     )
     if train:
-      mean, var, count = self._batch_statistics(x, mask, running_mean.value)
+      mean, var, count = self._batch_statistics(
+        x, mask, running_mean.value, running_var.value
+      )
       if not self.is_initializing():
         unbiased = var * count / jnp.maximum(count - 1, 1)
         # A batch of nothing but padding says nothing.
@@ -233,7 +235,7 @@ class BatchNorm(nn.Module):
     offset = bias - mean * factor
     return (x * factor + offset).astype(self.dtype)
 
-  def _batch_statistics(self, x, mask, shift):
+  def _batch_statistics(self, x, mask, shift, known_var):
     x = x.astype(jnp.float32)
     weights = jnp.ones(x.shape[:1]) if mask is None else mask
     weights = weights.astype(jnp.float32)[:, None, None, None]
@@ -248,4 +250,6 @@ class BatchNorm(nn.Module):
     divisor = jnp.maximum(count, 1)
     offset = total / divisor
     var = jnp.maximum(square / divisor - offset**2, 0.0)
-    return shift + offset, var, count
+    # A part of nothing but padding is normalised by what is known: a variance
+    # of 0 would enlarge it three hundredfold in every layer.
+    return shift + offset, jnp.where(count > 0, var, known_var), count

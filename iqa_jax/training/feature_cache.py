@@ -164,7 +164,7 @@ def for_phase(
     return _none('train.cache_gb is 0')
   group = _group(prefixes, number)
   frozen = [prefix for prefix in (prefixes[i] for i in group) if prefix]
-  shared = min(frozen, key=model.points.index)
+  shared = min(frozen, key=model.stages.index)
   phases = config.train.phases
   total = sum(phases[i].epochs for i in group)
   if total <= views:
@@ -187,10 +187,17 @@ def for_phase(
   if size(shared) > budget:
     if own != shared and repeated and size(own) <= budget:
       return build(own, None), None
-    return _none(
-      f'{size(shared):.2g} GB of {shared} maps are over the budget of '
-      f'{budget:g} GB (train.cache_gb)'
+    logging.warning(
+      'no feature cache for this phase, so every epoch will read and compute '
+      'all photographs anew: %.3g GB of %s are over the budget of %g GB. '
+      '--config.train.cache_gb=%d allows them, in memory or in a file in the '
+      'run directory',
+      size(shared),
+      shared,
+      budget,
+      math.ceil(size(shared)),
     )
+    return None, None
   if held is None or held.prefix != shared:
     held = build(shared, None)
   if held is None or own == shared or not repeated:

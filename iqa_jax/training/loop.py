@@ -41,6 +41,7 @@ from iqa_jax.models import pretrained
 from iqa_jax.tasks import Task
 from iqa_jax.training import (
   checkpoints,
+  diagnosis,
   distributed,
   feature_cache,
   phases,
@@ -171,7 +172,7 @@ class _Run:
     return phases.learning(
       self.config.train.phases[number],
       self.shapes['params'],
-      self.model.points,
+      self.model.stages,
       steps_per_epoch=self.steps_per_epoch,
       clip_norm=self.config.train.clip_norm,
     )
@@ -378,14 +379,22 @@ def _train_epoch(
 
   def settle() -> bool:
     """Looks at the oldest step under way; True if a process wishes to stop."""
-    step, ids, metrics = waiting.popleft()
+    step, batch, metrics = waiting.popleft()
     metrics = jax.device_get(metrics)
     if not metrics['finite']:
+      # Nothing was updated since: the state is the one that failed.
+      where = diagnosis.of_step(
+        run.model,
+        run.task,
+        run.learning(progress.phase),
+        {'params': state.params, 'batch_stats': state.batch_stats},
+        batch,
+        start=cache.prefix if cache else None,
+      )
       raise TrainingError(
-        f'the loss or its gradient was not finite at step {step}, in the '
-        f'batch of {", ".join(ids)}. Nothing of that step was saved. Look at '
-        'these images, or lower the learning rate or train.clip_norm and '
-        'start anew'
+        f'the loss or its gradient was not finite at step {step}: {where}. '
+        'Nothing of that step was saved. Lower the learning rate or '
+        '--config.train.clip_norm, or mend what is named, and start anew'
       )
     progress.known += int(metrics['known'])
     progress.right += int(metrics['right'])
@@ -397,11 +406,6 @@ def _train_epoch(
   step = int(state.step)
   with bar, contextlib.closing(batches):
     for batch in batches:
-      ids = [
-        str(name)
-        for name, real in zip(batch['image_id'], batch['mask'], strict=True)
-        if real
-      ]
       state, metrics = update(
         state,
         step_lib.for_step(
@@ -412,7 +416,7 @@ def _train_epoch(
       )
       step += 1
       progress.batch += 1
-      waiting.append((step, ids, metrics))
+      waiting.append((step, batch, metrics))
       bar.update()
       stop = False
       if len(waiting) > _IN_FLIGHT:

@@ -34,8 +34,8 @@ class Learning:
     paths: the parameters that learn, 'backbone/stage4/block0/conv1/kernel'.
     parts: the feature points and 'head' that hold them, in order: the model's
       `train` argument, so that BatchNorm and dropout act only there.
-    prefix: the last feature point before the first of them; None when the
-      first point learns. What lies up to it is a fixed function of the image.
+    prefix: the last stage before the first of them; None when the first
+      point learns. What lies up to it is a fixed function of the image.
     optimizer: optax transformation of {path: gradient}.
     schedule: learning rate of update number 0, 1, ... of this phase.
   """
@@ -70,7 +70,7 @@ def learning(
   Args:
     phase: see config.phase.
     params: the model's parameters (or their shapes), nested.
-    points: the model's feature points in order.
+    points: the stages of the model in order (Classifier.stages).
     steps_per_epoch: updates in an epoch; schedules count updates.
     clip_norm: largest global norm of the gradient, 0 for no clipping.
 
@@ -80,8 +80,8 @@ def learning(
   """
   flat = flatten(params)
   paths = _matches(phase.learns, flat, points)
-  owned = [p for p in (*points, HEAD) if any(_part(q) == p for q in flat)]
-  parts = tuple(p for p in owned if any(_part(q) == p for q in paths))
+  owned = [p for p in (*points, HEAD) if any(part_of(q) == p for q in flat)]
+  parts = tuple(p for p in owned if any(part_of(q) == p for q in paths))
   below = (*points, HEAD).index(parts[0])
   schedule = _schedule(phase, steps_per_epoch)
   rates = {
@@ -94,7 +94,7 @@ def learning(
   # correction stays right for parts that join in a later phase.
   by_part = optax.partition(
     {part: _update_rule(phase, rates[part]) for part in parts},
-    lambda tree: {path: _part(path) for path in tree},
+    lambda tree: {path: part_of(path) for path in tree},
   )
   return Learning(
     paths=paths,
@@ -134,14 +134,14 @@ def keep_state(new: Any, old: Any) -> Any:
 def _matches(
   learns: str, flat: Mapping[str, Any], points: Sequence[str]
 ) -> frozenset[str]:
-  owners = {_part(path) for path in flat}
+  owners = {part_of(path) for path in flat}
   names = ['all', 'backbone', *(p for p in (*points, HEAD) if p in owners)]
   terms = learns.split('+')
   if set(terms) <= set(names):
     found = {
       path
       for path in flat
-      if {'all', _part(path), path.split('/')[0]} & set(terms)
+      if {'all', part_of(path), path.split('/')[0]} & set(terms)
     }
   else:
     try:
@@ -159,7 +159,8 @@ def _matches(
   return frozenset(found)
 
 
-def _part(path: str) -> str:
+def part_of(path: str) -> str:
+  """Returns the feature point, or 'head', that owns a parameter's path."""
   top, *rest = path.split('/')
   return rest[0] if top == 'backbone' else top
 

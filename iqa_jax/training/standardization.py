@@ -18,6 +18,7 @@ import numpy as np
 
 from iqa_jax import models
 from iqa_jax.data import pipeline
+from iqa_jax.models.classifier import HEAD_INPUT
 from iqa_jax.training import distributed, feature_cache
 from iqa_jax.training import step as step_lib
 
@@ -48,12 +49,11 @@ def fit(
     return variables
 
   start = cache.prefix if cache else None
-  last = model.points[-1]
 
   def moments(v, x, mask):
     x = x if cache else models.normalize(x)
-    x = x if start == last else model.apply(v, x, start=start, stop=last)
-    x = x.astype(jnp.float32).mean((1, 2))
+    if start != HEAD_INPUT:
+      x = model.apply(v, x, start=start, stop=HEAD_INPUT)
     return mask @ x, mask @ x**2, mask.sum()
 
   measure = jax.pmap(moments, in_axes=(None, 0, 0), devices=jax.local_devices())

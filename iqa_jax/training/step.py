@@ -21,11 +21,13 @@ import optax
 
 from iqa_jax import models
 from iqa_jax.models import heads
+from iqa_jax.models.classifier import HEAD_INPUT
 from iqa_jax.tasks import Task
 from iqa_jax.training import phases
 
 AXIS = 'batch'
 _LABELS = ('quality', 'grade', 'criteria')
+_STATS = 'batch_stats/'  # begins the paths of statistics among averages
 
 Batch = Mapping[str, Any]
 
@@ -38,7 +40,8 @@ class TrainState(struct.PyTreeNode):
     params: all parameters, nested, float32.
     batch_stats: BatchNorm statistics, nested ({} without BatchNorm).
     opt_state: state of the current phase's optimiser.
-    ema: moving average of the learning parameters by path; {} when off.
+    ema: moving averages by path of the learning parameters and, under
+      'batch_stats/...', of the BatchNorm statistics; {} when off.
     finite: bool, False once a loss or gradient was not finite. From then on
       no update is applied.
     loss_sum: float32, sum of loss * weight over the epoch so far.
@@ -78,8 +81,8 @@ def begin_phase(
 ) -> TrainState:
   """Returns `state` with the optimiser state and averages of a new phase.
 
-  Parameters that stop learning take their averaged values: those are the
-  weights that were evaluated and saved.
+  What stops learning takes its averaged values, BatchNorm statistics included:
+  those are the weights that were evaluated and saved.
   """
   params = phases.flatten(state.params)
   averages = {path: state.ema.get(path, params[path]) for path in params}
@@ -87,25 +90,44 @@ def begin_phase(
     path: params[path] if path in learning.paths else averages[path]
     for path in params
   }
+  stats = phases.flatten(state.batch_stats)
+  mean_stats = {
+    path: state.ema.get(_STATS + path, stats[path]) for path in stats
+  }
+  stats = {
+    path: value if phases.part_of(path) in learning.parts else mean_stats[path]
+    for path, value in stats.items()
+  }
   learns = {path: params[path] for path in params if path in learning.paths}
   opt_state = learning.optimizer.init(learns)
   if keep_optimizer and state.opt_state:
     opt_state = phases.keep_state(opt_state, state.opt_state)
   return state.replace(
     params=phases.unflatten(params),
+    batch_stats=phases.unflatten(stats),
     opt_state=opt_state,
     # Copies: a donated state must not hold the same buffer twice.
-    ema={path: jnp.copy(averages[path]) for path in learns} if ema else {},
+    ema=jax.tree.map(
+      jnp.copy,
+      {path: averages[path] for path in learns}
+      | {_STATS + path: mean_stats[path] for path in stats},
+    )
+    if ema
+    else {},
   )
 
 
 def evaluated(state: TrainState) -> dict[str, Any]:
   """Returns the variables that are evaluated: averaged ones where there are."""
-  params = phases.flatten(state.params) | state.ema
-  return {
-    'params': phases.unflatten(params),
-    'batch_stats': state.batch_stats,
+  live = phases.flatten(
+    {'params': state.params, 'batch_stats': state.batch_stats}
+  )
+  averages = {
+    path if path.startswith(_STATS) else f'params/{path}': average
+    for path, average in state.ema.items()
   }
+  # A model without BatchNorm has no statistics to flatten.
+  return {'batch_stats': {}} | phases.unflatten(live | averages)
 
 
 def place(tree: Any) -> Any:
@@ -260,8 +282,11 @@ def make_train_step(
     )
     learns = optax.apply_updates(learns, changes)
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    now = learns | {
+      _STATS + path: value for path, value in phases.flatten(stats).items()
+    }
     ema = {
-      path: decay * average + (1.0 - decay) * learns[path]
+      path: decay * average + (1.0 - decay) * now[path]
       for path, average in state.ema.items()
     }
     before = (
@@ -317,14 +342,13 @@ def _forward(model, learning, start, variables, batch, root, step):
   if learning.prefix != start:
     x = model.apply(variables, x, start=start, stop=learning.prefix)
   x = lax.stop_gradient(x)
-  last = model.points[-1]
   stats = variables.get('batch_stats', {})
-  if learning.prefix != last:
+  if learning.prefix != HEAD_INPUT:
     x, changed = model.apply(
       variables,
       x,
       start=learning.prefix,
-      stop=last,
+      stop=HEAD_INPUT,
       train=frozenset(learning.parts),
       mask=batch['mask'],
       mutable=['batch_stats'],
@@ -339,7 +363,7 @@ def _forward(model, learning, start, variables, batch, root, step):
     logits, kept = model.apply(
       variables,
       x[None],
-      start=last,
+      start=HEAD_INPUT,
       train=frozenset({phases.HEAD} & set(learning.parts)),
       rngs={'dropout': key},
       mutable=['intermediates'],

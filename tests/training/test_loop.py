@@ -187,23 +187,20 @@ def test_epochs_shorter_than_the_interval_save_once_a_phase(
   assert train(memory, tmp_path, config).reads == 0
 
 
-def test_a_loss_that_is_not_finite_names_step_and_images(memory, tmp_path):
+def test_a_loss_that_is_not_finite_names_the_step(memory, tmp_path):
   config = make_config(
     config_lib.phase(
       learns='all', epochs=4, learning_rate=1e30, optimizer='sgd'
     ),
     checkpoint_every=1,
   )
-  with pytest.raises(loop.TrainingError, match=r'at step \d.*image_\d+') as e:
+  with pytest.raises(loop.TrainingError, match=r'at step \d+: ') as e:
     train(memory, tmp_path, config)
-  step = int(str(e.value).split('at step ')[1].split(',')[0])
+  step = int(str(e.value).split('at step ')[1].split(':')[0])
   source = memory.Source(COUNT)
   splits = memory.split(COUNT, VALIDATION)
-  epoch, batch = divmod(step - 1, 2)
-  plan = memory.plan_train(source, splits['train'], config, epoch)
-  shown = plan.index[batch * 8 : batch * 8 + 8]
-  named = str(e.value).split('batch of ')[1].split('. ')[0].split(', ')
-  assert named == [f'image_{i}' for i in shown]
+  # The rate is to blame, and no photograph.
+  assert 'image_' not in str(e.value)
   # No checkpoint holds what came of it.
   run = loop._Run(config, tmp_path, source, splits)
   with loop.checkpoints.Store(tmp_path) as store:

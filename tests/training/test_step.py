@@ -39,7 +39,7 @@ def setup(name, learns, *, head='linear', task=None, **options):
     learns=learns, optimizer='sgd', learning_rate=0.05, weight_decay=0.01
   )
   learning = phases.learning(
-    phase, variables['params'], model.points, steps_per_epoch=3, clip_norm=1.0
+    phase, variables['params'], model.stages, steps_per_epoch=3, clip_norm=1.0
   )
   state = step_lib.begin_phase(
     step_lib.create_state(variables),
@@ -123,6 +123,84 @@ def test_four_devices_train_as_one_would(name, learns):
   ]
   assert set(moved) <= learning.paths
   assert len(moved) > 0.9 * len(learning.paths)
+
+
+@pytest.mark.parametrize('real', [13, 12, 3])
+def test_parts_of_nothing_but_padding_change_nothing(real):
+  """Four parts of 16 on 4 devices; with 3 real ones the last part is empty."""
+  rng = np.random.default_rng(0)
+  batch = make_batch(rng, 16, real)
+  state, update, learning, variables = setup('resnet50', 'all', accumulate=4)
+  state, metrics = train(state, update, [batch], accumulate=4)
+  assert metrics['finite']
+
+  model = models.create('resnet50', 2, width=0.06, depth=0.1)
+  learns, frozen = phases.split(variables['params'], learning.paths)
+
+  def loss(learns, stats, part):
+    logits, changed = model.apply(
+      {'params': phases.unflatten({**frozen, **learns}), 'batch_stats': stats},
+      models.normalize(part['image']),
+      train=True,
+      mutable=['batch_stats'],
+    )
+    return Task().loss(logits, part)[0].sum(), changed['batch_stats']
+
+  gradient = jax.grad(loss, has_aux=True)
+  total, stats = jax.tree.map(np.zeros_like, learns), variables['batch_stats']
+  for k in range(4):
+    rows = [i for i in range(k, 16, 4) if i < real]
+    if rows:
+      part = {key: value[rows] for key, value in batch.items()}
+      grads, stats = gradient(learns, stats, part)
+      total = jax.tree.map(np.add, total, grads)
+  mean = jax.tree.map(lambda g: g / real, total)
+  optimizer = learning.optimizer
+  changes, _ = optimizer.update(mean, optimizer.init(learns), learns)
+  expected = optax.apply_updates(learns, changes)
+  assert_close(state.batch_stats, stats, 1e-5)
+  # A part of a single cell has no variance: its gradient is mere rounding.
+  if real > 3:
+    assert_close(phases.flatten(state.params), {**frozen, **expected}, 1e-4)
+
+
+def test_averaged_weights_come_with_averaged_statistics():
+  rng = np.random.default_rng(0)
+  batches = [make_batch(rng, 8, 8) for _ in range(3)]
+  state, update, _, variables = setup('resnet50', 'all', ema_decay=0.5)
+  expected = phases.flatten(variables['batch_stats'])
+  for number, batch in enumerate(batches):
+    state, _ = train(state, update, [batch])
+    decay = min(0.5, (1 + number) / (10 + number))
+    live = phases.flatten(jax.tree.map(np.asarray, state.batch_stats))
+    expected = {
+      path: decay * expected[path] + (1 - decay) * live[path] for path in live
+    }
+  found = phases.flatten(step_lib.evaluated(state)['batch_stats'])
+  assert_close(found, expected, 1e-6)
+  differ = [p for p in live if not np.allclose(live[p], found[p])]
+  assert len(differ) == len(live)
+
+
+def test_statistics_that_stop_learning_take_their_average():
+  rng = np.random.default_rng(0)
+  state, update, _, variables = setup('resnet50', 'all', ema_decay=0.9)
+  state, _ = train(state, update, [make_batch(rng, 8, 8)] * 2)
+  averages = step_lib.evaluated(state)['batch_stats']['backbone']
+  live = jax.tree.map(np.asarray, state.batch_stats)['backbone']
+  later = phases.learning(
+    config_lib.phase(learns='stage4+head'),
+    variables['params'],
+    learning_points('resnet50'),
+    steps_per_epoch=3,
+  )
+  stats = step_lib.begin_phase(state, later, ema=True).batch_stats['backbone']
+  assert_close(stats['stage1'], averages['stage1'], 0)
+  assert_close(stats['stage4'], live['stage4'], 0)
+
+
+def learning_points(name):
+  return models.create(name, 2).stages
 
 
 def test_frozen_batchnorm_keeps_its_statistics():

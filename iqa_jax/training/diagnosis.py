@@ -1,0 +1,125 @@
+"""Where a training step stopped being finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iqa_jax import models
+from iqa_jax.models.classifier import HEAD_INPUT
+from iqa_jax.tasks import Task
+from iqa_jax.training import phases
+
+
+def of_step(
+  model: nn.Module,
+  task: Task,
+  learning: phases.Learning,
+  variables: Mapping[str, Any],
+  batch: Mapping[str, np.ndarray],
+  *,
+  start: str | None = None,
+) -> str:
+  """Returns where the first value that is not finite arises, as a sentence.
+
+  Photographs are named only if they give such values by themselves: seen
+  alone, under fixed BatchNorm statistics, where no example touches another.
+
+  Args:
+    model: the classifier.
+    task: names the loss.
+    learning: what learned.
+    variables: those before the step; it did not change them.
+    batch: of the pipeline or of a feature cache, unsharded.
+    start: the stage whose results the batch holds as 'features'.
+  """
+  for path, value in phases.flatten(dict(variables)).items():
+    if not np.isfinite(np.asarray(value)).all():
+      return f'{path} was not finite before it'
+  real = np.flatnonzero(np.asarray(batch['mask']) > 0)
+  part = {key: np.asarray(value)[real] for key, value in batch.items()}
+  names = np.asarray(part.pop('image_id')).astype(str)
+  if start is None:
+    x = models.normalize(part['image'])
+  else:
+    x = jnp.asarray(part['features'])
+  model = model.clone(backbone=model.backbone.clone(axis_name=None))
+
+  def stages(train: bool) -> dict[str, np.ndarray]:
+    """Returns whether each example is finite [b], stage by stage."""
+    finite, values, at = {}, x, start
+    frozen = model.stages.index(learning.prefix) if learning.prefix else -1
+    for stage in model.stages[model.stages.index(at) + 1 if at else 0 :]:
+      learns = train and model.stages.index(stage) > frozen
+      values, _ = model.apply(
+        variables,
+        values,
+        start=at,
+        stop=stage,
+        train=frozenset(learning.parts) if learns else False,
+        mutable=['batch_stats', 'intermediates'],
+      )
+      finite[stage], at = _finite_rows(values), stage
+    logits = model.apply(variables, values, start=HEAD_INPUT)
+    loss = task.loss(logits, part)[0]
+    return finite | {'logits': _finite_rows(logits), 'loss': _finite_rows(loss)}
+
+  if not (fine := _finite_rows(x)).all():
+    return f'what the network is given is not finite, of {_list(names[~fine])}'
+  for stage, fine in stages(train=False).items():
+    if not fine.all():
+      whose = 'every image' if not fine.any() else _list(names[~fine])
+      return (
+        f'the first values that are not finite are those of {stage}, of {whose}'
+      )
+  for stage, fine in stages(train=True).items():
+    if not fine.all():
+      return (
+        f'the first values that are not finite are those of {stage}, when '
+        "BatchNorm takes the batch's own statistics; no image alone gives any"
+      )
+  return _of_gradient(model, task, learning, variables, part, x, start)
+
+
+def _of_gradient(model, task, learning, variables, part, x, start) -> str:
+  learns, frozen = phases.split(variables['params'], learning.paths)
+
+  def loss(learns):
+    logits, _ = model.apply(
+      {**variables, 'params': phases.unflatten({**frozen, **learns})},
+      x,
+      start=start,
+      train=frozenset(learning.parts) - {phases.HEAD},
+      mutable=['batch_stats'],
+    )
+    value, weight = task.loss(logits, part)
+    return (value * weight).sum()
+
+  gradients = jax.grad(loss)(learns)
+  # It comes down from the loss: what is nearest to that broke first.
+  order = (*model.points, phases.HEAD)
+  bad = sorted(
+    (p for p, g in gradients.items() if not jnp.isfinite(g).all()),
+    key=lambda path: -order.index(phases.part_of(path)),
+  )
+  if bad:
+    return f'the loss is finite, its gradient is not, by {_list(bad)}'
+  return (
+    'neither the loss nor a gradient is without dropout: the square of the '
+    "gradient's norm, or a dropped unit, must have made it so"
+  )
+
+
+def _finite_rows(values: Any) -> np.ndarray:
+  values = np.asarray(values)
+  return np.isfinite(values.reshape(len(values), -1)).all(1)
+
+
+def _list(names: Any, most: int = 5) -> str:
+  more = f' and {len(names) - most} more' if len(names) > most else ''
+  return ', '.join(map(str, names[:most])) + more
