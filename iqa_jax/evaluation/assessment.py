@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from iqa_jax import labels
-from iqa_jax.evaluation import intervals, metrics, operating_points
+from iqa_jax.evaluation import intervals, metrics, operating_points, resampling
 
 Entry = dict[str, Any]
 TOO_SMALL = 'too small to tell'
@@ -53,7 +53,7 @@ def verdict(
   """
   truth, score, p = np.asarray(truth), np.asarray(score), np.asarray(p)
   called = p >= threshold if called is None else np.asarray(called)
-  draws = intervals.Resamples(patient, resamples)
+  draws = resampling.Resamples(patient, resamples)
   values = {
     **metrics.binary(truth, p, called),
     **metrics.ranking(truth, score),
@@ -97,7 +97,7 @@ def grades(
   truth, p = np.asarray(truth), np.asarray(p)
   called = p.argmax(axis=1) if len(p) else np.zeros(0, int)
   values = metrics.grades(truth, p, called)
-  draws = intervals.Resamples(patient, resamples)
+  draws = resampling.Resamples(patient, resamples)
   limits = intervals.grades(truth, p, called, draws)
   reference = truth if reference is None else np.asarray(reference)
   baseline = metrics.majority(truth, reference, len(names))

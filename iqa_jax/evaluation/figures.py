@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from iqa_jax import labels
-from iqa_jax.evaluation import intervals, metrics, operating_points
+from iqa_jax.evaluation import intervals, metrics, operating_points, resampling
 
 STYLE: dict[Any, Any] = {
   'font.family': 'DejaVu Sans',
@@ -103,9 +103,9 @@ def draw(
         f'{grade["n"]} images; the likeliest grade is called',
       )
     if 0 < truth.sum() < len(truth):
-      draws = intervals.Resamples(c['patient_id'], resamples)
+      draws = resampling.Resamples(c['patient_id'], resamples)
       score = c['p_inadequate']
-      bands = intervals.roc_band(truth, score, draws, _GRID)
+      bands = resampling.roc_band(truth, score, draws, _GRID)
       called = c['verdict'] == labels.INADEQUATE
       other = None
       if 'p_compared' in c:
@@ -333,6 +333,7 @@ def _precision_recall(truth, score, called, band, measured, of, other) -> Drawn:
 
 def _calibration(truth, before, after, patient, result, of) -> Drawn:
   method = result.get('calibration', {}).get('method', 'none')
+  given = "by each fold's calibration" if 'n_folds' in result else 'as given'
   figure = Figure(figsize=(3.6, 4.1), layout='constrained')
   axes, below = figure.subplots(
     2, 1, sharex=True, gridspec_kw={'height_ratios': [3.2, 1]}
@@ -350,7 +351,7 @@ def _calibration(truth, before, after, patient, result, of) -> Drawn:
     color=BLUE,
     markersize=4,
     elinewidth=1,
-    label='as given' if method == 'none' else f'after {method}',
+    label=f'after {method}' if method != 'none' else given,
   )
   axes.set(
     title='Calibration',

@@ -1,170 +1,38 @@
 """How far a number can be trusted: 95 % intervals that know about patients.
 
-Two eyes of a patient are not two independent photographs, so patients are
-resampled, not images. A resample is one row of counts, how often each patient
-was drawn; every metric of all resamples then comes from matrix products over
-patients or from cumulative sums over images sorted once.
+Shares by Wilson's interval, AUCs by the clustered variance of DeLong and
+Obuchowski, everything else by the bootstrap of `resampling`: its standard
+error, on a scale on which the metric's bounds are infinitely far away, because
+the percentiles of the resamples themselves miss a metric near its bound. What
+they cover is measured by `python -m tests.benchmarks coverage`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from iqa_jax.evaluation import calibration, metrics
+from iqa_jax.evaluation import calibration, metrics, resampling
 
-_CHUNK = 64  # resamples computed at a time: what fits a core's cache
 _Z = stats.norm.ppf(0.975)
 FEW = 10  # images of a class, or patients, below which a group can't tell
 WIDE = 0.2  # an interval wider than this can't tell either
-
-
-@dataclasses.dataclass(frozen=True)
-class Resamples:
-  """The patient-clustered bootstrap of a set of images.
-
-  Attributes:
-    patient: [n], the patient of every image.
-    count: number of resamples.
-    seed: of the draws.
-  """
-
-  patient: np.ndarray
-  count: int = 2000
-  seed: int = 0
-
-  @functools.cached_property
-  def column(self) -> np.ndarray:
-    """The number of every image's patient, int [n]."""
-    return np.unique(self.patient, return_inverse=True)[1]
-
-  def chunks(self) -> Iterator[np.ndarray]:
-    """Yields how often each patient was drawn, float32 [c, patients]."""
-    size = int(self.column.max()) + 1
-    for first in range(0, self.count, _CHUNK):
-      rows = min(_CHUNK, self.count - first)
-      rng = np.random.default_rng([self.seed, first])
-      drawn = rng.integers(0, size, (rows, size))
-      drawn += size * np.arange(rows)[:, None]
-      counts = np.bincount(drawn.ravel(), minlength=rows * size)
-      yield counts.reshape(rows, size).astype(np.float32)
-
-  def by_patient(self, table: np.ndarray) -> np.ndarray:
-    """Returns the sums of the rows [n, k] of each patient, [patients, k]."""
-    return np.stack(
-      [np.bincount(self.column, values) for values in table.T], axis=1
-    ).astype(np.float32)
-
-
-def binary_samples(
-  truth: np.ndarray,
-  p: np.ndarray,
-  predicted: np.ndarray,
-  resamples: Resamples,
-  *,
-  score: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-  """Returns every metric of `metrics.binary` in every resample, [count].
-
-  But for the calibration line, whose interval is `calibration_line`'s. NaN
-  where a resample lacks what the metric needs.
-
-  Args:
-    truth: int [n], 0 or 1.
-    p: float [n], probability of class 1.
-    predicted: bool [n], whether class 1 is called.
-    resamples: of the images' patients.
-    score: float [n], what ranks the images; None: p.
-  """
-  truth = np.asarray(truth)
-  p = np.asarray(p, np.float64)
-  cells = _one_hot(truth * 2 + np.asarray(predicted).astype(int), 4)
-  clipped = calibration.clip(p)
-  losses = np.stack(
-    [
-      np.ones(len(p)),
-      -np.where(truth == 1, np.log(clipped), np.log1p(-clipped)),
-      (p - truth) ** 2,
-    ],
-    axis=1,
-  )
-  gaps = _one_hot(metrics.bin_of(p), metrics.BINS) * (p - truth)[:, None]
-  images = _Sorted(truth, p if score is None else score, resamples.column)
-  tables = [resamples.by_patient(t) for t in (cells, losses, gaps)]
-  parts = []
-  for counts in resamples.chunks():
-    confusion, sums, gap = (counts @ t for t in tables)
-    n, log_loss, brier = sums.T
-    parts.append(
-      {
-        **_decisions(confusion.reshape(-1, 2, 2).astype(np.float64)),
-        **images.ranking(counts),
-        'log_loss': log_loss / n,
-        'brier': brier / n,
-        'ece': np.abs(gap).sum(axis=1) / n,
-      }
-    )
-  return _joined(parts)
-
-
-def grade_samples(
-  truth: np.ndarray,
-  p: np.ndarray,
-  predicted: np.ndarray,
-  resamples: Resamples,
-) -> dict[str, np.ndarray]:
-  """Returns every metric of `metrics.grades` in every resample, [count]."""
-  truth, k = np.asarray(truth), np.shape(p)[1]
-  cells = _one_hot(truth * k + np.asarray(predicted), k * k)
-  table = resamples.by_patient(cells)
-  against_rest = [
-    _Sorted(truth == i, p[:, i], resamples.column) for i in range(k)
-  ]
-  parts = []
-  for counts in resamples.chunks():
-    confusion = (counts @ table).reshape(-1, k, k)
-    part = _classes(confusion.astype(np.float64))
-    aucs = [images.auc(counts) for images in against_rest]
-    part |= {f'auc_{i}': auc for i, auc in enumerate(aucs)}
-    part['auc_macro'] = np.mean(aucs, axis=0)
-    parts.append(part)
-  return _joined(parts)
-
-
-def roc_band(
-  truth: np.ndarray, p: np.ndarray, resamples: Resamples, grid: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns pointwise 95 % bands of the ROC and the precision-recall curve.
-
-  Two arrays [2, m]: sensitivity at the false positive rates `grid` [m], and
-  precision at the sensitivities `grid`.
-  """
-  images = _Sorted(truth, p, resamples.column)
-  tprs, precisions = [], []
-  for counts in resamples.chunks():
-    for tp, fp in zip(*images.cumulative(counts), strict=True):
-      if not tp[-1] or not fp[-1]:
-        continue
-      tpr, fpr = tp / tp[-1], fp / fp[-1]
-      tprs.append(np.interp(grid, np.append(0, fpr), np.append(0, tpr)))
-      at = np.minimum(np.searchsorted(tpr, grid - 1e-7), len(tpr) - 1)
-      precisions.append(tp[at] / np.maximum(tp[at] + fp[at], 1))
-  if not tprs:
-    nothing = np.full((2, len(grid)), np.nan)
-    return nothing, nothing
-  return (
-    np.percentile(tprs, [2.5, 97.5], axis=0),
-    np.percentile(precisions, [2.5, 97.5], axis=0),
-  )
+# Patients of a class, below which one in twenty of it can't be seen.
+_TWENTIETH = round(1 / (1 - metrics.FIXED))
+_FIXED_ON = {
+  'sensitivity_at_95_specificity': 0,
+  'specificity_at_95_sensitivity': 1,
+}
+Interval = tuple[float, float]
+_NOTHING: Interval = (np.nan, np.nan)
 
 
 def percentile(samples: np.ndarray) -> tuple[float, float]:
   """Returns the 2.5th and 97.5th percentile of the finite samples [count].
+
+  Of differences, which have no bound nearby.
 
   (NaN, NaN) where more than a twentieth are undefined: what is left would be
   those resamples that happened to flatter.
@@ -262,45 +130,170 @@ def calibration_line(
   }
 
 
+def calibration_error(
+  truth: np.ndarray, p: np.ndarray, patient: np.ndarray
+) -> Interval:
+  """Returns the 95 % interval of the RMS calibration error.
+
+  Of its square, which is unbiased and may be below 0, by the jackknife over
+  patients; then the root of what is above 0.
+  """
+  who = resampling.Resamples(patient)
+  gap = np.asarray(p, np.float64) - truth
+  bins = metrics.bin_of(p)[:, None] == np.arange(metrics.BINS)
+  sums = [
+    who.by_patient(bins * x[:, None]) for x in (np.ones(len(gap)), gap, gap**2)
+  ]
+  size = len(sums[0])
+  if size < 2:
+    return _NOTHING
+  square = metrics.squared_calibration_error(*(t.sum(axis=0) for t in sums))
+  without = metrics.squared_calibration_error(
+    *(t.sum(axis=0) - t for t in sums)
+  )
+  away = (without - without.mean()) * np.sqrt((size - 1) / size)
+  half = _quantile(away, size) * np.sqrt(away @ away)
+  low, high = np.sqrt(np.maximum([square - half, square + half], 0))
+  return float(low), float(high)
+
+
 def binary(
   truth: np.ndarray,
   p: np.ndarray,
   predicted: np.ndarray,
-  resamples: Resamples,
+  resamples: resampling.Resamples,
   *,
   score: np.ndarray | None = None,
-) -> dict[str, tuple[float, float]]:
-  """Returns the 95 % interval of every metric; see `binary_samples`."""
+) -> dict[str, Interval]:
+  """Returns the 95 % interval of every metric of `metrics.binary`.
+
+  Of sensitivity at a fixed specificity, and the reverse, none where fewer than
+  20 patients have the class whose rate is fixed. Where a metric is 1, see
+  `unseen`.
+
+  Args:
+    truth: int [n], 0 or 1.
+    p: float [n], probability of class 1.
+    predicted: bool [n], whether class 1 is called.
+    resamples: of the images' patients.
+    score: float [n], what ranks the images; None: p.
+  """
   if not len(truth):
     names = (*metrics.RANKING, *metrics.DECISIONS, *metrics.PROBABILITIES)
-    return dict.fromkeys(names, (np.nan, np.nan))
-  samples = binary_samples(truth, p, predicted, resamples, score=score)
-  found = {name: percentile(values) for name, values in samples.items()}
-  found |= calibration_line(truth, p, resamples.patient)
-  # Where all are right the bootstrap sees no error that could be made.
+    return dict.fromkeys(names, _NOTHING)
+  truth, called = np.asarray(truth), np.asarray(predicted, bool)
+  score = p if score is None else score
+  patient = resamples.patient
+  values = {
+    **metrics.binary(truth, p, called),
+    **metrics.ranking(truth, score),
+  }
+  # A perfect one may have come out as 0.9999999999999999.
+  values = {name: round(value, 12) for name, value in values.items()}
+  samples = resampling.binary_samples(truth, p, called, resamples, score=score)
+  quantiles = dict.fromkeys(
+    samples, _auc_quantile([truth == 1], [score], patient)
+  )
+  for name, losses in resampling.losses(truth, p).items():
+    away = resamples.by_patient((losses - losses.mean())[:, None])[:, 0]
+    quantiles[name] = _quantile(away, len(away))
+  found = {
+    name: _bounded(
+      values[name],
+      drawn,
+      quantiles[name],
+      metrics.RANGES.get(name, (0.0, 1.0)),
+    )
+    for name, drawn in samples.items()
+  }
+  at_least = unseen(truth, patient)
+  for name, low in at_least.items():
+    if values[name] == 1:
+      found[name] = (low, 1.0)
+    elif values[name] == 0 and name in _FIXED_ON:
+      found[name] = (0.0, 1 - low)
+  for name, fixed in _FIXED_ON.items():
+    if len(np.unique(patient[truth == fixed])) < _TWENTIETH:
+      found[name] = _NOTHING
   for name, kept, hits in (
-    ('accuracy', np.ones(len(truth), bool), truth == predicted),
-    ('sensitivity', truth == 1, predicted),
-    ('specificity', truth == 0, ~np.asarray(predicted, bool)),
-    ('precision', np.asarray(predicted, bool), truth == 1),
-    ('negative_predictive_value', ~np.asarray(predicted, bool), truth == 0),
+    ('accuracy', np.ones(len(truth), bool), truth == called),
+    ('sensitivity', truth == 1, called),
+    ('specificity', truth == 0, ~called),
+    ('precision', called, truth == 1),
+    ('negative_predictive_value', ~called, truth == 0),
   ):
-    if kept.any() and found[name][0] == found[name][1]:
-      found[name] = proportion(hits[kept], resamples.patient[kept])[1:]
-  return found
+    found[name] = proportion(hits[kept], patient[kept])[1:]
+  found['auc'] = auc(truth, score, patient)[1:]
+  found['rms_calibration_error'] = calibration_error(truth, p, patient)
+  return found | calibration_line(truth, p, patient)
 
 
 def grades(
   truth: np.ndarray,
   p: np.ndarray,
   predicted: np.ndarray,
-  resamples: Resamples,
-) -> dict[str, tuple[float, float]]:
+  resamples: resampling.Resamples,
+) -> dict[str, Interval]:
   """Returns the 95 % interval of every metric of `metrics.grades`."""
   if not len(truth):
     return {}
-  samples = grade_samples(truth, p, predicted, resamples)
-  return {name: percentile(values) for name, values in samples.items()}
+  truth, called = np.asarray(truth), np.asarray(predicted)
+  patient, classes = resamples.patient, range(np.shape(p)[1])
+  values = metrics.grades(truth, p, called)
+  samples = resampling.grade_samples(truth, p, called, resamples)
+  quantile = _auc_quantile(
+    [truth == i for i in classes], [p[:, i] for i in classes], patient
+  )
+  found = {
+    name: _bounded(
+      values[name], drawn, quantile, metrics.RANGES.get(name, (0.0, 1.0))
+    )
+    for name, drawn in samples.items()
+  }
+  found['accuracy'] = proportion(truth == called, patient)[1:]
+  for i in classes:
+    for name, kept, hits in (
+      (f'recall_{i}', truth == i, called == i),
+      (f'precision_{i}', called == i, truth == i),
+    ):
+      found[name] = proportion(hits[kept], patient[kept])[1:]
+    found[f'auc_{i}'] = auc(truth == i, p[:, i], patient)[1:]
+  return found
+
+
+def unseen(truth: np.ndarray, patient: np.ndarray) -> dict[str, float]:
+  """Returns the least that ranking and decisions could be where none err.
+
+  No error among k patients still allows a share of 1 - 0.025**(1 / k) of them
+  (Clopper & Pearson 1934; about 3.7 / k): each metric is given as it is when
+  that share of either class lies at the wrong end of the other, whichever is
+  worse. Of sensitivity (specificity) at a fixed rate, and of no other, the
+  class alone whose share it is. NaN without both classes.
+  """
+  truth = np.asarray(truth)
+  rows = []
+  for label, wrong_end in ((1, -1), (0, 2)):
+    inside = truth == label
+    share = 1 - 0.025 ** (1 / max(len(np.unique(patient[inside])), 1))
+    # Every image twice: where it is, and moved, weighing 1 - share and share.
+    weight = np.concatenate([1 - share * inside, share * inside])
+    twice = np.tile(truth, 2)
+    apart = truth + np.arange(len(truth)) / (2 * len(truth))  # no ties
+    score = np.concatenate([apart, np.where(inside, wrong_end, apart)])
+    images = resampling.Sorted(twice, score, np.arange(len(twice)))
+    cells = twice * 2 + (score >= 1)
+    rows.append(
+      {
+        **resampling.decisions(np.bincount(cells, weight, 4).reshape(1, 2, 2)),
+        **images.ranking(weight[None].astype(np.float32)),
+      }
+    )
+  found = {
+    name: float(min(rows[0][name][0], rows[1][name][0])) for name in rows[0]
+  }
+  for name, fixed in _FIXED_ON.items():
+    found[name] = float(rows[fixed][name][0])
+  return found
 
 
 def delong(
@@ -321,63 +314,41 @@ def delong(
   Raises:
     ValueError: fewer than two images of a class.
   """
-  truth, scores = np.asarray(truth), np.atleast_2d(scores)
-  positive, negative = truth == 1, truth == 0
-  m, n = positive.sum(), negative.sum()
-  if m < 2 or n < 2:
-    raise ValueError(
-      f'DeLong needs two images of each class, found {m} inadequate and {n} '
-      'adequate'
-    )
-  # Placement values by midranks (Sun & Xu 2014).
-  rank = np.stack([stats.rankdata(s) for s in scores])
-  above = np.stack([stats.rankdata(s[positive]) for s in scores])
-  below = np.stack([stats.rankdata(s[negative]) for s in scores])
-  v10 = (rank[:, positive] - above) / n
-  v01 = 1 - (rank[:, negative] - below) / m
-  auc = v10.mean(axis=1)
-  if patient is None:
-    column = np.arange(len(truth))
-  else:
-    column = np.unique(patient, return_inverse=True)[1]
-  size = column.max() + 1
-
-  def cluster_sums(values, which):
-    centred = values - auc[:, None]
-    return np.stack([np.bincount(column[which], v, size) for v in centred])
-
-  a, b = cluster_sums(v10, positive), cluster_sums(v01, negative)
-  with_positive = len(np.unique(column[positive]))
-  with_negative = len(np.unique(column[negative]))
-  mixed = a @ b.T * size / (size - 1)
-  if with_positive < 2 or with_negative < 2:
-    raise ValueError('DeLong needs two patients of each class')
+  value, above, below, patients = _contributions(truth, scores, patient)
+  size = above.shape[1]
+  mixed = above @ below.T * size / (size - 1)
   covariance = (
-    a @ a.T * with_positive / (with_positive - 1) / m**2
-    + b @ b.T * with_negative / (with_negative - 1) / n**2
-    + (mixed + mixed.T) / (m * n)
+    above @ above.T * patients[1] / (patients[1] - 1)
+    + below @ below.T * patients[0] / (patients[0] - 1)
+    + mixed
+    + mixed.T
   )
-  return auc, covariance
+  return value, covariance
 
 
 def auc(
   truth: np.ndarray, score: np.ndarray, patient: np.ndarray
 ) -> tuple[float, float, float]:
-  """Returns an AUC and its 95 % interval: Obuchowski's variance, logit scale.
+  """Returns an AUC and its 95 % interval.
 
-  NaN where either class has fewer than two images or patients.
+  Obuchowski's variance on the logit scale, and Student's t of as many degrees
+  of freedom as that variance has (Satterthwaite 1946): near 1 few patients
+  make all of it. At 1, where there is none, as `unseen` says. NaN where either
+  class has fewer than two images or patients.
   """
+  truth = np.asarray(truth).astype(int)
   try:
     [value], [[variance]] = delong(truth, score, patient)
   except ValueError:
     value = metrics.ranking(truth, score)['auc']
     return float(value), np.nan, np.nan
-  if not 0 < value < 1:
-    return float(value), np.nan, np.nan
-  at = np.log(value / (1 - value))
-  half = _Z * np.sqrt(max(variance, 0.0)) / (value * (1 - value))
-  low, high = calibration.sigmoid(np.array([at - half, at + half]))
-  return float(value), float(low), float(high)
+  if value == 1:
+    return 1.0, unseen(truth, patient)['auc'], 1.0
+  if value == 0:
+    return 0.0, 0.0, 1 - unseen(truth, patient)['auc']
+  error = np.sqrt(max(variance, 0.0))
+  quantile = _auc_quantile([truth == 1], [score], patient)
+  return float(value), *_logit(value, error * quantile, (0.0, 1.0))
 
 
 def compare_auc(
@@ -424,161 +395,119 @@ def too_small(truth: np.ndarray, patient: np.ndarray) -> str:
   return ', '.join(few)
 
 
-class _Sorted:
-  """Images in the order of their scores, highest first."""
+def _contributions(
+  truth: np.ndarray, scores: np.ndarray, patient: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
+  """Returns what each patient's images of either class add to AUCs.
 
-  def __init__(self, truth, score, column):
-    score = np.asarray(score)
-    order = np.argsort(-score, kind='stable')
-    self._column = column[order]
-    self._truth = np.asarray(truth)[order].astype(np.float32)
-    ordered = score[order]
-    last = np.append(np.diff(ordered) != 0, True)
-    # The last of each group of equal scores, where a threshold can lie.
-    self._ends = None if last.all() else np.nonzero(last)[0]
+  Returns:
+    the AUCs [m]; of the images of class 1 and of class 0, the sums by patient
+    of their placement values less the AUC, over the images of the class,
+    [m, patients] each; the patients of class 0 and of class 1.
 
-  def cumulative(self, counts):
-    """Returns true and false positives [c, g] at every threshold."""
-    weight = np.take(counts, self._column, axis=1)
-    # float32 counts up to 2**24 images exactly.
-    tp = np.cumsum(weight * self._truth, axis=1)
-    fp = np.cumsum(weight, axis=1) - tp
-    if self._ends is not None:
-      tp, fp = tp[:, self._ends], fp[:, self._ends]
-    return tp, fp
-
-  def auc(self, counts) -> np.ndarray:
-    tp, fp = self.cumulative(counts)
-    lost, gained = np.diff(fp, prepend=0), np.diff(tp, prepend=0)
-    pairs = tp[:, -1].astype(np.float64) * fp[:, -1]
-    return _ratio(_dot(lost, tp - gained / 2), pairs)
-
-  def ranking(self, counts) -> dict[str, np.ndarray]:
-    tp, fp = self.cumulative(counts)
-    positive = tp[:, -1].astype(np.float64)
-    negative = fp[:, -1].astype(np.float64)
-    gained, lost = np.diff(tp, prepend=0), np.diff(fp, prepend=0)
-    rows = np.arange(len(tp))
-    with np.errstate(invalid='ignore', divide='ignore'):
-      area = _dot(lost, tp - gained / 2)
-      precise = _dot(gained, tp / np.maximum(tp + fp, 1))
-      # How many thresholds keep the specificity, or miss the sensitivity.
-      allowed = (1 - metrics.FIXED) * negative * (1 + 1e-6)
-      kept = (fp <= allowed[:, None]).sum(axis=1)
-      needed = metrics.FIXED * positive * (1 - 1e-6)
-      missed = (tp < needed[:, None]).sum(axis=1)
-      at_specificity = np.where(kept > 0, tp[rows, np.maximum(kept - 1, 0)], 0)
-      at_sensitivity = fp[rows, np.minimum(missed, tp.shape[1] - 1)]
-      found = {
-        'auc': area / (positive * negative),
-        'average_precision': precise / positive,
-        'partial_auc': self._partial(tp, fp, lost, gained, positive, negative),
-        'sensitivity_at_95_specificity': at_specificity / positive,
-        'specificity_at_95_sensitivity': 1 - at_sensitivity / negative,
-      }
-    single = (positive == 0) | (negative == 0)
-    return {k: np.where(single, np.nan, v) for k, v in found.items()}
-
-  def _partial(self, tp, fp, lost, gained, positive, negative):
-    limit = metrics.MAX_FPR
-    edge = (limit * negative)[:, None]
-    # No threshold beyond the first that every row has past the limit counts.
-    stop = int((fp < edge).sum(axis=1).max()) + 1
-    tp, fp, lost, gained = (x[:, :stop] for x in (tp, fp, lost, gained))
-    width = np.clip(edge - (fp - lost), 0, lost)
-    rise = np.where(lost > 0, gained * width / np.maximum(lost, 1), 0)
-    area = (width * (tp - gained + rise / 2)).sum(axis=1)
-    area = area / (positive * negative)
-    least, most = limit**2 / 2, limit
-    return 0.5 * (1 + (area - least) / (most - least))
-
-
-def _one_hot(index, count):
-  return (np.asarray(index)[:, None] == np.arange(count)).astype(np.float64)
-
-
-def _dot(a, b):
-  """Returns the sums float64 [c] of a * b [c, g]."""
-  return (a * b).sum(axis=1, dtype=np.float64)
-
-
-def _ratio(part, whole):
-  return np.divide(
-    part, whole, out=np.full(len(whole), np.nan), where=whole > 0
-  )
-
-
-def _joined(parts):
-  return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-
-
-def _decisions(confusion) -> dict[str, np.ndarray]:
-  common = _classes(confusion)
-  both = (confusion.sum(axis=2) > 0).all(axis=1)
-  renamed = {
-    'sensitivity': common['recall_1'],
-    'specificity': common['recall_0'],
-    'precision': common['precision_1'],
-    'negative_predictive_value': common['precision_0'],
-    'f1': common['f1_1'],
-    'f1_adequate': common['f1_0'],
-  }
-  needing_both = (
-    'balanced_accuracy',
-    'f1_macro',
-    'f1_weighted',
-    'mcc',
-    'kappa',
-  )
-  return {
-    'accuracy': common['accuracy'],
-    **renamed,
-    **{k: np.where(both, common[k], np.nan) for k in needing_both},
-  }
-
-
-def _classes(confusion) -> dict[str, np.ndarray]:
-  """Returns the metrics of confusion matrices [c, k, k], rows the truth."""
-  k = confusion.shape[1]
-  hit = np.einsum('cii->ci', confusion)
-  true, called = confusion.sum(axis=2), confusion.sum(axis=1)
-  n = true.sum(axis=1)
-  away = (np.arange(k)[:, None] - np.arange(k)) ** 2
-  expected = true[:, :, None] * called[:, None, :] / n[:, None, None]
-  with np.errstate(invalid='ignore', divide='ignore'):
-    recall, precision = hit / true, hit / called
-    f1 = 2 * hit / (true + called)
-    right = hit.sum(axis=1)
-    chance = (true * called).sum(axis=1)
-    scale = np.sqrt(
-      (n**2 - (true**2).sum(axis=1)) * (n**2 - (called**2).sum(axis=1))
+  Raises:
+    ValueError: fewer than two images or patients of a class.
+  """
+  truth, scores = np.asarray(truth), np.atleast_2d(scores)
+  positive, negative = truth == 1, truth == 0
+  m, n = positive.sum(), negative.sum()
+  if m < 2 or n < 2:
+    raise ValueError(
+      f'DeLong needs two images of each class, found {m} inadequate and {n} '
+      'adequate'
     )
-    covariance = right * n - chance
-    several = (true > 0).sum(axis=1) > 1
-    result = {
-      'accuracy': right / n,
-      'balanced_accuracy': np.where(several, _mean_defined(recall), np.nan),
-      'f1_macro': _mean_defined(f1),
-      'f1_weighted': np.where(true > 0, f1 * true, 0).sum(axis=1) / n,
-      'mcc': np.where(
-        several, np.where(scale > 0, covariance / scale, 0.0), np.nan
-      ),
-      'kappa': np.where(several, covariance / (n**2 - chance), np.nan),
-      'quadratic_kappa': np.where(
-        several,
-        1
-        - (confusion * away).sum(axis=(1, 2))
-        / (expected * away).sum(axis=(1, 2)),
-        np.nan,
-      ),
-    }
-  for i in range(k):
-    result[f'recall_{i}'] = recall[:, i]
-    result[f'precision_{i}'] = precision[:, i]
-    result[f'f1_{i}'] = f1[:, i]
-  return result
+  if patient is None:
+    column = np.arange(len(truth))
+  else:
+    column = np.unique(patient, return_inverse=True)[1]
+  patients = (
+    len(np.unique(column[negative])),
+    len(np.unique(column[positive])),
+  )
+  if min(patients) < 2:
+    raise ValueError('DeLong needs two patients of each class')
+  # Placement values by midranks (Sun & Xu 2014).
+  rank = np.stack([stats.rankdata(s) for s in scores])
+  v10 = rank[:, positive] - [stats.rankdata(s[positive]) for s in scores]
+  v01 = rank[:, negative] - [stats.rankdata(s[negative]) for s in scores]
+  v10, v01 = v10 / n, 1 - v01 / m
+  value = v10.mean(axis=1)
+
+  def by_patient(values, which):
+    centred = (values - value[:, None]) / which.sum()
+    size = column.max() + 1
+    return np.stack([np.bincount(column[which], v, size) for v in centred])
+
+  return value, by_patient(v10, positive), by_patient(v01, negative), patients
 
 
-def _mean_defined(values):
-  defined = np.isfinite(values)
-  return np.where(defined, values, 0).sum(axis=1) / defined.sum(axis=1)
+def _auc_quantile(
+  truths: list[np.ndarray], scores: list[np.ndarray], patient: np.ndarray
+) -> float:
+  """Returns Student's 97.5th percentile for metrics of a ranking.
+
+  Of the mean of the AUCs of several rankings. The other metrics depend on the
+  same few images that are hard to tell as AUC does.
+  """
+  parts, few = [], len(np.unique(patient))
+  for truth, score in zip(truths, scores, strict=True):
+    try:
+      _, above, below, patients = _contributions(truth, score, patient)
+    except ValueError:
+      continue
+    parts.append(above[0] + below[0])
+    few = min(few, *patients)
+  return _quantile(np.mean(parts, axis=0) if parts else np.zeros(1), few)
+
+
+def _quantile(away: np.ndarray, few: int) -> float:
+  """Returns Student's 97.5th percentile for a sum of contributions.
+
+  Its degrees of freedom are those of the estimated variance (Satterthwaite
+  1946): 2 variance^2 / Var(variance), at most the patients less 1.
+
+  Args:
+    away: float [patients], contributions around 0.
+    few: the patients of the rarer class.
+  """
+  square, fourth = (away**2).sum(), (away**4).sum()
+  degrees = float(max(few - 1, 1))
+  spread = fourth - square**2 / len(away)
+  if spread > 1e-9 * fourth:
+    degrees = min(degrees, 2 * square**2 / spread)
+  return float(stats.t.ppf(0.975, degrees))
+
+
+def _bounded(
+  value: float, samples: np.ndarray, quantile: float, bounds: Interval
+) -> Interval:
+  """Returns the interval of a metric by the spread of its resamples [count].
+
+  (NaN, NaN) where more than a twentieth are undefined: what is left would be
+  those resamples that happened to flatter.
+  """
+  finite = samples[np.isfinite(samples)]
+  if len(finite) < 0.95 * len(samples) or len(finite) < 2:
+    return _NOTHING
+  return _logit(value, quantile * float(finite.std(ddof=1)), bounds)
+
+
+def _logit(value: float, half: float, bounds: Interval) -> Interval:
+  """Returns value -+ half, bent so that it stays inside the bounds.
+
+  On the scale of log((value - low) / (high - value)), or of the logarithm
+  where there is no upper bound. At a bound, a point.
+  """
+  low, high = bounds
+  if not np.isfinite(value):
+    return _NOTHING
+  if not low < value < high:
+    return float(value), float(value)
+  if np.isinf(high):
+    step = np.exp(half / (value - low))
+    return float(low + (value - low) / step), float(low + (value - low) * step)
+  width = high - low
+  at = np.log((value - low) / (high - value))
+  step = half * width / ((value - low) * (high - value))
+  ends = calibration.sigmoid(np.array([at - step, at + step]))
+  return float(low + width * ends[0]), float(low + width * ends[1])

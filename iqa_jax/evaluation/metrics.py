@@ -16,7 +16,7 @@ from sklearn import metrics as sk
 from iqa_jax import labels
 from iqa_jax.evaluation import calibration
 
-BINS = 15  # of equal width, for the expected calibration error
+BINS = 15  # of equal width, for the calibration error
 MAX_FPR = 0.1  # up to which the partial AUC looks
 FIXED = 0.95  # specificity (sensitivity) at which the other one is given
 
@@ -44,7 +44,7 @@ DECISIONS = (
 PROBABILITIES = (
   'log_loss',
   'brier',
-  'ece',
+  'rms_calibration_error',
   'calibration_slope',
   'calibration_intercept',
 )
@@ -52,6 +52,7 @@ PROBABILITIES = (
 RANGES = {
   'mcc': (-1.0, 1.0),
   'kappa': (-1.0, 1.0),
+  'quadratic_kappa': (-1.0, 1.0),
   'log_loss': (0.0, math.inf),
   'calibration_slope': (-math.inf, math.inf),
   'calibration_intercept': (-math.inf, math.inf),
@@ -78,7 +79,7 @@ TITLES = {
   'auc_macro': 'ROC AUC, mean of one against the rest',
   'log_loss': 'Log loss',
   'brier': 'Brier score',
-  'ece': f'Expected calibration error ({BINS} bins)',
+  'rms_calibration_error': f'RMS calibration error ({BINS} bins, debiased)',
   'calibration_slope': 'Calibration slope',
   'calibration_intercept': 'Calibration intercept',
 }
@@ -187,20 +188,43 @@ def probabilities(truth: np.ndarray, p: np.ndarray) -> dict[str, float]:
   return {
     'log_loss': float(sk.log_loss(truth, calibration.clip(p), labels=[0, 1])),
     'brier': float(np.mean((p - truth) ** 2)),
-    'ece': expected_calibration_error(truth, p),
+    'rms_calibration_error': rms_calibration_error(truth, p),
     'calibration_slope': calibration.fit_line(odds, truth)[1],
     'calibration_intercept': calibration.fit_intercept(odds, truth),
   }
 
 
-def expected_calibration_error(truth: np.ndarray, p: np.ndarray) -> float:
-  """Returns the mean |share of class 1 - mean p| over BINS, by their size.
+def rms_calibration_error(truth: np.ndarray, p: np.ndarray) -> float:
+  """Returns the root mean square of share of class 1 - mean p over BINS.
 
-  Guo et al. 2017, eq. 3, of the probability of class 1.
+  Bins weigh as many images as they have. Debiased after Kumar et al. 2019
+  (Verified Uncertainty Calibration): the plain mean of |share - mean p|, the
+  expected calibration error of Guo et al. 2017, is far from 0 for a perfectly
+  calibrated forecaster of few images, and no bootstrap surrounds it. 0 where
+  no more than chance is seen.
   """
   which = bin_of(p)
-  gap = np.bincount(which, np.asarray(p) - np.asarray(truth), BINS)
-  return float(np.abs(gap).sum() / len(which))
+  gap = np.asarray(p, np.float64) - np.asarray(truth)
+  sums = (np.bincount(which, x, BINS) for x in (np.ones(len(gap)), gap, gap**2))
+  square = squared_calibration_error(*sums)
+  return float(np.sqrt(np.maximum(square, 0.0)))
+
+
+def squared_calibration_error(
+  count: np.ndarray, gap: np.ndarray, square: np.ndarray
+) -> np.ndarray:
+  """Returns the unbiased estimate of the mean squared gap over bins [...].
+
+  The mean product of two different images' gaps of a bin, by the bins' size;
+  below 0 where chance makes it so. A bin of one image says nothing: 0.
+
+  Args:
+    count: [..., bins], images of each bin.
+    gap: [..., bins], sums of p - truth over them.
+    square: [..., bins], sums of (p - truth)**2.
+  """
+  product = (gap**2 - square) / np.maximum(count - 1, 1)
+  return np.where(count > 1, product, 0).sum(axis=-1) / count.sum(axis=-1)
 
 
 def bin_of(p: np.ndarray) -> np.ndarray:

@@ -14,7 +14,13 @@ import numpy as np
 
 from iqa_jax import errors, labels, run_directory
 from iqa_jax.data import records, tables
-from iqa_jax.evaluation import assessment, breakdowns, intervals, metrics
+from iqa_jax.evaluation import (
+  assessment,
+  breakdowns,
+  intervals,
+  metrics,
+  resampling,
+)
 
 _NAMES = (
   *('image_id', 'image_name', 'image', 'filename', 'file_name', 'file'),
@@ -314,9 +320,9 @@ def _compare(truth, first, second, patient, resamples) -> dict[str, Any]:
       {**metrics.binary(truth, p, called), **metrics.ranking(truth, ranks)}
     )
     # The same draws for both: the differences are paired.
-    draws = intervals.Resamples(patient, resamples)
+    draws = resampling.Resamples(patient, resamples)
     samples.append(
-      intervals.binary_samples(truth, p, called, draws, score=ranks)
+      resampling.binary_samples(truth, p, called, draws, score=ranks)
     )
   differences = {}
   for name in samples[0]:

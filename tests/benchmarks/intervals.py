@@ -22,7 +22,7 @@ def run(
   repeats: int = 3,
 ) -> list[common.Row]:
   """Times all resamples of our bootstrap, and some of the loop's."""
-  from iqa_jax.evaluation import intervals, metrics
+  from iqa_jax.evaluation import intervals, metrics, resampling
 
   if smoke:
     images, resamples, repeats = 500, 50, 1
@@ -33,10 +33,10 @@ def run(
   called = p >= 0.5
 
   def ours():
-    intervals.binary(truth, p, called, intervals.Resamples(patient, resamples))
+    intervals.binary(truth, p, called, resampling.Resamples(patient, resamples))
 
   looped = 3
-  column = intervals.Resamples(patient).column
+  column = resampling.Resamples(patient).column
 
   def loop():
     draws = np.random.default_rng(0)

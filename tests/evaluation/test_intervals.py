@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from iqa_jax.evaluation import intervals, metrics
+from iqa_jax.evaluation import intervals, metrics, resampling
+from tests.benchmarks import coverage
 
 
 def drawn(n=120, seed=0, ties=False, per_patient=2):
@@ -21,8 +22,8 @@ def drawn(n=120, seed=0, ties=False, per_patient=2):
 def test_every_resample_is_what_scikit_learn_says_of_it(ties):
   truth, p, patient = drawn(ties=ties)
   called = p >= 0.45
-  draws = intervals.Resamples(patient, 40)
-  found = intervals.binary_samples(truth, p, called, draws)
+  draws = resampling.Resamples(patient, 40)
+  found = resampling.binary_samples(truth, p, called, draws)
   counts = np.concatenate(list(draws.chunks()))
   assert (counts.sum(axis=1) == len(np.unique(patient))).all()
   for i, row in enumerate(counts):
@@ -39,8 +40,8 @@ def test_every_resample_of_grades_is_what_scikit_learn_says_of_it():
   truth = rng.choice(3, 60, p=[0.6, 0.35, 0.05])
   p = rng.random((60, 3)) + 0.7 * np.eye(3)[truth]
   called = p.argmax(axis=1)
-  draws = intervals.Resamples(np.arange(60) // 2, 40)
-  found = intervals.grade_samples(truth, p, called, draws)
+  draws = resampling.Resamples(np.arange(60) // 2, 40)
+  found = resampling.grade_samples(truth, p, called, draws)
   for i, row in enumerate(np.concatenate(list(draws.chunks()))):
     again = np.repeat(np.arange(60), row[draws.column].astype(int))
     expected = metrics.grades(truth[again], p[again], called[again])
@@ -51,14 +52,14 @@ def test_every_resample_of_grades_is_what_scikit_learn_says_of_it():
 
 
 def test_patients_stay_together_and_chunks_do_not_matter(monkeypatch):
-  draws = intervals.Resamples(np.repeat(['a', 'b', 'c'], 4), 200, seed=3)
+  draws = resampling.Resamples(np.repeat(['a', 'b', 'c'], 4), 200, seed=3)
   counts = np.concatenate(list(draws.chunks()))
   assert counts.shape == (200, 3)
   # Drawn with replacement: mean 1, variance 1 - 1/3.
   assert counts.mean() == pytest.approx(1)
   assert counts.var() == pytest.approx(2 / 3, abs=0.1)
   again = np.concatenate(
-    list(intervals.Resamples(draws.patient, 200, 3).chunks())
+    list(resampling.Resamples(draws.patient, 200, 3).chunks())
   )
   np.testing.assert_array_equal(counts, again)
 
@@ -68,7 +69,7 @@ def test_clustering_widens_intervals_of_patients_who_agree_with_themselves():
   truth = np.repeat(rng.integers(0, 2, 60), 5)
   p = np.repeat(rng.random(60), 5) * 0.6 + 0.3 * truth
   by_patient, by_image = (
-    intervals.binary(truth, p, p > 0.5, intervals.Resamples(who, 1000))['auc']
+    intervals.binary(truth, p, p > 0.5, resampling.Resamples(who, 1000))['auc']
     for who in (np.arange(300) // 5, np.arange(300))
   )
   ratio = (by_patient[1] - by_patient[0]) / (by_image[1] - by_image[0])
@@ -106,8 +107,8 @@ def test_delong_is_that_of_all_pairs(ties):
 def test_clustered_delong_agrees_with_the_clustered_bootstrap():
   truth, p, patient = drawn(800, per_patient=4)
   _, covariance = intervals.delong(truth, p[None], patient)
-  draws = intervals.Resamples(patient, 2000)
-  samples = intervals.binary_samples(truth, p, p > 0.5, draws)['auc']
+  draws = resampling.Resamples(patient, 2000)
+  samples = resampling.binary_samples(truth, p, p > 0.5, draws)['auc']
   assert np.sqrt(covariance[0, 0]) == pytest.approx(samples.std(), rel=0.1)
 
 
@@ -167,7 +168,7 @@ def test_all_right_is_not_certainly_always_right():
     truth,
     np.where(truth, 0.9, 0.1),
     truth == 1,
-    intervals.Resamples(np.arange(20), 200),
+    resampling.Resamples(np.arange(20), 200),
   )
   assert found['sensitivity'][0] < 0.8 and found['sensitivity'][1] == 1
 
@@ -188,8 +189,8 @@ def test_calibration_line_interval_covers_the_truth():
 def test_band_surrounds_the_curve():
   truth, p, patient = drawn(600)
   grid = np.linspace(0, 1, 11)
-  roc, precision = intervals.roc_band(
-    truth, p, intervals.Resamples(patient, 200), grid
+  roc, precision = resampling.roc_band(
+    truth, p, resampling.Resamples(patient, 200), grid
   )
   for i, fpr in enumerate(grid[1:-1], start=1):
     at = np.quantile(p[truth == 0], 1 - fpr)
@@ -197,3 +198,106 @@ def test_band_surrounds_the_curve():
     assert roc[0, i] <= sensitivity + 0.02 and sensitivity - 0.02 <= roc[1, i]
   assert (precision[0, 1:] <= precision[1, 1:]).all()
   assert precision[0, -1] == pytest.approx(truth.mean(), abs=0.1)
+
+
+@pytest.mark.parametrize('patients', [34, 100, 400])
+@pytest.mark.parametrize('auc', [0.85, 0.95, 0.99])
+def test_the_interval_of_an_auc_covers_it(patients, auc):
+  # 95 % less twice the standard error of 300.
+  assert coverage.auc_covered(patients, auc, 300) >= 92.5
+
+
+@pytest.mark.parametrize('missed', [0.05, 0.1])
+def test_an_auc_of_1_is_not_certain_when_some_are_missed_altogether(missed):
+  # What the images that are missed do not show: they are not among them.
+  assert coverage.auc_covered(34, 1 - 1e-12, 300, missed=missed) >= 92.5
+
+
+@pytest.mark.parametrize('auc', [0.85, 0.99])
+def test_the_intervals_of_ranking_metrics_cover_them(auc):
+  found = coverage.covered(34, auc, 120, 150)
+  for name in metrics.RANKING:
+    ours, percentiles, absent = found[name]
+    if name == 'specificity_at_95_sensitivity':
+      assert absent > 95  # 17 Inadequate: one in twenty of them can't be seen
+    else:
+      assert ours >= 91, name
+      if auc == 0.99 and name != 'sensitivity_at_95_specificity':
+        assert percentiles < 85, name
+
+
+def test_the_interval_at_an_auc_of_1_is_clopper_and_pearsons():
+  truth, patient = np.repeat([0, 1], [60, 20]), np.arange(80) // 2
+  value, low, high = intervals.auc(truth, truth + 0.0, patient)
+  exact = stats.binomtest(10, 10).proportion_ci().low
+  assert (value, high) == (1, 1) and low == pytest.approx(exact, abs=1e-6)
+  assert intervals.auc(truth, 1.0 - truth, patient) == (0, 0, 1 - low)
+  # A share of negatives above all positives: the area below r / (r + c).
+  least = intervals.unseen(truth, patient)
+  share = 1 - stats.binomtest(30, 30).proportion_ci().low
+  c = share * 3
+  area = 1 - c * np.log((1 + c) / c)
+  assert least['average_precision'] == pytest.approx(area, abs=0.02)
+  assert least['f1'] < 1 and least['mcc'] < 1
+
+
+def test_an_auc_that_hangs_on_one_patient_has_a_wider_interval():
+  truth = np.tile([0, 1], 100)
+  patient = np.arange(200) // 2
+  score = truth + np.linspace(0, 0.5, 200)
+  score[1] = 0.3
+  [value], [[variance]] = intervals.delong(truth, score, patient)
+  half = np.sqrt(variance) / (value * (1 - value))
+  low, high = intervals.auc(truth, score, patient)[1:]
+  width = special.logit(high) - special.logit(low)
+  # Two degrees of freedom, not 99.
+  assert width == pytest.approx(2 * half * stats.t.ppf(0.975, 2), rel=0.2)
+
+
+def test_without_a_class_there_is_no_interval_of_what_needs_it():
+  found = intervals.binary(
+    np.zeros(40, int),
+    np.linspace(0, 0.4, 40),
+    np.zeros(40, bool),
+    resampling.Resamples(np.arange(40), 50),
+  )
+  for name in ('auc', 'partial_auc', 'sensitivity', 'mcc', 'precision'):
+    assert np.isnan(found[name]).all(), name
+  assert found['specificity'] == pytest.approx(
+    (1 / (1 + 1.96**2 / 40), 1), 1e-4
+  )
+
+
+@pytest.mark.parametrize('slope', [1.0, 0.4])
+def test_the_interval_of_the_calibration_error_holds_it_and_its_estimate(slope):
+  def draw(rng, patients):
+    odds = rng.normal(0, 2, patients)[:, None] + rng.normal(0, 1, (patients, 2))
+    # Both eyes are right together.
+    own, other = rng.random((2, patients, 2))
+    level = np.where(rng.random((patients, 1)) < 0.5, own[:, :1], other)
+    truth = level < special.expit(slope * odds)
+    return truth.ravel().astype(int), special.expit(odds).ravel()
+
+  true = metrics.rms_calibration_error(*draw(np.random.default_rng(9), 200_000))
+  assert true == pytest.approx(0, abs=0.01) if slope == 1 else true > 0.1
+  covered, biased = [], []
+  for seed in range(150):
+    truth, p = draw(np.random.default_rng(seed), 100)
+    low, high = intervals.calibration_error(truth, p, np.arange(200) // 2)
+    value = metrics.rms_calibration_error(truth, p)
+    assert low <= value <= high
+    covered.append(low - 0.01 <= true <= high)
+    biased.append(value - true)
+  assert np.mean(covered) >= 0.92
+  # A root can't be below 0, so that some is left.
+  assert abs(np.mean(biased)) < 0.04
+
+
+def test_grades_that_are_all_right_are_not_certain():
+  truth = np.arange(90) % 3
+  p = np.eye(3)[truth] * 0.8 + 0.1
+  found = intervals.grades(
+    truth, p, truth, resampling.Resamples(np.arange(90) // 2, 50)
+  )
+  for name in ('accuracy', 'recall_0', 'precision_2', 'auc_1'):
+    assert found[name][0] < 0.95 and found[name][1] == 1, name

@@ -89,18 +89,42 @@ def test_calibration_line_is_the_logistic_regression():
   assert found['log_loss'] == pytest.approx(sk.log_loss(truth, p))
 
 
-def test_expected_calibration_error_bin_by_bin():
+def test_calibration_error_pair_by_pair():
   truth, p = drawn()
+  gap = p - truth
   total = 0.0
   for i in range(15):
     upper = p <= 1 if i == 14 else p < (i + 1) / 15
-    inside = (p >= i / 15) & upper
-    if inside.any():
-      gap = abs(truth[inside].mean() - p[inside].mean())
-      total += inside.mean() * gap
-  assert metrics.expected_calibration_error(truth, p) == pytest.approx(total)
+    inside = np.flatnonzero((p >= i / 15) & upper)
+    if len(inside) > 1:
+      products = np.outer(gap[inside], gap[inside])
+      pairs = products.sum() - np.trace(products)
+      pairs /= len(inside) * (len(inside) - 1)
+      total += len(inside) / len(p) * pairs
+  found = metrics.rms_calibration_error(truth, p)
+  assert found == pytest.approx(np.sqrt(total))
   # Of a perfect forecaster it is 0; 0 and 1 are in bins.
-  assert metrics.expected_calibration_error(truth, truth.astype(float)) == 0
+  assert metrics.rms_calibration_error(truth, truth.astype(float)) == 0
+
+
+@pytest.mark.parametrize('slope', [1.0, 0.5])
+def test_squared_calibration_error_is_unbiased(slope):
+  rng = np.random.default_rng(0)
+  odds = rng.normal(0, 2, 100)
+  p, true = special.expit(odds), special.expit(slope * odds)
+  bins = metrics.bin_of(p)[:, None] == np.arange(15)
+  size = bins.sum(axis=0)
+  kept = size > 1
+  exact = np.sum(((p - true) @ bins)[kept] ** 2 / size[kept]) / 100
+  found = []
+  for _ in range(2000):
+    gap = p - (rng.random(100) < true)
+    sums = (x @ bins for x in (np.ones(100), gap, gap**2))
+    found.append(metrics.squared_calibration_error(*sums))
+  # What is left besides: true gaps differ within a bin.
+  within = np.sum(((p - true) ** 2 @ bins)[kept] / np.maximum(size, 1)[kept])
+  error = np.std(found) / np.sqrt(len(found))
+  assert abs(np.mean(found) - exact) < 4 * error + within / 100
 
 
 def test_what_one_class_cannot_give_is_undefined_with_a_reason():

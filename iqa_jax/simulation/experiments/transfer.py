@@ -6,7 +6,7 @@
 Logistic regressions on the pooled features of a frozen VGG16 trunk, and on
 colour statistics, learn from simulated photographs, from EyeQ's training split,
 or from both, and are tested on EyeQ's test split. Prints the AUC with 95 %
-intervals (bootstrap over patients) of Reject against Good and of Good against
+intervals (clustered by patient) of Reject against Good and of Good against
 the rest. --cache keeps the features, which take most of the time.
 
 The label of a simulated photograph is the AND of focus, illumination and
@@ -63,14 +63,13 @@ def main() -> None:
     print(line)
 
 
-def report(sets, resamples=2000):
+def report(sets):
   """Yields the table, one line a model.
 
   Args:
     sets: of 'simulated', 'train', 'faulty' and 'test': dicts of features
       'trunk' and 'colour' [n, k], 'grade' [n] (0 Good, 1 Usable, 2 Reject;
       simulated ones 0 or 2) and 'patient' [n].
-    resamples: of the bootstrap.
   """
   import numpy as np
 
@@ -95,23 +94,23 @@ def report(sets, resamples=2000):
   for kind in ('trunk', 'colour'):
     for name, training in trainings.items():
       score = _fit(training, kind)
-      yield f'{kind:7s} {name:30s} {_aucs(score(test[kind]), test, resamples)}'
+      yield f'{kind:7s} {name:30s} {_aucs(score(test[kind]), test)}'
       if name == 'simulated only':
         yield (
           f'{kind:7s} {"  the same on training split":30s} '
-          f'{_aucs(score(real[kind]), real, resamples)}'
+          f'{_aucs(score(real[kind]), real)}'
         )
         # No label of it was used, so the training split may test as well.
         everyone = joined('train', 'test')
         yield (
           f'{kind:7s} {"  the same on all real":30s} '
-          f'{_aucs(score(everyone[kind]), everyone, resamples)}'
+          f'{_aucs(score(everyone[kind]), everyone)}'
         )
         # Unlabelled real photographs say how each feature is spread.
         adapted = _fit(training, kind, unlabelled=real[kind])
         yield (
           f'{kind:7s} {"  scaled by unlabelled real":30s} '
-          f'{_aucs(adapted(test[kind]), test, resamples)}'
+          f'{_aucs(adapted(test[kind]), test)}'
         )
 
 
@@ -142,7 +141,7 @@ def _fit(training, kind, unlabelled=None):
   return lambda other: search.decision_function((other - mean) / deviation)
 
 
-def _aucs(score, test, resamples) -> str:
+def _aucs(score, test) -> str:
   from iqa_jax.evaluation import intervals
 
   grade = test['grade']
@@ -151,31 +150,11 @@ def _aucs(score, test, resamples) -> str:
     ('Reject/Good', grade != 1, grade == 2),
     ('rest/Good', grade >= 0, grade > 0),
   ):
-    low, value, high = intervals_of(
-      score[keep],
-      truth[keep],
-      intervals.Resamples(test['patient'][keep], resamples),
+    value, low, high = intervals.auc(
+      truth[keep], score[keep], test['patient'][keep]
     )
     cells.append(f'{title} {value:.3f} ({low:.3f}-{high:.3f})')
   return '  '.join(cells)
-
-
-def intervals_of(score, truth, resamples):
-  """Returns the AUC between the ends of its 95 % interval."""
-  import numpy as np
-  from sklearn import metrics
-
-  from iqa_jax.evaluation import intervals
-
-  samples = intervals.binary_samples(
-    truth.astype(int),
-    np.full(len(score), 0.5),
-    score > 0,
-    resamples,
-    score=score,
-  )['auc']
-  low, high = np.nanpercentile(samples, [2.5, 97.5])
-  return low, metrics.roc_auc_score(truth, score), high
 
 
 def _draw():
