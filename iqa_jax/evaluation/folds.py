@@ -10,7 +10,6 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from scipy import stats
 
 from iqa_jax import labels, run_directory
 from iqa_jax.evaluation import assessment, metrics, report
@@ -51,10 +50,10 @@ def pool(
     config: the configuration; reads `eval.bootstrap`.
 
   Returns:
-    What metrics.json holds: 'folds' {metric: {'values', 'mean', 'low', 'high'}}
-    with Student's 95 % interval of the mean over the folds' test splits, cut
-    to what the metric can be, 'pooled_on', and 'splits': {'pooled': ...} as in
-    any metrics.json.
+    What metrics.json holds: 'folds' {metric: {'values', 'mean', 'least',
+    'most', 'note'}} over the folds' test splits, 'pooled_on', and 'splits':
+    {'pooled': ...} as in any metrics.json. Folds share photographs to train
+    on, or to test, so their spread is no standard error and gives no interval.
 
   Raises:
     RunDirectoryError: a fold is missing or damaged, or folds share images.
@@ -69,7 +68,10 @@ def pool(
     key: np.concatenate([t[key][t['split'] == split] for t in tables])
     for key in tables[0]
   }
-  # A fold's verdicts are by its own operating point: put them on one scale.
+  # Each fold has a model of its own: only calibrated scores are on one scale,
+  # and what is drawn is what is measured.
+  columns['p_inadequate'] = columns['p_calibrated']
+  # A fold's verdicts are by its own operating point.
   shift = _margins(results, tables, split)
   finite = np.isfinite(shift)
   known = (columns['quality'] >= 0) & finite
@@ -86,9 +88,7 @@ def pool(
       resamples=resamples,
       called=shift[known] >= 0,
     ),
-    'breakdowns': breakdowns_lib.run(
-      {**columns, 'p_inadequate': columns['p_calibrated']}
-    ),
+    'breakdowns': breakdowns_lib.run(columns),
   }
   result = {
     'format': 1,
@@ -144,12 +144,17 @@ def as_text(result: Mapping[str, Any]) -> str:
     f'{count} folds; positive class: Inadequate; pooled: {pooled["n"]} images, '
     f'{pooled["n_inadequate"]} Inadequate ({result["pooled_on"]} images)',
     *(f'- {note}' for note in result['notes']),
-    f'{"":48} {"mean of folds (95 % interval)":32} pooled (95 % interval)',
+    f'{"":48} {"mean of folds (least to most)":32} pooled (95 % interval)',
   ]
   for name, fold in result['folds'].items():
-    entry = {**fold, 'value': fold['mean']}
+    of_folds = {
+      'value': fold['mean'],
+      'low': fold['least'],
+      'high': fold['most'],
+      'note': fold['note'],
+    }
     lines.append(
-      f'{metrics.TITLES[name]:48} {assessment.text(entry):32} '
+      f'{metrics.TITLES[name]:48} {assessment.text(of_folds):32} '
       f'{assessment.summary(pooled, name)}'
     )
   return '\n'.join(lines)
@@ -193,31 +198,22 @@ def _margins(results, tables, split) -> np.ndarray:
 
 
 def _over_folds(results) -> dict[str, Any]:
-  """Returns mean and Student's interval of each metric over the folds."""
+  """Returns each metric's mean and range over the folds."""
   found = {}
   for name in (*metrics.RANKING, *metrics.DECISIONS, *metrics.PROBABILITIES):
+    # An older evaluation may lack a metric.
     values = [
-      r['splits']['test']['verdict']['metrics'][name]['value'] for r in results
+      r['splits']['test']['verdict']['metrics'].get(name, {}).get('value')
+      for r in results
     ]
-    there = np.array([v for v in values if v is not None])
-    entry = assessment.entry(np.nan, note='undefined in every fold')
-    if len(there):
-      mean = there.mean()
-      low, high = np.nan, np.nan
-      if len(there) > 1:
-        half = stats.t.ppf(0.975, len(there) - 1) * stats.sem(there)
-        possible = metrics.RANGES.get(name, (0.0, 1.0))
-        low, high = np.clip([mean - half, mean + half], *possible)
-      lacking = len(values) - len(there)
-      entry = assessment.entry(
-        mean,
-        low,
-        high,
-        f'undefined in {lacking} folds' if lacking else '',
-      )
+    there = [v for v in values if v is not None]
+    lacking = len(values) - len(there)
+    note = f'undefined in {lacking} folds' if lacking else ''
     found[name] = {
       'values': values,
-      'mean': entry['value'],
-      **{k: entry[k] for k in ('low', 'high', 'note')},
+      'mean': float(np.mean(there)) if there else None,
+      'least': min(there, default=None),
+      'most': max(there, default=None),
+      'note': note if there else 'undefined in every fold',
     }
   return found

@@ -6,13 +6,12 @@ import sys
 from absl.testing import flagsaver
 import numpy as np
 import pytest
-from scipy import stats
 from sklearn import metrics as sk
 
 from iqa_jax import command as command_lib
 from iqa_jax import config as config_lib
 from iqa_jax import cross_validate, run_directory
-from iqa_jax.evaluation import evaluate, folds, report
+from iqa_jax.evaluation import evaluate, figures, folds, report
 
 # ml_collections loads configuration files by what Python has deprecated.
 ML_COLLECTIONS = pytest.mark.filterwarnings(
@@ -83,26 +82,58 @@ def test_every_image_is_tested_once_at_its_folds_own_point(five):
   ]
   found = result['folds']['auc']
   assert found['values'] == each
-  low, high = stats.t.interval(0.95, 4, np.mean(each), stats.sem(each))
-  assert (found['low'], found['high']) == pytest.approx((low, high))
-  assert high < 1
-  assert 'ROC AUC' in folds.as_text(result)
+  assert (found['least'], found['most']) == (min(each), max(each))
+  assert found['mean'] == pytest.approx(np.mean(each))
+  line = next(
+    row for row in folds.as_text(result).split('\n') if row[:7] == 'ROC AUC'
+  )
+  assert f'({min(each):.3f} to {max(each):.3f})' in line
 
 
-def test_an_interval_ends_where_the_metric_does(five):
+def test_the_page_draws_what_its_numbers_are_of(five, monkeypatch):
   workdir, config, _ = five()
-  for k, value in enumerate((0.99, 1.0, 0.8, 1.0, 1.0)):
+  # Scores of different models are on different scales.
+  for k in range(5):
+    path = workdir / f'fold_{k}' / 'predictions.csv'
+    header, *lines = path.read_text().splitlines()
+    at = header.split(',').index('p_inadequate')
+    rows = [line.split(',') for line in lines]
+    for row in rows:
+      row[at] = str((float(row[at]) + 3 * k) / 16)
+    path.write_text('\n'.join([header, *map(','.join, rows)]) + '\n')
+  drawn = {}
+
+  def keep(_, result, tables, **options):
+    drawn.update(figures.draw(result, tables, **options))
+
+  monkeypatch.setattr(folds.report, 'write', keep)
+  result = folds.pool(workdir, 5, config)
+  measured = result['splits']['pooled']['verdict']['metrics']
+  axes = {name: drawn[name].figure.axes[0] for name in drawn}
+  x, y = axes['roc'].lines[0].get_data()
+  assert np.trapezoid(y, x) == pytest.approx(measured['auc']['value'])
+  x, y = axes['precision_recall'].lines[0].get_data()
+  area = -np.sum(np.diff(np.append(x, 0)) * y)
+  assert area == pytest.approx(measured['average_precision']['value'])
+
+
+def test_a_metric_that_some_folds_lack_says_so(five):
+  workdir, config, _ = five()
+  for k in range(5):
     path = workdir / f'fold_{k}' / 'metrics.json'
     written = run_directory.read_json(path)
     measured = written['splits']['test']['verdict']['metrics']
-    for name in ('sensitivity', 'mcc', 'calibration_slope'):
-      measured[name]['value'] = value
-    measured['log_loss']['value'] = 1 - value
+    measured['mcc']['value'] = None
+    del measured['brier']
+    if k < 2:
+      measured['auc']['value'] = None
     run_directory.write_json(path, written)
   found = folds.pool(workdir, 5, config)['folds']
-  assert found['sensitivity']['high'] == found['mcc']['high'] == 1
-  assert found['calibration_slope']['high'] > 1
-  assert found['log_loss']['low'] == 0
+  assert found['auc']['note'] == 'undefined in 2 folds'
+  assert found['auc']['mean'] is not None
+  for name in ('mcc', 'brier'):
+    assert found[name]['least'] is None
+    assert found[name]['note'] == 'undefined in every fold'
 
 
 def test_a_shared_test_split_is_not_counted_five_times(five, monkeypatch):
@@ -114,6 +145,7 @@ def test_a_shared_test_split_is_not_counted_five_times(five, monkeypatch):
   assert 'flatter' in result['notes'][0]
   page = (workdir / 'report' / 'report.md').read_text()
   assert page.index('flatter') < page.index('## ')
+  assert 'Student' not in page and 'the least and the most' in page
 
 
 def test_damage_is_named(five, tmp_path):
