@@ -50,7 +50,7 @@ def examine(split, entry):
     entry: a records.Entry.
   """
   from iqa_jax import labels
-  from iqa_jax.data import geometry, images, records
+  from iqa_jax.data import geometry, images, prepare, records
 
   about = {**records.METADATA, **entry.metadata}
   quality, grade = about['quality'], about['grade']
@@ -67,7 +67,7 @@ def examine(split, entry):
     return row
   row['path'] = os.fspath(entry.path)
   try:
-    photograph = images.read(entry.path, records.SIZE)
+    photograph = images.read(entry.path, prepare.SIZE)
   except images.ImageError as error:
     return row | {'status': error.status, 'reason': error.reason}
   found = geometry.find_field(photograph.pixels).found

@@ -292,19 +292,17 @@ def prepare(
   top -= (side - height) // 2
   if side <= 4 * min(width, height):
     square = whole.crop((left, top, left + side, top + side))
-    resized = square.resize(
-      (size, size), Image.Resampling.BILINEAR, reducing_gap=3.0
-    )
+    resized = shrink(square, size, size)
   else:
     # A strip's square could be larger than memory; pad it when it is small.
     x, y = (side - width) // 2, (side - height) // 2
     strip = whole.crop((left + x, top + y, left + x + width, top + y + height))
     resized = Image.new('RGB', (size, size))
     resized.paste(
-      strip.resize(
-        (max(size * width // side, 1), max(size * height // side, 1)),
-        Image.Resampling.BILINEAR,
-        reducing_gap=3.0,
+      shrink(
+        strip,
+        max(size * width // side, 1),
+        max(size * height // side, 1),
       ),
       (size * x // side, size * y // side),
     )
@@ -315,6 +313,13 @@ def prepare(
     (scale * centres + left)[None, :], (scale * centres + top)[:, None]
   )
   return Prepared(np.array(resized), affine, field, inside)
+
+
+def shrink(image: Image.Image, width: int, height: int) -> Image.Image:
+  """Returns an image at another size, bilinear and antialiased."""
+  return image.resize(
+    (width, height), Image.Resampling.BILINEAR, reducing_gap=3.0
+  )
 
 
 def apply_affine(

@@ -24,11 +24,12 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import errors, labels, run_directory
-from iqa_jax.data import building, geometry, splits
+from iqa_jax.data import building, geometry, prepare, splits
 from iqa_jax.data.records import DataError
 
 _TEXT = ('image_id', 'patient_id', 'camera', 'eye', 'sex')
 _DATASETS = ('brset', 'eyeq', 'fundus_sim')
+_WHOLE = np.asarray([0.0, 0.0, 1.0], np.float32)  # of a stored image
 _READ = 64  # records fetched at a time
 
 
@@ -496,6 +497,8 @@ def _image_batches(source, plan, slots, image_size, share) -> Iterator:
   if not len(order):
     return
   box = _boxes(source.table, plan.index[order])
+  original = bool(source.table['original'][plan.index[order]].any())
+  through = max(image_size, prepare.SIZE)
   faulty = bool(np.any(plan.fault[order] >= 0))
   turned = bool(np.any(plan.angle[order]) or np.any(plan.shrink[order]))
 
@@ -508,7 +511,9 @@ def _image_batches(source, plan, slots, image_size, share) -> Iterator:
     example = source._features.deserialize_example(
       record, decoders={'image': _skip()}
     )
-    image = _decode(tf, example['image'], step['box'], image_size)
+    image = _decode(tf, example['image'], step['box'], through)
+    if original:
+      image = _fit(tf, image, step['box'], through)
     if faulty:
       image = tf.cond(
         step['fault'] >= 0,
@@ -565,18 +570,18 @@ def _boxes(table: Mapping[str, np.ndarray], index: np.ndarray) -> np.ndarray:
   side = affine[:, 0, 0] * table['size'][index]
   boxes = np.stack([affine[:, 0, 2], affine[:, 1, 2], side], 1)
   boxes /= table['width'][index, None]
-  boxes[~table['original'][index]] = (0.0, 0.0, 1.0)
+  boxes[~table['original'][index]] = _WHOLE
   return boxes.astype(np.float32)
 
 
-def _decode(tf, data, box, size: int):
-  """Returns the prepared square of a stored JPEG, uint8, at least `size`.
+def _decode(tf, data, box, through: int):
+  """Returns the prepared square of a stored JPEG, uint8.
 
-  It is decoded at 1/2, 1/4 or 1/8 by its DCT while twice `size` remains, which
-  antialiases and saves most of the work.
+  Of a record that holds all pixels it is what prepare.stored makes of them,
+  but halved by the JPEG's DCT, which saves most of the decoding.
   """
-  width = tf.cast(tf.image.extract_jpeg_shape(data)[1], tf.float32)
-  ratio = tf.maximum(width * box[2] / (2.0 * size), 1.0)
+  shape = tf.cast(tf.image.extract_jpeg_shape(data)[:2], tf.float32)
+  ratio = tf.maximum(tf.reduce_min(shape) / (2.0 * through), 1.0)
   level = tf.cast(tf.floor(tf.math.log(ratio) / math.log(2.0)), tf.int32)
   image = tf.switch_case(
     tf.minimum(level, 3),
@@ -602,6 +607,17 @@ def _decode(tf, data, box, size: int):
     image[y0:y1, x0:x1],
     [[y0 - top, top + side - y1], [x0 - left, left + side - x1], [0, 0]],
   )
+
+
+def _fit(tf, image, box, through: int):
+  """Brings a square cut out of a photograph to the size that records have."""
+
+  def fit(pixels, box):
+    whole = np.array_equal(box, _WHOLE)
+    return pixels if whole else prepare.square(pixels, through)
+
+  fitted = tf.numpy_function(fit, [image, box], tf.uint8)
+  return tf.ensure_shape(fitted, (None, None, 3))
 
 
 def _fault(tf, image, criterion, seed):
@@ -647,10 +663,8 @@ def _turn(tf, image, angle, shrink):
 
 
 def _resize(tf, image, size: int):
-  shape = tf.shape(image)
-
-  def resized():
-    smaller = tf.image.resize(image, (size, size), antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(smaller), 0.0, 255.0), tf.uint8)
-
-  return tf.cond(tf.reduce_all(shape[:2] == size), lambda: image, resized)
+  """Brings an image to the network's size as every other path does."""
+  resized = tf.numpy_function(
+    lambda pixels: prepare.resize(pixels, size), [image], tf.uint8
+  )
+  return tf.ensure_shape(resized, (size, size, 3))

@@ -15,9 +15,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from iqa_jax import errors, labels
-from iqa_jax.data import geometry, images
+from iqa_jax.data import images, prepare
 
-SIZE = 512  # side of the prepared photograph in the default configs
 # Chroma at full resolution: subsampling would touch colour, an illumination
 # cue. See iqa_jax/data/README.md for what this quality was shown to keep.
 JPEG = {'quality': 95, 'subsampling': 0}
@@ -111,16 +110,14 @@ def from_file(
     path: the file.
     original: keep all pixels, of an upright JPEG its very bytes; `affine`
       still says where the prepared frame lies. Default: crop to the field,
-      pad, resize to `SIZE`.
+      pad, resize to `prepare.SIZE`.
     **metadata: fields of `METADATA`; the rest is unknown.
 
   Raises:
     images.ImageError: the file can't be read.
   """
-  photograph = images.read(path, None if original else SIZE)
-  sx, sy = photograph.scale
-  prepared = geometry.prepare(photograph.pixels, SIZE)
-  affine = np.diag([sx, sy]) @ prepared.affine
+  photograph = images.read(path)
+  prepared = prepare.stored(photograph.image, prepare.SIZE)
   if original:
     stored = _own_bytes(path) or encode(photograph.pixels)
   else:
@@ -130,8 +127,8 @@ def from_file(
     **metadata,
     'image': stored,
     'field_found': int(prepared.field.found),
-    'affine': affine,
-    'size': SIZE,
+    'affine': prepared.affine,
+    'size': prepare.SIZE,
     'height': photograph.height,
     'width': photograph.width,
   }

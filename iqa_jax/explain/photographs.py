@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from iqa_jax import errors
 from iqa_jax import labels as L
-from iqa_jax.data import geometry, images, tables
+from iqa_jax.data import images, prepare, tables
 from iqa_jax.explain import inputs
 
 _NAMES = ('image_id', 'path', 'image', 'image_path', 'filename', 'file')
@@ -129,7 +129,9 @@ def read(
   return _collect(readers, [_stem(paths[i].name) for i in chosen], size, source)
 
 
-def drawn(count: int, size: int, *, seed: int = 0) -> Photographs:
+def drawn(
+  count: int, size: int, *, drawn_at: int = prepare.SIZE, seed: int = 0
+) -> Photographs:
   """Draws simulated photographs, none of which the fundus_sim dataset holds.
 
   Every other one meets all criteria; the others fail one, in turn, and every
@@ -138,6 +140,7 @@ def drawn(count: int, size: int, *, seed: int = 0) -> Photographs:
   Args:
     count: how many.
     size: side in pixels.
+    drawn_at: side in pixels at which they are drawn, that of the records.
     seed: of the first; the same seed draws the same photographs.
   """
   from iqa_jax.simulation import photograph
@@ -149,18 +152,19 @@ def drawn(count: int, size: int, *, seed: int = 0) -> Photographs:
       if number % 10 == 9:
         broken.add(L.CRITERIA[(number // 2 + 1) % 4])
     found = photograph.draw(
-      _FIRST_SEED + seed + number, 2 * size, broken=broken
+      _FIRST_SEED + seed + number, drawn_at, broken=broken
     )
-    prepared = geometry.prepare(found.image, size, found.view)
+    shrink = size / drawn_at
+    centres = np.arange(size) + 0.5
     return {
-      'image': prepared.image,
-      'inside': prepared.inside,
+      'image': prepare.resize(found.image, size),
+      'inside': found.view.scaled(shrink, shrink).inside(
+        centres[None, :], centres[:, None]
+      ),
       'quality': found.quality,
       'criteria': found.criteria,
       'eye': found.eye,
-      'landmarks': _to_prepared(
-        np.asarray(found.landmarks, float), prepared.affine, (1.0, 1.0)
-      ),
+      'landmarks': np.asarray(found.landmarks, float) * shrink,
     }
 
   names = [f'drawn-{seed + i}' for i in range(count)]
@@ -169,22 +173,22 @@ def drawn(count: int, size: int, *, seed: int = 0) -> Photographs:
 
 
 def _prepare(path, size, row) -> dict[str, Any]:
-  photograph = images.read(path, size)
-  prepared = geometry.prepare(photograph.pixels, size)
+  photograph = images.read(path)
+  prepared = prepare.photograph(photograph.image, size)
   landmarks = np.asarray(row.get('landmarks', [np.nan] * 5), float)
   return {
     **row,
     'image': prepared.image,
     'inside': prepared.inside,
-    'landmarks': _to_prepared(landmarks, prepared.affine, photograph.scale),
+    'landmarks': _to_prepared(landmarks, prepared.affine),
   }
 
 
-def _to_prepared(landmarks, affine, scale) -> np.ndarray:
+def _to_prepared(landmarks, affine) -> np.ndarray:
   """Returns landmarks of the file's pixels in prepared pixels."""
-  x = (landmarks[[0, 3]] / scale[0] - affine[0, 2]) / affine[0, 0]
-  y = (landmarks[[1, 4]] / scale[1] - affine[1, 2]) / affine[1, 1]
-  diameter = landmarks[2] / scale[0] / affine[0, 0]
+  x = (landmarks[[0, 3]] - affine[0, 2]) / affine[0, 0]
+  y = (landmarks[[1, 4]] - affine[1, 2]) / affine[1, 1]
+  diameter = landmarks[2] / affine[0, 0]
   return np.asarray([x[0], y[0], diameter, x[1], y[1]])
 
 
@@ -341,7 +345,12 @@ def of_run(
   data, size = loaded.config.data, loaded.image_size
   name = data.test_name or data.name
   if name == 'fundus_sim':
-    return drawn(limit or 200, size, seed=seed)
+    from iqa_jax.simulation import photograph
+
+    # The builder's default is the first.
+    sizes = photograph.SIZES
+    at = sizes[data.builder_config or next(iter(sizes))]
+    return drawn(limit or 200, size, drawn_at=at, seed=seed)
   folder = os.path.expanduser(data.test_manual_dir or data.manual_dir)
   table = pathlib.Path(workdir) / 'predictions.csv'
   if not folder or not os.path.isdir(folder) or not table.is_file():

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage, stats
 
-from iqa_jax import errors
+from iqa_jax import errors, tasks
 from iqa_jax import labels as L
-from iqa_jax import tasks
 from iqa_jax.explain import cam, faithfulness
 from iqa_jax.explain.photographs import Photographs, estimate_disc
 from iqa_jax.explain.subject import Subject

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from iqa_jax import errors
-from iqa_jax.data import geometry, images, records
+from iqa_jax.data import geometry, images, prepare
 from iqa_jax.explain import overlay, ruler
 
 # Beyond the photographs kept: one being decoded at its largest, with what
@@ -146,44 +146,6 @@ class _Held:
   height: int
 
 
-def prepare(
-  photograph: np.ndarray | Image.Image, size: int
-) -> geometry.Prepared:
-  """Returns a photograph prepared as training saw it, at `size`.
-
-  Through the size that the prepared records have and after the halvings with
-  which they were decoded, because each step of a downsize blurs a little, and
-  blur is what is judged.
-
-  Args:
-    photograph: uint8 [h, w, 3], or an image of mode RGB.
-    size: side of the network's input.
-  """
-  whole = geometry.as_image(photograph)
-  through = max(size, records.SIZE)
-  width, height = whole.size
-  factor = 1
-  while factor < 8 and min(height, width) >= 4 * factor * through:
-    factor *= 2
-  # The field is looked for at 256 px; whole pixels are averaged faster first.
-  coarse = max(factor, max(height, width) // 640)
-  field = None
-  if coarse > 1:
-    found = geometry.find_field(whole.reduce(coarse))
-    field = found.scaled(coarse / factor, coarse / factor)
-    if factor > 1:
-      whole = whole.reduce(factor)
-  done = geometry.prepare(whole, through, field)
-  image = Image.fromarray(done.image)
-  if size != through:
-    image = image.resize((size, size), Image.Resampling.BILINEAR)
-  grow = factor * through / size
-  affine = done.affine * np.array([grow, grow, factor])
-  return geometry.Prepared(
-    np.asarray(image), affine, done.field.scaled(factor, factor), done.inside
-  )
-
-
 class Worker:
   """Decodes and draws; one photograph at a time."""
 
@@ -212,7 +174,7 @@ class Worker:
     except (OSError, ValueError) as error:
       return Failed('unreadable', str(error))
     decoded = time.thread_time()
-    prepared = prepare(photograph.image, self._settings.size)
+    prepared = prepare.photograph(photograph.image, self._settings.size)
     picture = self._picture(photograph.image)
     held = _Held(
       picture,
@@ -295,7 +257,7 @@ class Worker:
     except images.ImageError as error:
       return Failed(error.status, error.reason)
     if held is None:
-      prepared = prepare(photograph.image, self._settings.size)
+      prepared = prepare.photograph(photograph.image, self._settings.size)
       held = _Held(
         None,
         prepared.image,

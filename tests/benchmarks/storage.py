@@ -37,7 +37,7 @@ def run(
   from PIL import Image
   from sklearn import metrics
 
-  from iqa_jax.data import geometry, images, records
+  from iqa_jax.data import images, prepare, records
   from iqa_jax.data.eyeq import labels
 
   shared = os.environ.get('IQA_SHARED', str(common.ROOT.parent / 'shared'))
@@ -55,16 +55,15 @@ def run(
     )
     return np.asarray(Image.open(file))
 
-  def resized(pixels):
-    image = Image.fromarray(pixels)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-
   def measured(entry):
-    photograph = images.read(entry.path, records.SIZE)
-    prepared = geometry.prepare(photograph.pixels, records.SIZE)
+    photograph = images.read(entry.path)
+    prepared = prepare.stored(photograph.image, prepare.SIZE)
     inside = prepared.inside
-    before, after = resized(prepared.image), resized(stored(prepared.image))
-    if size != records.SIZE:
+    before, after = (
+      prepare.resize(pixels, size)
+      for pixels in (prepared.image, stored(prepared.image))
+    )
+    if size != prepare.SIZE:
       inside = np.asarray(Image.fromarray(inside).resize((size, size)))
     off = np.abs(before.astype(float) - after)[inside]
     return (

@@ -21,7 +21,7 @@ from PIL import Image
 import pytest
 
 from iqa_jax import inference, models, run_directory
-from iqa_jax.data import geometry, images, records
+from iqa_jax.data import geometry, images, prepare
 from iqa_jax.explain import cam, export, manifest, worker
 from iqa_jax.models import heads
 from tests.data import dicom
@@ -116,7 +116,7 @@ def test_says_what_the_network_says(done, workdir, photographs):
     if row['status'] != 'ok':
       continue
     pixels = images.read(photographs / path).pixels
-    prepared = worker.prepare(pixels, 48)
+    prepared = prepare.photograph(pixels, 48)
     image = models.normalize(prepared.image[None])
     logits = apply(loaded.variables, image)
     p = jax.nn.softmax(logits)[0, 1]
@@ -158,7 +158,7 @@ def test_located_landmarks_are_told_and_drawn_where_they_are(tmp_path):
   run(options(tmp_path / 'run', path, output, outputs=('overlay',)))
   row = read(output / 'manifest.csv')['a.jpg']
   loaded = inference.load(tmp_path / 'run')
-  prepared = worker.prepare(images.read(path).pixels, 48)
+  prepared = prepare.photograph(images.read(path).pixels, 48)
   image = models.normalize(prepared.image[None])
   _, sown = loaded.model.apply(
     loaded.variables, image, mutable=['intermediates']
@@ -194,7 +194,9 @@ def test_averages_with_the_mirror_image_as_the_operating_point_does(tmp_path):
   loaded = inference.load(tmp_path / 'run')
   prepared = np.stack(
     [
-      worker.prepare(images.read(tmp_path / f'in/{name}.jpg').pixels, 48).image
+      prepare.photograph(
+        images.read(tmp_path / f'in/{name}.jpg').pixels, 48
+      ).image
       for name in 'abc'
     ]
   )
@@ -252,24 +254,6 @@ def test_both_verdicts_are_met(done):
   assert {r['verdict'] for r in rows} == {'adequate', 'inadequate', ''}
 
 
-def test_prepared_as_training_does(shared):
-  """The same pixels as through the records, but for their JPEG and DCT."""
-  folder = shared / 'data/eyeq_sample/test'
-  for path in sorted(folder.glob('*.jpeg'))[:4]:
-    pixels = images.read(path).pixels
-    ours = worker.prepare(pixels, 224)
-    stored = geometry.prepare(pixels, records.SIZE)
-    theirs = np.asarray(
-      Image.fromarray(stored.image).resize(
-        (224, 224), Image.Resampling.BILINEAR
-      )
-    )
-    assert np.abs(ours.image.astype(int) - theirs).max() <= 1
-    np.testing.assert_allclose(
-      ours.affine[:, :2] * 224, stored.affine[:, :2] * records.SIZE
-    )
-
-
 def test_large_photographs_are_halved_first_and_land_in_place():
   rng = np.random.default_rng(0)
   image = np.asarray(
@@ -277,7 +261,7 @@ def test_large_photographs_are_halved_first_and_land_in_place():
       (2800, 2080), Image.Resampling.BICUBIC
     )
   )
-  halved = worker.prepare(image, 224)
+  halved = prepare.photograph(image, 224)
   direct = geometry.prepare(image, 224)
   corner = np.array([224, 224, 1.0])
   assert np.abs((halved.affine - direct.affine) @ corner).max() < 12

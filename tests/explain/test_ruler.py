@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from iqa_jax.data import geometry
-from iqa_jax.explain import ruler, worker
+from iqa_jax.data import geometry, prepare
+from iqa_jax.explain import ruler
 
 # A field of radius 300 about (500, 400); the disc's nasal margin is 130 px from
 # the edge on the left, the fovea 300 px from the one on the right.
@@ -28,7 +28,7 @@ def test_landmarks_return_to_the_photograph_through_every_resize(grow, size):
   """Spots are found in the prepared image, and back where they were put."""
   view, marks = _VIEW.scaled(grow, grow), _MARKS * grow
   image = _photograph(view, 800 * grow, 1100 * grow, marks)
-  prepared = worker.prepare(image, size)
+  prepared = prepare.photograph(image, size)
   grid = np.arange(size) + 0.5
   shares = [marks[2] / prepared.affine[0, 0] / size]
   for left in (True, False):

@@ -63,7 +63,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     Config(
       name='demo',
       description='Small and quick, one half fails.',
-      size=128,
+      size=photograph.SIZES['demo'],
       counts=(1200, 300, 500),
     ),
     Config(name='512', description='512 px, one half fails.'),
