@@ -66,7 +66,9 @@ _SCALING = flags.DEFINE_enum(
   ['image', 'logit', 'dataset'],
   'what the colours mean: image (from none to the most in each photograph), or '
   'the same in all photographs: logit (what the logit would be if all of the '
-  'photograph looked like this place), dataset (raw values)',
+  'photograph looked like this place; of gradcam, hirescam and xgradcam at the '
+  'layer that a linear head averages, for a class or criterion), dataset (raw '
+  'values)',
 )
 _COLOR_MAX = flags.DEFINE_float(
   'color_max',

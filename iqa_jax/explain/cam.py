@@ -244,6 +244,7 @@ def scale(
   size: tuple[int, int] | None = None,
   *,
   magnitude: float | None = None,
+  constant: Any = 0.0,
 ) -> np.ndarray:
   """Returns maps made presentable: scaled, then enlarged.
 
@@ -253,10 +254,13 @@ def scale(
     how: 'none'; 'image', which shows each image's positive evidence from 0 to
       1 as pytorch-grad-cam does (an empty map becomes 0); 'dataset', which
       divides by `magnitude` and clips to [-1, 1], so that images compare;
-      'logit', which multiplies by the number of cells: what the logit would
-      be, less its bias, if the whole picture looked like this place.
+      'logit', which multiplies by the number of cells and adds `constant`:
+      what the logit would be, less its bias, if the whole picture looked like
+      this place. True of the maps that additive.obstacle lets through.
     size: (height, width) of the result; None leaves the maps as they are.
     magnitude: for 'dataset', see `magnitude`.
+    constant: for 'logit', a number or one a map [..., 1, 1], see
+      additive.constants.
 
   Returns:
     float32 [..., height, width].
@@ -275,11 +279,13 @@ def scale(
   layers = list(maps) if isinstance(maps, (list, tuple)) else [maps]
   if size is None and len(layers) > 1:
     raise ValueError('maps of several layers need a size to be averaged at')
-  result = np.mean([_scale(m, how, size, magnitude) for m in layers], axis=0)
+  result = np.mean(
+    [_scale(m, how, size, magnitude, constant) for m in layers], axis=0
+  )
   return _stretch(result) if how == 'image' and size else result
 
 
-def _scale(maps, how, size, magnitude):
+def _scale(maps, how, size, magnitude, constant):
   maps = np.asarray(maps, np.float32)
   if how == 'image':
     maps = _stretch(np.maximum(maps, 0))
@@ -287,6 +293,7 @@ def _scale(maps, how, size, magnitude):
     maps = np.clip(maps / np.float32(magnitude), -1, 1)
   elif how == 'logit':
     maps = maps * np.float32(maps.shape[-2] * maps.shape[-1])
+    maps = maps + np.asarray(constant, np.float32)
   return maps if size is None else enlarge(maps, size)
 
 

@@ -333,6 +333,7 @@ class Model:
   def network(self) -> Any:
     """The loaded model, and everything of JAX."""
     from iqa_jax import inference, job
+    from iqa_jax.explain import additive
 
     job.use_compilation_cache(self._options.compilation_cache)
     loaded = inference.load(self._options.workdir)
@@ -343,7 +344,28 @@ class Model:
         f'--target={self.target} is none of predicted, '
         f'{", ".join(loaded.task.targets)}'
       )
+    if self._options.scaling == 'logit':
+      why = additive.obstacle(
+        loaded.model,
+        loaded.task,
+        method=self.method,
+        layer=self.layer,
+        target=self.target,
+      )
+      if why:
+        raise errors.InvalidValue(
+          f'--scaling=logit needs maps that add up to the logit: {why}; or '
+          'another --scaling'
+        )
     return loaded
+
+  @functools.cached_property
+  def constants(self) -> np.ndarray:
+    """What the targets' scores hold beside their maps, for scaling 'logit'."""
+    from iqa_jax.explain import additive
+
+    network = self.network
+    return additive.constants(network.model, network.variables, network.task)
 
   @functools.cached_property
   def batch_size(self) -> int:
@@ -674,7 +696,7 @@ class _Job:
       'empty_map': empty,
     }
     self._records[photo.key] = record
-    shown, bar = self._shown(found.raw)
+    shown, bar = self._shown(found.raw, found.target)
     how = 'not calibrated' if model.calibrated is None else 'calibrated'
     return worker_lib.Drawing(
       name=inputs.output_name(photo.key),
@@ -704,7 +726,7 @@ class _Job:
       },
     )
 
-  def _shown(self, raw: np.ndarray) -> tuple[np.ndarray, str]:
+  def _shown(self, raw: np.ndarray, target: int) -> tuple[np.ndarray, str]:
     """Returns the map from 0 to 1, and what 1 stands for."""
     from iqa_jax.explain import cam
 
@@ -712,7 +734,9 @@ class _Job:
     if how == 'image':
       return cam.scale(raw), f'most in this photograph ({raw.max():.3g})'
     if how == 'logit':
-      shown = np.clip(cam.scale(raw, 'logit') / top, 0, 1)
+      constant = self._model.constants[target]
+      logits = cam.scale(raw, 'logit', constant=constant)
+      shown = np.clip(logits / top, 0, 1)
       return shown, f'{top:.3g} logits or more'
     shown = np.clip(cam.scale(raw, 'dataset', magnitude=top), 0, 1)
     return shown, f'{top:.3g} or more, in all photographs'

@@ -47,8 +47,9 @@ class Group:
     p: float [n], the probability of what is true of the group.
     threshold: from which `p` on the network is right.
     right: bool [n].
-    maps: float32 [n, h, w], the evidence for the target, in units of the logit
-      (cam.scale 'logit').
+    maps: float32 [n, h, w], the evidence for the target.
+    in_logits: whether it is in units of the logit (cam.scale 'logit'); raw
+      maps of what does not add up to one have no unit.
   """
 
   name: str
@@ -58,6 +59,7 @@ class Group:
   threshold: float
   right: np.ndarray
   maps: np.ndarray
+  in_logits: bool
 
 
 def run(
@@ -132,6 +134,7 @@ def run(
 
 def _groups(subject, photographs, logits) -> list[Group]:
   by_criterion = subject.loaded.task.name == 'criteria'
+  constants = subject.constants()
   p_inadequate = subject.p_inadequate(logits)
   members = {'adequate': photographs.quality == L.ADEQUATE}
   for i, name in enumerate(L.CRITERIA):
@@ -158,8 +161,12 @@ def _groups(subject, photographs, logits) -> list[Group]:
       right, target = p >= threshold, 'margin'
     ids = subject.targets(target, logits[index])
     raw = subject.maps(photographs.images[index], ids)[subject.methods[0]]
+    in_logits = target in constants
+    maps = (
+      cam.scale(raw, 'logit', constant=constants[target]) if in_logits else raw
+    )
     groups.append(
-      Group(name, index, target, p, threshold, right, cam.scale(raw, 'logit'))
+      Group(name, index, target, p, threshold, right, maps, in_logits)
     )
   if not groups:
     raise errors.InvalidValue(
@@ -305,7 +312,7 @@ def mean_map(
     frame: the frame's centre, one of FRAMES.
 
   Returns:
-    'mean' float [k, m], signed, in units of the logit; 'photograph' float
+    'mean' float [k, m], signed, of the group's maps; 'photograph' float
     [k, m, 3], the mean photograph of 0..1; 'count' int [k, m].
   """
   left, right, top, bottom = _EXTENT[frame]
@@ -523,8 +530,12 @@ def _draw_means(result, groups):
       axis.set_yticks([])
   axes[0, 0].set_ylabel('mean photograph', fontsize=8)
   axes[1, 0].set_ylabel('mean map', fontsize=8)
+  in_logits = all(of['group'].in_logits for of in groups.values())
   figure.colorbar(
-    picture, ax=axes[1, :].tolist(), label='logit (signed)', shrink=0.8
+    picture,
+    ax=axes[1, :].tolist(),
+    label='logit (signed)' if in_logits else 'evidence (signed, no unit)',
+    shrink=0.8,
   )
   found = result['disc']
   where = (

@@ -16,7 +16,7 @@ import numpy as np
 
 from iqa_jax import inference, models
 from iqa_jax.evaluation import calibration
-from iqa_jax.explain import cam
+from iqa_jax.explain import additive, cam
 
 
 class Subject:
@@ -96,6 +96,22 @@ class Subject:
       p_inadequate = self.p_inadequate(logits)
       return np.asarray(task.predicted_targets(p_inadequate, self.threshold))
     return np.asarray(cam.choose_targets(task, target, logits, labels=labels))
+
+  def constants(self) -> dict[str, float]:
+    """Returns {target: additive.constants} where maps add up to the score."""
+    model, task = self.loaded.model, self.loaded.task
+    method, layer = self.methods[0], self.layer
+    additive_ones = [
+      target
+      for target in task.targets
+      if not additive.obstacle(
+        model, task, method=method, layer=layer, target=target
+      )
+    ]
+    if not additive_ones:
+      return {}
+    found = additive.constants(model, self.loaded.variables, task)
+    return {t: float(found[task.targets.index(t)]) for t in additive_ones}
 
   def maps(
     self, images: np.ndarray, targets: np.ndarray, variables: Any = None

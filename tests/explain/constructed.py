@@ -7,6 +7,7 @@ import numpy as np
 from iqa_jax import config as config_lib
 from iqa_jax import inference, models, tasks
 from iqa_jax.explain import photographs as photographs_lib
+from iqa_jax.models import heads
 
 SIZE = 64
 CELL = 4  # pixels
@@ -22,6 +23,7 @@ class BrightSpots:
 
   points = ('map',)
   default_layer = 'map'
+  head = heads.Head('linear', *heads.KINDS['linear'], num_outputs=2)
 
   def apply(self, variables, x, *, start=None, stop=None, mutable=None):
     if start is None:

@@ -24,7 +24,7 @@ class _Logits:
     return logits
 
 
-def _network(name='vgg16', *, task=None, head='linear', dtype='float32'):
+def network(name='vgg16', *, task=None, head='linear', dtype='float32'):
   """Returns a narrow, shallow network with random statistics, and images."""
   task = task or tasks.Task()
   model = models.create(
@@ -114,7 +114,7 @@ def test_signed_maps_of_every_layer_equal_pytorch_grad_cams(name, tmp_path):
 
 @pytest.mark.parametrize('name', models.names())
 def test_each_image_is_explained_as_if_alone(name):
-  model, variables, images, task = _network(name)
+  model, variables, images, task = network(name)
   explain = _explainer(model, task, methods=cam.METHODS)
   targets = np.asarray([0, 1, 2, 1])  # adequate, inadequate, margin, ...
   together = explain(variables, images, targets)
@@ -130,7 +130,7 @@ def test_each_image_is_explained_as_if_alone(name):
 
 
 def test_padding_does_not_reach_the_other_images():
-  model, variables, images, task = _network('resnet50')
+  model, variables, images, task = network('resnet50')
   explain = _explainer(model, task, methods=cam.METHODS)
   targets = np.asarray([0, 1, 1, 0])
   full = explain(variables, images, targets)
@@ -144,7 +144,7 @@ def test_padding_does_not_reach_the_other_images():
 
 @pytest.mark.parametrize('name', models.names())
 def test_behind_a_linear_head_the_map_sums_to_the_logit(name):
-  model, variables, images, task = _network(name)
+  model, variables, images, task = network(name)
   # VGG pools before the average: the last map is the pooled one.
   explain = _explainer(
     model, task, layer=model.points[-1], methods=('gradcam', 'hirescam')
@@ -162,7 +162,7 @@ def test_behind_a_linear_head_the_map_sums_to_the_logit(name):
 
 
 def test_the_margin_is_the_difference_of_the_two_classes():
-  model, variables, images, task = _network()
+  model, variables, images, task = network()
   explain = _explainer(model, task)
   adequate, inadequate, margin = (
     explain(variables, images, np.full(4, i)) for i in range(3)
@@ -177,7 +177,7 @@ def test_the_margin_is_the_difference_of_the_two_classes():
 
 def test_what_leaves_the_probabilities_alone_leaves_the_default_map_alone():
   """A softmax is blind to what is added to all of its logits."""
-  model, variables, images, task = _network()
+  model, variables, images, task = network()
   p = np.asarray(task.p_inadequate(model.apply(variables, images)))
   predicted = functools.partial(
     cam.choose_targets, task, 'predicted', threshold=float(np.median(p))
@@ -199,7 +199,7 @@ def test_what_leaves_the_probabilities_alone_leaves_the_default_map_alone():
 
 
 def test_gradients_are_those_of_finite_differences():
-  model, variables, images, task = _network(
+  model, variables, images, task = network(
     task=tasks.Task('criteria'), head='mlp'
   )
   maps = model.apply(variables, images, stop='block3')
@@ -222,7 +222,7 @@ def test_gradients_are_those_of_finite_differences():
 
 
 def test_several_layers_targets_and_methods_share_one_pass():
-  model, variables, images, task = _network('resnet50')
+  model, variables, images, task = network('resnet50')
   layers = ('stage4', 'stage2', 'stage3')
   methods = ('gradcam', 'eigencam')
   several = _explainer(model, task, layer=layers, methods=methods)(
@@ -241,8 +241,8 @@ def test_several_layers_targets_and_methods_share_one_pass():
 
 @pytest.mark.parametrize('name', models.names())
 def test_bfloat16_is_close_to_float32(name):
-  model, variables, images, task = _network(name)
-  low = _network(name, dtype='bfloat16')[0]
+  model, variables, images, task = network(name)
+  low = network(name, dtype='bfloat16')[0]
   # Not before a max-pooling: where two activations round to the same value,
   # the gradient goes to another of them.
   exact, found = (
@@ -258,7 +258,7 @@ def test_bfloat16_is_close_to_float32(name):
 
 @pytest.mark.parametrize('name', models.names())
 def test_nothing_below_the_layer_is_differentiated(name):
-  model, variables, images, task = _network(name)
+  model, variables, images, task = network(name)
   layer = {'resnet50': 'stage4', 'vgg16': 'block5'}[name]
 
   def flops(function, *arguments):
@@ -278,7 +278,7 @@ def test_nothing_below_the_layer_is_differentiated(name):
 
 
 def test_an_empty_map_has_a_status_and_is_never_nan():
-  model, variables, images, task = _network('resnet50')
+  model, variables, images, task = network('resnet50')
   # Activations are not negative, so this head has no evidence for class 0.
   kernel = variables['params']['head']['logits']['kernel']
   variables['params']['head']['logits']['kernel'] = np.stack(
@@ -297,7 +297,7 @@ def test_an_empty_map_has_a_status_and_is_never_nan():
 
 def test_dead_activations_are_never_nan():
   # A photograph without light, through a network without biases.
-  model, variables, images, task = _network()
+  model, variables, images, task = network()
   variables['params']['backbone'] = jax.tree.map(
     lambda leaf: leaf if leaf.ndim > 1 else np.zeros_like(leaf),
     variables['params']['backbone'],
@@ -312,7 +312,7 @@ def test_dead_activations_are_never_nan():
 
 def test_eigencam_is_positive_where_activation_is_larger():
   for size in (_SIZE, 96):  # more channels than cells, and the other way round
-    model, variables, _, task = _network()
+    model, variables, _, task = network()
     images = np.random.default_rng(2).standard_normal((3, size, size, 3))
     layer = 'block3'
     found = _explainer(model, task, layer=layer, methods=('eigencam',))(
@@ -330,7 +330,7 @@ def test_eigencam_is_positive_where_activation_is_larger():
 
 
 def test_targets_are_chosen_from_the_same_pass():
-  model, variables, images, task = _network()
+  model, variables, images, task = network()
   for threshold in (0.01, 0.99):
     choose = functools.partial(
       cam.choose_targets, task, 'predicted', threshold=threshold
@@ -368,7 +368,7 @@ def test_named_and_labelled_targets():
 
 
 def test_targets_that_do_not_exist_are_refused():
-  model, variables, images, task = _network()
+  model, variables, images, task = network()
   explain = functools.partial(cam.explain, model, variables, images, task=task)
   with pytest.raises(ValueError, match='target 4 is outside the 4 scores'):
     explain(np.asarray([0, 1, 4, 0]))

@@ -361,7 +361,10 @@ def test_list_can_neither_write_outside_nor_collide(workdir, tmp_path):
 def test_explains_a_criterion_of_many_colours(workdir, photographs, tmp_path):
   weights = tmp_path / 'run'
   material.make_run(weights, task='criteria', size=32)
-  for scaling in ('logit', 'dataset'):
+  for scaling, method, layer in (
+    ('logit', 'hirescam', 'stage4'),
+    ('dataset', 'layercam', 'stage3'),
+  ):
     output = tmp_path / scaling
     run(
       options(
@@ -369,8 +372,8 @@ def test_explains_a_criterion_of_many_colours(workdir, photographs, tmp_path):
         photographs,
         output,
         target='focus',
-        method='layercam',
-        layer='stage3',
+        method=method,
+        layer=layer,
         scaling=scaling,
         outputs=('overlay', 'npz'),
         max_side=60,
@@ -379,7 +382,7 @@ def test_explains_a_criterion_of_many_colours(workdir, photographs, tmp_path):
     rows = read(output / 'manifest.csv')
     one = rows['0.jpg']
     assert (one['target'], one['method'], one['layer']) == (
-      'focus', 'layercam', 'stage3',
+      'focus', method, layer,
     )  # fmt: skip
     assert one['p_calibrated'] == one['uncertain'] == ''
     fault = [float(one[f'p_{c}']) for c in
@@ -436,6 +439,8 @@ def test_network_that_runs_over_is_a_status(photographs, tmp_path):
     ({'shard_index': 2, 'num_shards': 2}, 'shard_index'),
     ({'layer': 'stage9'}, 'stage9'),
     ({'target': 'beauty'}, 'beauty'),
+    ({'scaling': 'logit', 'method': 'eigencam'}, 'maps of eigencam do not'),
+    ({'scaling': 'logit', 'layer': 'stage3'}, 'not what the head averages'),
     ({'method': 'magic'}, 'magic'),
     ({'workdir': '/nowhere'}, '/nowhere holds no trained model'),
     ({'images': '/nowhere'}, '/nowhere'),
