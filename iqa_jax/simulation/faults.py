@@ -64,14 +64,14 @@ def apply(
     )
   if not 0 <= severity <= 1:
     raise errors.InvalidValue(f'severity {severity} is not within 0 to 1')
-  pixels, weight = _FAULTS[kind](image, _Frame(inside), float(severity), rng)
+  pixels, weight = _FAULTS[kind](image, Frame(inside), float(severity), rng)
   pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
   pixels[~inside] = image[~inside]
   mask = np.where(inside, np.clip(weight, 0, 1), 0).astype(np.float32)
   return pixels, mask
 
 
-class _Frame:
+class Frame:
   """Coordinates of a field of view: unit circle, y downwards."""
 
   def __init__(self, inside: np.ndarray):
@@ -116,13 +116,13 @@ def smooth_noise(
   return np.asarray(image)
 
 
-def _rise(x: np.ndarray, width: float) -> np.ndarray:
+def rise(x: np.ndarray, width: float) -> np.ndarray:
   """Returns a smooth step from 0 to 1 about x = 0."""
   t = np.clip(x / width + 0.5, 0, 1)
   return t * t * (3 - 2 * t)
 
 
-def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
+def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
   blur = ImageFilter.GaussianBlur(float(sigma))
   return np.asarray(Image.fromarray(image).filter(blur), np.float32)
 
@@ -135,12 +135,12 @@ def _blend(image, other, weight):
   return image
 
 
-def _drawn(frame, paint, blur: float) -> np.ndarray:
+def drawn(frame, paint, blur: float) -> np.ndarray:
   """Returns what `paint(draw)` paints in 'L', blurred, as float32 0..1."""
   canvas = Image.new('L', frame.shape[::-1])
   paint(ImageDraw.Draw(canvas))
   if blur > 0:
-    canvas = canvas.filter(ImageFilter.GaussianBlur(blur))
+    canvas = canvas.filter(ImageFilter.GaussianBlur(float(blur)))
   return np.asarray(canvas, np.float32) / 255
 
 
@@ -149,16 +149,16 @@ def _blur_sigma(frame, s) -> float:
 
 
 def _defocus(image, frame, s, rng):
-  return _blurred(image, _blur_sigma(frame, s)), frame.ones()
+  return blurred(image, _blur_sigma(frame, s)), frame.ones()
 
 
 def _partial_defocus(image, frame, s, rng):
   """The near or the far part of the fundus is out of focus."""
   angle = rng.uniform(0, 2 * np.pi)
   edge = rng.uniform(-0.45, 0.05)
-  weight = _rise(frame.along(angle) - edge, 0.5)
-  blurred = _blurred(image, 1.25 * _blur_sigma(frame, s))
-  return _blend(image, blurred, weight), weight
+  weight = rise(frame.along(angle) - edge, 0.5)
+  soft = blurred(image, 1.25 * _blur_sigma(frame, s))
+  return _blend(image, soft, weight), weight
 
 
 def _motion(image, frame, s, rng):
@@ -184,7 +184,7 @@ def _over(image, frame, s, rng):
 
 
 def _uneven(image, frame, s, rng):
-  ramp = _rise(
+  ramp = rise(
     frame.along(rng.uniform(0, 2 * np.pi)) - rng.uniform(-0.35, 0.1), 1.2
   )
   gain = 1 - np.minimum(1.1 * s, 0.92) * ramp
@@ -198,7 +198,7 @@ def _haze(image, frame, s, rng):
   tint *= rng.uniform(40, 150)
   patchy = 0.85 + 0.25 * smooth_noise(rng, frame.shape, 3)
   weight = np.clip(s * patchy, 0, 0.97)
-  soft = _blurred(image, frame.radius * 0.02 * s)
+  soft = blurred(image, frame.radius * 0.02 * s)
   return _blend(soft, tint, weight), frame.ones()
 
 
@@ -207,7 +207,7 @@ def _rim_flare(image, frame, s, rng):
   angle, lean = rng.uniform(0, 2 * np.pi), rng.uniform(-1.2, 0.3)
   turn = np.cos(np.arctan2(frame.y, frame.x) - float(angle))
   depth = 0.08 + 0.5 * s
-  weight = _rise(frame.r - (1 - 0.5 * depth), depth) * _rise(turn - lean, 1.4)
+  weight = rise(frame.r - (1 - 0.5 * depth), depth) * rise(turn - lean, 1.4)
   tint = rng.choice(
     [[255, 225, 170], [190, 225, 255], [255, 250, 240], [200, 215, 130]]
   )
@@ -226,7 +226,7 @@ def _pupil_shadow(image, frame, s, rng):
   else:
     off, reach, sign = rng.uniform(0, 0.5), 0.15 + 0.4 * s, -1
   away = np.hypot(frame.x - off * np.cos(angle), frame.y - off * np.sin(angle))
-  shadow = _rise(sign * (away - reach), 0.6)
+  shadow = rise(sign * (away - reach), 0.6)
   veil = np.array([22, 30, 36], np.float32) * rng.uniform(0.3, 1.6)
   return _blend(image, veil, np.minimum(0.3 + 0.8 * s, 0.94) * shadow), shadow
 
@@ -234,7 +234,7 @@ def _pupil_shadow(image, frame, s, rng):
 def _dust(image, frame, s, rng):
   weight = np.zeros(frame.shape, np.float32)
   for _ in range(round(2 + 40 * s)):
-    x, y = frame.pixel(*_within(rng, 0.95))
+    x, y = frame.pixel(*within(rng, 0.95))
     r = frame.radius * rng.uniform(0.006, 0.012 + 0.045 * s)
     weight = np.maximum(
       weight,
@@ -258,7 +258,7 @@ def _drawn_spot(frame, x, y, r) -> np.ndarray:
   return spot
 
 
-def _within(rng, radius) -> tuple[float, float]:
+def within(rng, radius) -> tuple[float, float]:
   angle, r = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.random())
   return float(r * np.cos(angle)), float(r * np.sin(angle))
 
@@ -282,7 +282,7 @@ def _lashes(image, frame, s, rng):
       for i, (a, b) in enumerate(itertools.pairwise(path)):
         draw.line([a, b], 255, max(1, round(thick * (1 - i / 14))))
 
-  weight = _drawn(frame, paint, 0.45 * thick)
+  weight = drawn(frame, paint, 0.45 * thick)
   tint = np.full(3, 12, np.float32)
   if rng.random() < 0.4:
     tint = np.array([235, 215, 190], np.float32)
@@ -296,7 +296,7 @@ def _reflection(image, frame, s, rng):
 
   def paint(draw):
     for _ in range(1 + round(3 * s)):
-      x, y = frame.pixel(*_within(rng, 0.8))
+      x, y = frame.pixel(*within(rng, 0.8))
       r = size * rng.uniform(0.5, 1.2)
       box = [x - r, y - r, x + r, y + r]
       if ring:
@@ -306,7 +306,7 @@ def _reflection(image, frame, s, rng):
       else:
         draw.ellipse(box, 255)
 
-  weight = _drawn(frame, paint, 0.22 * size)
+  weight = drawn(frame, paint, 0.22 * size)
   tint = rng.choice([[255, 250, 235], [200, 230, 255], [255, 225, 190]])
   strength = np.clip(weight * (0.1 + 0.8 * s), 0, 1)
   return _blend(image, tint.astype(np.float32), strength), weight
@@ -314,20 +314,20 @@ def _reflection(image, frame, s, rng):
 
 def _stain(image, frame, s, rng):
   """A smear on the lens: an irregular, flat, greyish blotch."""
-  x, y = _within(rng, 0.6)
+  x, y = within(rng, 0.6)
   reach = 0.12 + 0.5 * s
   away = np.hypot(frame.x - x, frame.y - y) / reach
   ragged = away + 0.45 * smooth_noise(rng, frame.shape, 9)
-  weight = _rise(0.8 - ragged, 0.7)
+  weight = rise(0.8 - ragged, 0.7)
   tint = np.array([120, 110, 100], np.float32) * rng.uniform(0.5, 1.4)
-  soft = _blurred(image, frame.radius * 0.02 * s)
+  soft = blurred(image, frame.radius * 0.02 * s)
   strength = weight * (0.1 + 0.7 * s)
   return _blend(_blend(image, soft, weight), tint, strength), weight
 
 
 def _central_flare(image, frame, s, rng):
   """The cornea's reflex: a bluish-white cloud about the middle."""
-  x, y = _within(rng, 0.25)
+  x, y = within(rng, 0.25)
   reach = 0.1 + 0.33 * s
   away = np.hypot(frame.x - x, frame.y - y) / reach
   away = np.maximum(away + 0.5 * smooth_noise(rng, frame.shape, 6), 0)

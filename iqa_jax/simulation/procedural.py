@@ -1,0 +1,360 @@
+"""Faults of no named kind: a random region, changed in a random way.
+
+A detector that learns from named faults (faults.py) knows those and is blind
+to the next one: dust it has learned says little about a hair. These faults
+stand for all the others. A region (blob, polygon, stripes, strokes, specks,
+ring, side) and a change (colour, texture, noise, blocks, blur, tone, displaced
+retina, lens) are drawn independently of each other, after DRAEM (Zavrtanik et
+al. 2021, section 3.2) and CutPaste (Li et al. 2021), and for fundus
+photographs' own ways of failing: a change of focus is a fault of focus, a
+large smooth change of light one of illumination, anything else an artifact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import itertools
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from iqa_jax.simulation import faults
+
+_LEAST_CHANGE = 7.0  # of 255, mean over the region: below, nothing is to see
+_TRIES = 8
+
+
+def apply(
+  image: np.ndarray, inside: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, str]:
+  """Puts one procedural fault into a photograph.
+
+  Args:
+    image: uint8 [h, w, 3].
+    inside: bool [h, w], the field of view; nothing changes outside it.
+    rng: draws region and change.
+
+  Returns:
+    The faulty photograph, uint8 [h, w, 3]; the mask of the fault, float32
+    [h, w] in 0..1; and the criterion it breaks, 'focus', 'illumination' or
+    'artifacts'.
+  """
+  frame = faults.Frame(inside)
+  for _ in range(_TRIES):
+    criterion = str(rng.choice(_CRITERIA, p=_SHARES))
+    region = _choose(rng, _REGIONS[criterion])(frame, rng)
+    region *= inside
+    changed = _choose(rng, _CHANGES[criterion])(image, region, frame, rng)
+    changed = np.clip(changed, 0, 255)
+    strength = region * (1.0 if rng.random() < 0.6 else rng.uniform(0.5, 1.0))
+    mixed = image + (changed - image) * strength[..., None]
+    pixels = np.rint(mixed).astype(np.uint8)
+    pixels[~inside] = image[~inside]
+    core = region > 0.5
+    if core.sum() < 4e-4 * inside.sum():
+      continue
+    difference = np.abs(pixels[core].astype(np.float32) - image[core])
+    # Blur takes away what little contrast there is; it counts for more.
+    floor = _LEAST_CHANGE / (4 if criterion == 'focus' else 1)
+    if difference.mean() >= floor:
+      break
+  return pixels, np.clip(region, 0, 1).astype(np.float32), criterion
+
+
+def _choose(rng, items):
+  return items[rng.integers(len(items))]
+
+
+# Regions: float32 [h, w] in 0..1, about the field's unit circle.
+
+
+def _blob(frame, rng):
+  x, y = faults.within(rng, 0.9)
+  reach = np.exp(rng.uniform(np.log(0.06), np.log(0.5)))
+  away = np.hypot(frame.x - x, frame.y - y) / reach
+  ragged = away + rng.uniform(0, 0.7) * faults.smooth_noise(
+    rng, frame.shape, int(rng.integers(4, 16))
+  )
+  return faults.rise(0.9 - ragged, rng.uniform(0.05, 0.8))
+
+
+def _clouds(frame, rng):
+  noise = faults.smooth_noise(rng, frame.shape, int(rng.integers(3, 24)))
+  return faults.rise(noise - rng.uniform(0.1, 0.5), rng.uniform(0.03, 0.5))
+
+
+def _polygon(frame, rng):
+  x, y = faults.within(rng, 0.85)
+  reach = np.exp(rng.uniform(np.log(0.06), np.log(0.45)))
+  corners = int(rng.integers(3, 8))
+  angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
+  radii = reach * rng.uniform(0.6, 1.2, corners)
+  points = [
+    frame.pixel(x + r * np.cos(a), y + r * np.sin(a))
+    for a, r in zip(angles, radii, strict=True)
+  ]
+  if rng.random() < 0.5:  # a rectangle, upright or turned
+    turn = rng.uniform(0, np.pi) if rng.random() < 0.5 else 0.0
+    wide, high = reach, reach * rng.uniform(0.2, 1.0)
+    c, s = np.cos(turn), np.sin(turn)
+    points = [
+      frame.pixel(x + c * u - s * v, y + s * u + c * v)
+      for u, v in ((-wide, -high), (wide, -high), (wide, high), (-wide, high))
+    ]
+  blur = frame.radius * rng.choice([0.0, 0.005, 0.03])
+  return faults.drawn(frame, lambda draw: draw.polygon(points, 255), blur)
+
+
+def _ellipse(frame, rng):
+  x, y = frame.pixel(*faults.within(rng, 0.9))
+  r = frame.radius * np.exp(rng.uniform(np.log(0.04), np.log(0.4)))
+  box = [x - r, y - r * rng.uniform(0.4, 1), x + r, y + r * rng.uniform(0.4, 1)]
+  width = 0 if rng.random() < 0.6 else max(1, round(r * rng.uniform(0.1, 0.4)))
+
+  def paint(draw: ImageDraw.ImageDraw) -> None:
+    if width:
+      draw.ellipse(box, outline=255, width=width)
+    else:
+      draw.ellipse(box, fill=255)
+
+  return faults.drawn(frame, paint, r * rng.choice([0.0, 0.05, 0.3]))
+
+
+def _strokes(frame, rng):
+  """Hairs, scratches, cracks, writing: thin lines, straight or bent."""
+  count = int(rng.integers(1, 9))
+  wide = frame.radius * np.exp(rng.uniform(np.log(0.008), np.log(0.07)))
+  bend = rng.choice([0.0, 0.3, 1.0])
+
+  def paint(draw: ImageDraw.ImageDraw) -> None:
+    for _ in range(count):
+      place = np.array(faults.within(rng, 0.95))
+      angle = rng.uniform(0, 2 * np.pi)
+      path = [frame.pixel(*place)]
+      for _ in range(int(rng.integers(2, 14))):
+        angle += bend * rng.normal(0, 0.8)
+        place = place + rng.uniform(0.05, 0.2) * np.array(
+          [np.cos(angle), np.sin(angle)]
+        )
+        path.append(frame.pixel(*place))
+      for a, b in itertools.pairwise(path):
+        draw.line([a, b], 255, max(1, round(wide)))
+
+  return faults.drawn(frame, paint, wide * rng.choice([0.0, 0.2, 0.6]))
+
+
+def _stripes(frame, rng):
+  """Parallel lines or a grid, over the whole or over a part."""
+  angle = rng.choice([0.0, np.pi / 2, rng.uniform(0, np.pi)])
+  period = rng.uniform(0.04, 0.4)
+  share = rng.uniform(0.1, 0.6)
+  phase = (frame.along(angle) / period + rng.random()) % 1.0
+  lines = (phase < share).astype(np.float32)
+  if rng.random() < 0.3:
+    across = (frame.along(angle + np.pi / 2) / period + rng.random()) % 1.0
+    lines = np.maximum(lines, (across < share).astype(np.float32))
+  if rng.random() < 0.7:
+    lines = lines * _choose(rng, (_blob, _side, _polygon))(frame, rng)
+  return lines
+
+
+def _specks(frame, rng):
+  count = int(np.exp(rng.uniform(np.log(3), np.log(80))))
+  largest = np.exp(rng.uniform(np.log(0.01), np.log(0.06)))
+  square = rng.random() < 0.3
+
+  def paint(draw: ImageDraw.ImageDraw) -> None:
+    for _ in range(count):
+      x, y = frame.pixel(*faults.within(rng, 0.98))
+      r = frame.radius * largest * rng.uniform(0.3, 1)
+      box = [x - r, y - r, x + r, y + r]
+      (draw.rectangle if square else draw.ellipse)(box, fill=255)
+
+  return faults.drawn(
+    frame, paint, frame.radius * largest * rng.choice([0.0, 0.2, 0.5])
+  )
+
+
+def _side(frame, rng):
+  edge = rng.uniform(-0.4, 0.7)
+  along = frame.along(rng.uniform(0, 2 * np.pi))
+  return faults.rise(along - edge, rng.choice([0.02, 0.3, 1.0]))
+
+
+def _ring(frame, rng):
+  inner = rng.uniform(0.4, 0.9)
+  return faults.rise(frame.r - inner, rng.uniform(0.03, 0.5))
+
+
+def _everywhere(frame, rng):
+  return frame.ones()
+
+
+# Changes: (image, region, frame, rng) -> float32 [h, w, 3] in 0..255, of which
+# the region is taken.
+
+
+def _colour(image, region, frame, rng):
+  if rng.random() < 0.5:
+    tint = rng.uniform(0, 255, 3)
+  else:  # grey, as dust, lint and reflections are
+    tint = rng.uniform(0, 255) + rng.normal(0, 12, 3)
+  fill = np.broadcast_to(tint, image.shape).astype(np.float32)
+  if rng.random() < 0.4:
+    fill = fill * (
+      1 + rng.uniform(0.1, 0.6) * frame.along(rng.uniform(0, 6.3))[..., None]
+    )
+  return image + (fill - image) * rng.uniform(0.4, 1)
+
+
+def _texture(image, region, frame, rng):
+  """Colour noise of one to three scales."""
+  total = np.zeros(image.shape, np.float32)
+  for _ in range(int(rng.integers(1, 4))):
+    cells = int(np.exp(rng.uniform(np.log(6), np.log(120))))
+    plane = faults.smooth_noise(rng, frame.shape, cells)[..., None]
+    if rng.random() < 0.3:
+      plane = np.sign(plane)
+    total += plane * rng.uniform(10, 90) * rng.uniform(0.3, 1, 3)
+  if rng.random() < 0.5:
+    return image + total
+  return rng.uniform(30, 220, 3) + total
+
+
+def _noise(image, region, frame, rng):
+  deviation = rng.uniform(15, 80)
+  shape = image.shape if rng.random() < 0.5 else (*image.shape[:2], 1)
+  if rng.random() < 0.3:  # salt and pepper
+    hit = rng.random(shape) < rng.uniform(0.05, 0.3)
+    return np.where(hit, 255.0 * rng.integers(0, 2, shape), image)
+  return image + rng.normal(0, deviation, shape)
+
+
+def _blocks(image, region, frame, rng):
+  """Mosaic, or a codec's blocks shifted about."""
+  side = max(2, round(frame.radius * rng.uniform(0.03, 0.2)))
+  h, w = image.shape[:2]
+  small = Image.fromarray(image).resize(
+    (max(1, w // side), max(1, h // side)), Image.Resampling.BOX
+  )
+  if rng.random() < 0.4:
+    values = np.asarray(small, np.float32)
+    values = values + rng.normal(0, rng.uniform(10, 50), values.shape)
+    small = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+  return np.asarray(small.resize((w, h), Image.Resampling.NEAREST), np.float32)
+
+
+def _blur(image, region, frame, rng):
+  sigma = frame.radius * np.exp(rng.uniform(np.log(0.008), np.log(0.06)))
+  if rng.random() < 0.7:
+    return faults.blurred(image, sigma)
+  # Along a line, or doubled: the eye moved.
+  angle, length = rng.uniform(0, np.pi), 4 * sigma
+  count = int(rng.choice([2, 9]))
+  total = np.zeros(image.shape, np.float32)
+  for shift in np.linspace(-0.5, 0.5, count) * length:
+    step = (round(shift * np.sin(angle)), round(shift * np.cos(angle)))
+    total += np.roll(image, step, (0, 1))
+  return total / count
+
+
+def _light(image, region, frame, rng):
+  """Darker, brighter, flatter or washed out."""
+  way = rng.integers(4)
+  values = image.astype(np.float32)
+  if way == 0:
+    return values * rng.uniform(0.05, 0.6)
+  if way == 1:
+    return 255 * (values / 255) ** rng.uniform(0.25, 0.6) * rng.uniform(1, 1.4)
+  veil = rng.uniform(20, 230) + rng.normal(0, 20, 3)
+  if way == 2:
+    return values + (veil - values) * rng.uniform(0.4, 0.95)
+  return values + rng.uniform(0.3, 1) * veil
+
+
+def _tone(image, region, frame, rng):
+  """Channels mixed, inverted, saturated or quantised."""
+  values = image.astype(np.float32)
+  way = rng.integers(4)
+  if way == 0:
+    return values[..., rng.permutation(3)] * rng.uniform(0.6, 1.4, 3)
+  if way == 1:
+    return 255 - values
+  if way == 2:
+    grey = values.mean(2, keepdims=True)
+    return grey + (values - grey) * rng.choice([0.0, 3.0])
+  levels = rng.uniform(24, 90)
+  return np.floor(values / levels) * levels + levels / 2
+
+
+def _displaced(image, region, frame, rng):
+  """Retina from elsewhere in the photograph, shifted, mirrored or enlarged."""
+  shift = frame.radius * rng.uniform(0.15, 0.8)
+  angle = rng.uniform(0, 2 * np.pi)
+  moved = np.roll(
+    image, (round(shift * np.sin(angle)), round(shift * np.cos(angle))), (0, 1)
+  )
+  if rng.random() < 0.4:
+    moved = moved[::-1] if rng.random() < 0.5 else moved[:, ::-1]
+  if rng.random() < 0.3:
+    h, w = image.shape[:2]
+    factor = rng.uniform(1.5, 4)
+    ch, cw = int(h / factor), int(w / factor)
+    y, x = (h - ch) // 2, (w - cw) // 2
+    cut = Image.fromarray(np.ascontiguousarray(moved[y : y + ch, x : x + cw]))
+    moved = np.asarray(cut.resize((w, h), Image.Resampling.BICUBIC))
+  values = moved.astype(np.float32)
+  if rng.random() < 0.3:  # a ghost: both at once
+    values = 0.5 * (values + image)
+  return values
+
+
+def _lens(image, region, frame, rng):
+  """Bent light, as under a drop of water: pixels looked up beside."""
+  h, w = image.shape[:2]
+  cells = int(rng.integers(4, 20))
+  reach = frame.radius * rng.uniform(0.03, 0.12)
+  dy = faults.smooth_noise(rng, frame.shape, cells) * reach
+  dx = faults.smooth_noise(rng, frame.shape, cells) * reach
+  rows = np.clip(np.arange(h)[:, None] + dy, 0, h - 1).astype(np.intp)
+  columns = np.clip(np.arange(w)[None, :] + dx, 0, w - 1).astype(np.intp)
+  return image[rows, columns].astype(np.float32)
+
+
+def _edges(image, region, frame, rng):
+  """Sharpened far beyond what any camera gives, or embossed."""
+  values = image.astype(np.float32)
+  soft = faults.blurred(image, frame.radius * rng.uniform(0.006, 0.03))
+  return values + rng.uniform(3, 9) * (values - soft)
+
+
+_Region = Callable[[faults.Frame, np.random.Generator], np.ndarray]
+_Change = Callable[
+  [np.ndarray, np.ndarray, faults.Frame, np.random.Generator], np.ndarray
+]
+
+_CRITERIA = ('artifacts', 'focus', 'illumination')
+_SHARES = (0.7, 0.12, 0.18)
+_LOCAL = (_blob, _clouds, _polygon, _ellipse, _strokes, _stripes, _specks)
+_WIDE = (_blob, _side, _ring, _clouds, _everywhere)
+_REGIONS: dict[str, tuple[_Region, ...]] = {
+  'artifacts': (*_LOCAL, _side),
+  'focus': _WIDE,
+  'illumination': _WIDE,
+}
+_CHANGES: dict[str, tuple[_Change, ...]] = {
+  'artifacts': (
+    _colour,
+    _colour,
+    _texture,
+    _noise,
+    _blocks,
+    _tone,
+    _displaced,
+    _lens,
+    _edges,
+    _light,
+  ),
+  'focus': (_blur,),
+  'illumination': (_light,),
+}

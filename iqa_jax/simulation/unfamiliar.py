@@ -1,0 +1,229 @@
+"""Faults that nothing may learn from: they steer and measure.
+
+A detector that finds the kinds of faults.py and procedural.py has learned
+them. Whether it finds what it was never shown, these kinds tell. They are used
+by evaluations only (`iqa_jax.evaluate_explanations`, tests); no training code
+may import this module (tested).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageFont
+
+from iqa_jax import errors
+from iqa_jax.simulation import faults
+
+
+def apply(
+  image: np.ndarray, inside: np.ndarray, kind: str, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+  """Puts a clearly visible fault of an unfamiliar kind into a photograph.
+
+  Args:
+    image: uint8 [h, w, 3].
+    inside: bool [h, w], the field of view; nothing changes outside it.
+    kind: one of `KINDS`.
+    rng: draws place, colour and shape.
+
+  Returns:
+    The faulty photograph, uint8 [h, w, 3], and the fault's mask, bool [h, w]:
+    where it covers or changes the picture.
+
+  Raises:
+    ValueError: no such kind.
+  """
+  if kind not in _FAULTS:
+    raise errors.InvalidValue(f'fault {kind!r} is none of {", ".join(KINDS)}')
+  frame = faults.Frame(inside)
+  changed, weight = _FAULTS[kind](image.astype(np.float32), frame, rng)
+  pixels = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+  pixels[~inside] = image[~inside]
+  return pixels, (weight > 0.25) & inside
+
+
+def _over(image, tint, weight):
+  return image + (np.asarray(tint, np.float32) - image) * weight[..., None]
+
+
+def _hair(image, frame, rng):
+  """One long bent hair on the lens with its soft shadow."""
+  angle, bow = rng.uniform(0, 2 * np.pi), rng.uniform(-0.6, 0.6)
+  off = rng.uniform(-0.4, 0.4)
+  t = np.linspace(-0.9, 0.9, 40)
+  c, s = np.cos(angle), np.sin(angle)
+  u, v = t, off + bow * t**2
+  path = [
+    frame.pixel(c * a - s * b, s * a + c * b) for a, b in zip(u, v, strict=True)
+  ]
+  thick = max(1, round(0.022 * frame.radius))
+  weight = faults.drawn(
+    frame, lambda d: d.line(path, 255, thick, joint='curve'), 0.3 * thick
+  )
+  return _over(image, rng.choice([[20, 15, 12], [70, 50, 35]]), weight), weight
+
+
+def _writing(image, frame, rng):
+  """Burnt-in text, as record software writes it."""
+  text = f'{rng.integers(1990, 2030)}-{rng.integers(1, 13):02d} OD'
+  x, y = frame.pixel(rng.uniform(-0.75, -0.3), rng.uniform(-0.6, 0.5))
+  font = ImageFont.load_default(size=max(8, round(0.22 * frame.radius)))
+  weight = faults.drawn(
+    frame, lambda d: d.text((x, y), text, fill=255, font=font), 0
+  )
+  region = faults.drawn(
+    frame, lambda d: d.rectangle(d.textbbox((x, y), text, font=font), 255), 0
+  )
+  tint = rng.choice([[255, 255, 255], [255, 230, 60], [60, 255, 90]])
+  return _over(image, tint, weight), region
+
+
+def _fingerprint(image, frame, rng):
+  """A greasy print: fine concentric ridges that blur and lighten."""
+  x, y = faults.within(rng, 0.5)
+  away = np.hypot((frame.x - x) / 0.28, (frame.y - y) / 0.38)
+  warp = 0.6 * faults.smooth_noise(rng, frame.shape, 6)
+  ridges = 0.5 + 0.5 * np.sin(24 * (away + 0.3 * warp))
+  weight = faults.rise(1.0 - away, 0.3)
+  soft = faults.blurred(image.astype(np.uint8), 0.012 * frame.radius)
+  light = soft + 55 * ridges[..., None] - 10
+  return image + (light - image) * weight[..., None], weight
+
+
+def _drops(image, frame, rng):
+  """Drops of water: each shows the retina upside down and small."""
+  weight = np.zeros(frame.shape, np.float32)
+  out = image.copy()
+  h, w = frame.shape
+  for _ in range(int(rng.integers(2, 6))):
+    cx, cy = frame.pixel(*faults.within(rng, 0.8))
+    r = frame.radius * rng.uniform(0.08, 0.16)
+    ys, xs = np.mgrid[0:h, 0:w]
+    away = np.hypot(xs - cx, ys - cy) / r
+    inner = away < 1
+    sx = np.clip(cx - 2.5 * (xs - cx), 0, w - 1).astype(int)
+    sy = np.clip(cy - 2.5 * (ys - cy), 0, h - 1).astype(int)
+    shade = (0.75 + 0.5 * (ys - cy) / r)[..., None]
+    out = np.where(inner[..., None], image[sy, sx] * shade, out)
+    weight = np.maximum(weight, inner)
+  return out, weight
+
+
+def _torn_rows(image, frame, rng):
+  """A transfer fault: rows of a band jump sideways by turns."""
+  h = frame.shape[0]
+  top = rng.uniform(-0.7, 0.3)
+  high = rng.uniform(0.2, 0.5)
+  band = (frame.y > top) & (frame.y < top + high)
+  shifts = np.repeat(rng.integers(-1, 2, h // 3 + 1), 3)[:h]
+  shifts = shifts * round(0.12 * frame.radius)
+  out = image.copy()
+  for row in np.flatnonzero(band[:, 0]):
+    out[row] = np.roll(image[row], shifts[row], 0)
+  return out, np.broadcast_to(band, frame.shape).astype(np.float32)
+
+
+def _bubbles(image, frame, rng):
+  """Bubbles in the coupling gel: thin bright rims, dark inner edge."""
+  weight = np.zeros(frame.shape, np.float32)
+  out, region = image, weight
+  for _ in range(int(rng.integers(4, 12))):
+    x, y = faults.within(rng, 0.85)
+    r = rng.uniform(0.04, 0.14)
+    away = np.hypot(frame.x - x, frame.y - y)
+    rim = np.exp(-(((away - r) / 0.014) ** 2))
+    inner = np.exp(-(((away - r + 0.03) / 0.014) ** 2))
+    out = _over(out, [235, 240, 235], 0.8 * rim)
+    out = _over(out, [15, 10, 8], 0.6 * inner)
+    region = np.maximum(region, (away < r + 0.015).astype(np.float32))
+  return out, region
+
+
+def _double_exposure(image, frame, rng):
+  """The eye moved between two flashes: a second retina over one side."""
+  turned = np.asarray(
+    Image.fromarray(image.astype(np.uint8)).rotate(
+      float(rng.choice([90, 180, 270])), Image.Resampling.BILINEAR
+    ),
+    np.float32,
+  )
+  edge = rng.uniform(-0.2, 0.3)
+  weight = faults.rise(frame.along(rng.uniform(0, 2 * np.pi)) - edge, 0.3)
+  both = np.maximum(image, turned) * 1.1
+  return image + (both - image) * weight[..., None], weight
+
+
+def _sensor_columns(image, frame, rng):
+  """Columns of the sensor that are dead or stuck."""
+  out = image.copy()
+  weight = np.zeros(frame.shape, np.float32)
+  wide = max(1, round(0.015 * frame.radius))
+  tint = rng.choice([[0, 0, 0], [255, 255, 255], [255, 40, 200]])
+  for _ in range(int(rng.integers(3, 9))):
+    x = round(frame.pixel(rng.uniform(-0.8, 0.8), 0)[0])
+    out[:, x : x + wide] = tint
+    weight[:, x : x + wide] = 1
+  return out, weight
+
+
+def _broken_codec(image, frame, rng):
+  """Rows of 8x8 blocks with wrong colours, as in a damaged file."""
+  side = max(4, round(frame.radius / 14))
+  h, w = frame.shape
+  rows, columns = -(-h // side), -(-w // side)
+  hit = rng.random((rows, columns)) < 0.5
+  first = int(rng.integers(rows // 5, rows // 2))
+  hit[:first] = False
+  hit[first + int(rng.integers(2, 5)) :] = False
+  grown = np.kron(hit, np.ones((side, side)))[:h, :w].astype(np.float32)
+  colour = rng.uniform(-110, 110, (rows, columns, 3))
+  shift = np.kron(colour, np.ones((side, side, 1)))[:h, :w]
+  rolled = np.roll(image, 3 * side, 1)
+  return np.where(grown[..., None] > 0, rolled + shift, image), grown
+
+
+def _eyelid(image, frame, rng):
+  """Skin over the top or the bottom: pinkish, out of focus, no retina."""
+  sign = rng.choice([-1, 1])
+  edge = rng.uniform(0.3, 0.65)
+  line = sign * frame.y - edge + 0.25 * (frame.x - rng.uniform(-0.4, 0.4)) ** 2
+  weight = faults.rise(line, 0.12)
+  skin = np.array([200, 140, 115], np.float32) * rng.uniform(0.6, 1.1)
+  folds = 14 * np.sin(30 * frame.y + 3 * frame.x + rng.uniform(0, 6))
+  return _over(image, skin + folds[..., None], weight), weight
+
+
+def _light_leak(image, frame, rng):
+  """A coloured streak from the edge of the housing."""
+  along = frame.along(angle := rng.uniform(0, np.pi))
+  across = frame.along(angle + np.pi / 2)
+  narrow = np.exp(-(((along - rng.uniform(-0.5, 0.5)) / 0.12) ** 2))
+  weight = narrow * faults.rise(across + 0.5, 1.0)
+  tint = rng.choice([[255, 120, 20], [255, 40, 60], [90, 160, 255]])
+  return image + 0.9 * weight[..., None] * np.asarray(tint), weight
+
+
+def _moire(image, frame, rng):
+  """A screen photographed by a camera: beating stripes."""
+  x, y = faults.within(rng, 0.5)
+  weight = faults.rise(0.55 - np.hypot(frame.x - x, frame.y - y), 0.2)
+  a, f = rng.uniform(0, np.pi), rng.uniform(45, 80)
+  waves = np.sin(f * frame.along(a)) * np.sin(1.07 * f * frame.along(a + 0.9))
+  return image + 55 * (weight * waves)[..., None] * [1, -0.6, 1], weight
+
+
+_FAULTS = {
+  'hair': _hair,
+  'writing': _writing,
+  'fingerprint': _fingerprint,
+  'drops': _drops,
+  'torn_rows': _torn_rows,
+  'bubbles': _bubbles,
+  'double_exposure': _double_exposure,
+  'sensor_columns': _sensor_columns,
+  'broken_codec': _broken_codec,
+  'eyelid': _eyelid,
+  'light_leak': _light_leak,
+  'moire': _moire,
+}
+KINDS = tuple(_FAULTS)
