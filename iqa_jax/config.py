@@ -68,11 +68,17 @@ def default() -> ml_collections.ConfigDict:
 
   c.model = ml_collections.ConfigDict()
   c.model.name = 'resnet50'  # resnet50 | vgg16 (iqa_jax.models lists them)
-  # linear | standardized | landmarks | mlp | imagenet (models/heads.py)
+  # linear | standardized | landmarks | mlp | imagenet (models/heads.py), or
+  # evidence: local evidence by criterion, inside the field (models/evidence.py)
   c.model.head = 'linear'
   c.model.last = ''  # feature point that the head follows; '' = the last one
   c.model.width = 1.0  # multiplies every channel count
   c.model.depth = 1.0  # multiplies the blocks of every stage
+  # Of the evidence head: the points looked at, () = the network's own choice;
+  # the side of the grid of cells; the hidden units of a cell.
+  c.model.taps = ()
+  c.model.cells = 28
+  c.model.cell_units = 128
   c.model.dropout = 0.5  # of the mlp and imagenet heads
   c.model.dtype = 'float32'  # compute type; bfloat16 on GPU and TPU
   # A tag (resnet50.tv_in1k), a .safetensors or .pth file, a run directory, or

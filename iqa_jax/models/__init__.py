@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.models import heads, layers, resnet, vgg
+from iqa_jax.models import evidence, heads, layers, resnet, vgg
 from iqa_jax.models.classifier import Classifier
 
 _BACKBONES = {'resnet50': resnet.ResNet, 'vgg16': vgg.VGG}
@@ -44,13 +44,17 @@ def create(
   dropout: float = 0.5,
   dtype: str = 'float32',
   axis_name: str | None = None,
+  taps: tuple[str, ...] = (),
+  cells: int = 28,
+  cell_units: int = 128,
+  independent: bool = False,
 ) -> Classifier:
   """Returns a model; it holds no parameters, see `init`.
 
   Args:
     name: one of `names()`.
     num_outputs: number of logits.
-    head: one of heads.KINDS, or 'imagenet'.
+    head: one of heads.KINDS, 'imagenet', or 'evidence'.
     last: the feature point that the head follows, what lies beyond it is left
       out; None or '' for the backbone's last.
     width: multiplies every channel count.
@@ -58,6 +62,11 @@ def create(
     dropout: rate after the head's hidden layers.
     dtype: compute type, 'float32' or 'bfloat16'; parameters are float32.
     axis_name: pmap axis over which BatchNorm statistics are shared.
+    taps: the points that a head of evidence looks at; () for the backbone's
+      own choice. What lies beyond the last of them is left out.
+    cells: side of the grid of evidence.
+    cell_units: hidden units of a cell.
+    independent: the outputs are criteria, each judged by itself.
 
   Raises:
     ValueError: there is no such backbone, point, head or compute type.
@@ -71,6 +80,21 @@ def create(
   backbone = _BACKBONES[name](
     width=width, depth=depth, dtype=jnp.dtype(dtype), axis_name=axis_name
   )
+  if head == 'evidence':
+    taps = taps or backbone.taps
+    for point in taps:
+      if point not in backbone.points:
+        raise errors.InvalidValue(
+          f'tap {point!r} is none of {", ".join(backbone.points)}'
+        )
+    taps = tuple(sorted(taps, key=backbone.points.index))
+    num_maps = num_outputs if independent else len(evidence.LOCAL)
+    return Classifier(
+      backbone,
+      evidence.Head(num_outputs, num_maps, independent),
+      taps[-1],
+      evidence.Neck(taps, cells, cell_units, num_maps, jnp.dtype(dtype)),
+    )
   if last and last not in backbone.points:
     raise errors.InvalidValue(
       f'last {last!r} is none of {", ".join(backbone.points)}'
@@ -80,7 +104,7 @@ def create(
   elif head in heads.KINDS:
     shape = heads.KINDS[head]
   else:
-    kinds = ', '.join([*heads.KINDS, 'imagenet'])
+    kinds = ', '.join([*heads.KINDS, 'imagenet', 'evidence'])
     raise errors.InvalidValue(f'head {head!r} is none of {kinds}')
   pool, hidden = shape
   return Classifier(
@@ -115,6 +139,10 @@ def from_config(
     dropout=c.dropout,
     dtype=c.dtype,
     axis_name=axis_name,
+    taps=tuple(c.taps),
+    cells=c.cells,
+    cell_units=c.cell_units,
+    independent=config.task.name == 'criteria',
   )
 
 
@@ -151,5 +179,15 @@ def init(model: Classifier, key: jax.Array, image_size: int) -> dict[str, Any]:
 
 
 def normalize(images: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-  """Returns uint8 RGB images scaled to ImageNet's mean 0 and deviation 1."""
-  return ((images / 255.0 - MEAN) / DEVIATION).astype(dtype)
+  """Returns uint8 images as the networks take them.
+
+  Args:
+    images: RGB [b, h, w, 3], or RGB and the field of view as a fourth channel.
+    dtype: of the result.
+
+  Returns:
+    RGB scaled to ImageNet's mean 0 and deviation 1; the field scaled to 0..1.
+  """
+  scaled = images / 255.0
+  colour = (scaled[..., :3] - MEAN) / DEVIATION
+  return jnp.concatenate([colour, scaled[..., 3:]], -1).astype(dtype)

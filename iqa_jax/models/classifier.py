@@ -6,9 +6,10 @@ from collections.abc import Collection
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 
 from iqa_jax import errors
-from iqa_jax.models import heads, layers
+from iqa_jax.models import evidence, heads, layers
 
 HEAD = 'head'
 HEAD_INPUT = 'head_input'
@@ -18,24 +19,30 @@ class Classifier(nn.Module):
   """An image classifier whose feature points can be entered and left.
 
   Variables: {'params': {'backbone': {point: ...}, 'head': ...},
-  'batch_stats': {'backbone': {point: ...}}}, all float32.
+  'batch_stats': {'backbone': {point: ...}}}, all float32; with a neck
+  {'neck': {'evidence': ...}} besides.
 
   Attributes:
     backbone: a module with `points`, `default_layer`, `dtype` and
       `__call__(x, point, train=, mask=)`.
     head: what follows the last point.
     last: the backbone's point that the head follows; None for its last one.
+    neck: what lies between backbone and head; None for nothing. Its points
+      follow the backbone's.
   """
 
   backbone: nn.Module
-  head: heads.Head
+  head: heads.Head | evidence.Head
   last: str | None = None
+  neck: evidence.Neck | None = None
 
   @property
   def points(self) -> tuple[str, ...]:
     """The names of the feature points, in order."""
     points = self.backbone.points
-    return points[: points.index(self.last) + 1] if self.last else points
+    if self.last:
+      points = points[: points.index(self.last) + 1]
+    return (*points, *evidence.POINTS) if self.neck else points
 
   @property
   def stages(self) -> tuple[str, ...]:
@@ -49,6 +56,8 @@ class Classifier(nn.Module):
   @property
   def default_layer(self) -> str:
     """The point that explanations look at unless told otherwise."""
+    if self.neck:
+      return evidence.POINTS[-1]
     if not self.last:
       return self.backbone.default_layer
     before = self.last.removesuffix('_pool')
@@ -68,7 +77,8 @@ class Classifier(nn.Module):
     Every point's map on the way is sown into 'intermediates' under its name.
 
     Args:
-      x: normalised images [b, h, w, 3] when `start` is None, else what a pass
+      x: normalised images [b, h, w, 3] when `start` is None, or with their
+        field of view as a fourth channel (models.normalize); else what a pass
         up to `start` returned.
       start: the stage whose result `x` is; None for images.
       stop: the stage whose result is wanted; None for the logits.
@@ -93,11 +103,25 @@ class Classifier(nn.Module):
     end = len(names) if stop is None else names.index(stop) + 1
     if first > end:
       raise ValueError(f'{stop} comes before {start}')
-    size = x.shape[1:3]
-    if start != HEAD_INPUT:
+    size, field = x.shape[1:3], None
+    if start is None:
+      # Without one, the field is the whole frame.
+      field = x[..., 3] if x.shape[-1] > 3 else jnp.ones(x.shape[:3])
+      x = x[..., :3]
+    if start in (None, *self.backbone.points):
       x = x.astype(self.backbone.dtype)
+    tapped = []
     for point in self.points[first:end]:
-      x = self.backbone(x, point, train=point in train, mask=mask)
+      if point == 'cells':
+        if field is None or len(tapped) < len(self.neck.taps):
+          raise ValueError(f'cells look at several points, {start} is beyond')
+        x = self.neck.gather(tapped, field)
+      elif point == 'evidence':
+        x = self.neck(x)
+      else:
+        x = self.backbone(x, point, train=point in train, mask=mask)
+      if self.neck and point in self.neck.taps:
+        tapped.append(x)
       if 0 in x.shape[1:3]:
         raise errors.InvalidValue(
           f'{size[0]}x{size[1]} is too small: empty at {point}'

@@ -32,6 +32,7 @@ class ResNet(nn.Module):
 
   points = ('stem', 'stage1', 'stage2', 'stage3', 'stage4')
   default_layer = 'stage4'
+  taps = ('stem', 'stage1', 'stage2', 'stage3')
   # ImageNet's own head: how the map is pooled, and the hidden layers.
   imagenet_head = ('average', ())
 

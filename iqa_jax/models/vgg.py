@@ -31,6 +31,7 @@ class VGG(nn.Module):
     f'block{i}{suffix}' for i in range(1, 6) for suffix in ('', '_pool')
   )
   default_layer = 'block5'
+  taps = ('block1', 'block2', 'block3', 'block4')
   imagenet_head = ('flatten', (4096, 4096))
 
   def setup(self):

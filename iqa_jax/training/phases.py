@@ -162,7 +162,7 @@ def _matches(
 def part_of(path: str) -> str:
   """Returns the feature point, or 'head', that owns a parameter's path."""
   top, *rest = path.split('/')
-  return rest[0] if top == 'backbone' else top
+  return rest[0] if top in ('backbone', 'neck') else top
 
 
 def _schedule(phase, steps_per_epoch):

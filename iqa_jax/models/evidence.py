@@ -1,0 +1,189 @@
+"""Evidence by design: cells that say what is wrong in them, and nothing else.
+
+What is judged is what is shown. The feature maps of several points are brought
+to one grid of cells; a small network of 1x1 convolutions looks at each cell
+alone and gives, for each local criterion, the evidence that it is faulty,
+minus the log probability that it is not (a noisy-or). Evidence is 0 or more,
+counts only inside the field of view, and its average over the field is all
+that the head learns of the photograph. So the maps sum to the logit less its
+bias, are 0 outside the field, and need no backward pass; Grad-CAM over them
+gives the same maps (tests/models/test_evidence.py).
+"""
+
+from __future__ import annotations
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from iqa_jax import labels
+
+# The criteria that have a place in the photograph; the image field has none.
+LOCAL = tuple(name for name in labels.CRITERIA if name != 'image_field')
+POINTS = ('cells', 'evidence')
+_FLOOR = 1e-3  # of the field's share: a photograph without a field has no map
+
+
+class Neck(nn.Module):
+  """From feature maps to maps of evidence; runs one point at a time.
+
+  Attributes:
+    taps: the backbone's points whose maps are looked at.
+    cells: the grid is cells x cells.
+    hidden: units of the hidden layer of a cell.
+    num_maps: maps of evidence, of the LOCAL or of all criteria, in order.
+    dtype: compute type of the hidden layer.
+  """
+
+  taps: tuple[str, ...]
+  cells: int
+  hidden: int
+  num_maps: int = len(LOCAL)
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    self.evidence = _Evidence(self.hidden, self.num_maps, self.dtype)
+
+  def gather(self, maps: list[jax.Array], field: jax.Array) -> jax.Array:
+    """Returns the cells' features and, as the last channel, their field share.
+
+    Args:
+      maps: of the taps, [b, h, w, c] each.
+      field: [b, s, s] in 0..1, the field of view.
+
+    Returns:
+      float32 [b, cells, cells, sum of c + 1].
+    """
+    parts = [shared_area(m.astype(jnp.float32), self.cells) for m in maps]
+    share = shared_area(field.astype(jnp.float32)[..., None], self.cells)
+    return jnp.concatenate([*parts, share], axis=-1)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns the maps of evidence [b, cells, cells, num_maps] of cells."""
+    return self.evidence(x)
+
+
+class _Evidence(nn.Module):
+  hidden: int
+  num_maps: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    features, share = x[..., :-1], x[..., -1:].astype(jnp.float32)
+    shape = features.shape[-1:]
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, shape)
+    var = self.variable('batch_stats', 'var', jnp.ones, shape)
+    features = (features - mean.value) * lax.rsqrt(var.value)
+    hidden = nn.relu(
+      nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(features)
+    )
+    logits = nn.Dense(self.num_maps, name='cell')(hidden.astype(jnp.float32))
+    self.sow('intermediates', 'cell_logits', logits)
+    self.sow('intermediates', 'field_share', share[..., 0])
+    # The average over all cells of what is returned is that over the field.
+    field = jnp.maximum(share.mean((1, 2), keepdims=True), _FLOOR)
+    return nn.softplus(logits) * (share / field)
+
+
+def shared_area(x: jax.Array, cells: int) -> jax.Array:
+  """Returns x [b, h, w, c] averaged over cells, [b, cells, cells, c].
+
+  A feature counts by the area that its own share of the picture has in common
+  with the cell, so grids needn't divide each other.
+  """
+  b, h, w, c = x.shape
+  if (h, w) == (cells, cells):
+    return x
+  if h % cells == 0 and w % cells == 0:
+    return x.reshape(b, cells, h // cells, cells, w // cells, c).mean((2, 4))
+  rows, columns = (jnp.asarray(_overlap(n, cells), x.dtype) for n in (h, w))
+  return jnp.einsum(
+    'bhwc,ih,jw->bijc', x, rows, columns, precision=lax.Precision.HIGHEST
+  )
+
+
+def _overlap(length: int, cells: int) -> np.ndarray:
+  """Returns the share [cells, length] of each cell that each feature covers."""
+  low, high = np.arange(cells) / cells, (np.arange(cells) + 1) / cells
+  first, last = np.arange(length) / length, (np.arange(length) + 1) / length
+  common = np.minimum(high[:, None], last) - np.maximum(low[:, None], first)
+  return np.maximum(common, 0.0) * cells
+
+
+def cell_loss(
+  logits: jax.Array, truth: jax.Array, share: jax.Array
+) -> jax.Array:
+  """Returns each example's mean cross-entropy over its known cells [b].
+
+  Args:
+    logits: float32 [b, g, g, k] of the cells.
+    truth: [b, g, g, k], the share of the cell that is faulty by each
+      criterion, negative where that isn't known.
+    share: [b, g, g], of the cell that lies in the field; the cell's weight.
+  """
+  known = (truth >= 0) * share[..., None]
+  truth = jnp.clip(truth, 0.0, 1.0)
+  # Written out: softplus(x) - x y.
+  loss = (nn.softplus(logits) - logits * truth) * known
+  count = jnp.maximum(known.sum((1, 2, 3)), 1e-6)
+  return loss.sum((1, 2, 3)) / count
+
+
+class Head(nn.Module):
+  """From the evidence of a whole photograph to the logits.
+
+  `weights` enter through a softplus: evidence of a fault never speaks for a
+  photograph. A softmax task's first output (adequate, good) is the reference,
+  its logit 0; of criteria, each logit is of its own map alone.
+
+  Attributes:
+    num_outputs: number of logits.
+    num_maps: maps of evidence.
+    independent: the outputs are criteria, one a map, in the maps' order.
+  """
+
+  num_outputs: int
+  num_maps: int
+  independent: bool = False
+
+  def takes(self, x: jax.Array) -> jax.Array:
+    """Returns the mean evidence [b, num_maps] of maps [b, h, w, num_maps]."""
+    return x.astype(jnp.float32).mean((1, 2))
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """Returns logits [b, num_outputs] float32 of what `takes` returned."""
+    del train
+    if self.independent:
+      logits = x * nn.softplus(self._weights('weights', ())) + self._bias(
+        'bias', self.num_outputs
+      )
+      cause = jnp.stack([logits[:, i] for i in local(self.num_maps)], 1)
+    else:
+      rest = self.num_outputs - 1
+      weights = nn.softplus(self._weights('weights', (rest,)))
+      exact = lax.Precision.HIGHEST
+      logits = jnp.dot(x, weights, precision=exact) + self._bias('bias', rest)
+      logits = jnp.concatenate([jnp.zeros_like(logits[:, :1]), logits], 1)
+      # What is wrong, where faults that were put in taught it.
+      cause = x * nn.softplus(self._weights('cause_weights', ())) + self._bias(
+        'cause_bias', self.num_maps
+      )
+    self.sow('intermediates', 'cause', cause)
+    return logits
+
+  def _weights(self, name: str, shape: tuple[int, ...]) -> jax.Array:
+    normal = nn.initializers.normal(0.01)
+    return self.param(name, normal, (self.num_maps, *shape), jnp.float32)
+
+  def _bias(self, name: str, size: int) -> jax.Array:
+    return self.param(name, nn.initializers.zeros, (size,), jnp.float32)
+
+
+def local(num_maps: int) -> tuple[int, ...]:
+  """Returns which of the maps are of LOCAL criteria, in LOCAL's order."""
+  names = labels.CRITERIA if num_maps == len(labels.CRITERIA) else LOCAL
+  return tuple(names.index(name) for name in LOCAL)

@@ -1,0 +1,195 @@
+"""The map is the judgement: it sums to the logit, inside the field only."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from iqa_jax import labels, models
+from iqa_jax.explain import cam
+from iqa_jax.models import evidence
+from iqa_jax.tasks import Task
+
+SIZE = 64
+
+
+def make(name, task, **options):
+  model = models.create(
+    name,
+    task.num_outputs,
+    width=0.06,
+    depth=0.1,
+    head='evidence',
+    cells=8,
+    cell_units=5,
+    independent=task.name == 'criteria',
+    **options,
+  )
+  variables = models.init(model, jax.random.key(0), SIZE)
+  # Weights that matter, instead of those that training begins with.
+  flat, tree = jax.tree.flatten(variables['params'])
+  rng = np.random.default_rng(1)
+  flat = [f + rng.normal(0, 0.2, f.shape).astype(np.float32) for f in flat]
+  return model, {**variables, 'params': jax.tree.unflatten(tree, flat)}
+
+
+def photographs(count=3, field=None):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (count, SIZE, SIZE, 4), dtype=np.uint8)
+  images[..., 3] = 255 if field is None else 255 * field
+  return images
+
+
+def circle(radius=0.4):
+  at = (np.arange(SIZE) + 0.5) / SIZE - 0.5
+  return (np.hypot(at[None], at[:, None]) < radius).astype(np.uint8)
+
+
+@pytest.mark.parametrize('name', models.names())
+@pytest.mark.parametrize('kind', ['quality', 'grade', 'criteria'])
+def test_maps_sum_to_the_logit_less_its_bias(name, kind):
+  task = Task(name=kind)
+  model, variables = make(name, task)
+  x = models.normalize(photographs(field=circle()))
+  maps = np.asarray(model.apply(variables, x, stop='evidence'))
+  logits = np.asarray(model.apply(variables, x))
+  head = jax.tree.map(np.asarray, variables['params']['head'])
+  weights = np.logaddexp(head['weights'], 0)
+  mean = maps.mean((1, 2), dtype=np.float64)
+  if kind == 'criteria':
+    expected = mean * weights + head['bias']
+  else:
+    expected = mean @ weights + head['bias']
+    np.testing.assert_array_equal(logits[:, 0], 0)
+    logits = logits[:, 1:]
+  np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('method', ['gradcam', 'hirescam', 'layercam'])
+@pytest.mark.parametrize('name', models.names())
+def test_gradients_give_the_same_map(name, method):
+  task = Task()
+  model, variables = make(name, task)
+  x = models.normalize(photographs(field=circle()))
+  margin = np.full(len(x), task.targets.index('margin'))
+  explained = jax.jit(
+    functools.partial(cam.explain, model, task=task, methods=(method,))
+  )(variables, x, margin)
+  maps = np.asarray(model.apply(variables, x, stop='evidence'))
+  weights = np.logaddexp(np.asarray(variables['params']['head']['weights']), 0)
+  own = (maps @ weights)[..., 0] / maps[0, ..., 0].size
+  np.testing.assert_allclose(explained.maps[method], own, rtol=1e-5, atol=1e-7)
+  bias = np.asarray(variables['params']['head']['bias'])
+  np.testing.assert_allclose(
+    own.sum((1, 2)) + bias, explained.scores, rtol=1e-5, atol=1e-5
+  )
+
+
+def test_nothing_lies_outside_the_field():
+  model, variables = make('vgg16', Task())
+  field = circle()
+  maps = np.asarray(
+    model.apply(
+      variables, models.normalize(photographs(field=field)), stop='evidence'
+    )
+  )
+  share = field.reshape(8, 8, 8, 8).mean((1, 3))
+  assert (maps[:, share == 0] == 0).all()
+  assert (maps[:, share > 0] > 0).all()
+
+
+def test_pixels_out_of_reach_of_the_field_change_nothing():
+  model, variables = make('vgg16', Task(), taps=('block1',))
+  field = circle(0.3)
+  images = photographs(field=field)
+  painted = images.copy()
+  painted[:, :6, :, :3] = 255 - painted[:, :6, :, :3]
+  logits = [
+    model.apply(variables, models.normalize(i)) for i in (images, painted)
+  ]
+  np.testing.assert_array_equal(*logits)
+  whole = images.copy()
+  whole[..., 3] = 255
+  assert not np.allclose(
+    logits[0], model.apply(variables, models.normalize(whole))
+  )
+
+
+def test_no_field_is_the_whole_frame():
+  model, variables = make('resnet50', Task())
+  images = photographs()
+  np.testing.assert_array_equal(
+    model.apply(variables, models.normalize(images)),
+    model.apply(variables, models.normalize(images[..., :3])),
+  )
+
+
+def test_a_black_frame_has_no_evidence_and_no_nan():
+  model, variables = make('vgg16', Task())
+  images = np.zeros((1, SIZE, SIZE, 4), np.uint8)
+  maps = np.asarray(
+    model.apply(variables, models.normalize(images), stop='evidence')
+  )
+  assert (maps == 0).all()
+
+
+def test_evidence_only_speaks_against_a_photograph():
+  model, variables = make('vgg16', Task())
+  maps = np.abs(np.random.default_rng(0).normal(size=(1, 8, 8, 3)))
+  task = Task()
+
+  def margin(x):
+    return task.margin(model.apply(variables, x, start='evidence'))[0]
+
+  gradient = jax.grad(margin)(jnp.asarray(maps, jnp.float32))
+  assert (gradient > 0).all()
+
+
+def test_evidence_is_a_noisy_or_of_its_cells():
+  """exp(-evidence) is the probability that a cell is clean."""
+  model, variables = make('vgg16', Task())
+  x = models.normalize(photographs())
+  maps, kept = model.apply(
+    variables, x, stop='evidence', mutable=['intermediates']
+  )
+  [logits] = kept['intermediates']['neck']['evidence']['cell_logits']
+  np.testing.assert_allclose(np.exp(-maps), 1 - expit(logits), rtol=1e-5)
+
+
+def test_image_field_has_a_logit_but_no_truth_of_cells():
+  assert evidence.LOCAL == ('focus', 'illumination', 'artifacts')
+  assert [labels.CRITERIA[i] for i in evidence.local(4)] == list(evidence.LOCAL)
+  assert evidence.local(3) == (0, 1, 2)
+
+
+@pytest.mark.parametrize('length, cells', [(8, 8), (16, 8), (4, 8), (7, 5)])
+def test_cells_average_by_area(length, cells):
+  """Against averaging a picture in which every feature is many pixels."""
+  x = np.random.default_rng(0).normal(size=(2, length, length, 3))
+  pixels = np.kron(x, np.ones((1, cells, cells, 1)))
+  expected = pixels.reshape(2, cells, length, cells, length, 3).mean((2, 4))
+  found = evidence.shared_area(jnp.asarray(x, jnp.float32), cells)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_cell_loss_is_cross_entropy_of_known_cells():
+  from sklearn.metrics import log_loss
+
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(1, 4, 4, 1)).astype(np.float32)
+  truth = rng.integers(0, 2, (1, 4, 4, 1)).astype(np.float32)
+  share = rng.random((1, 4, 4)).astype(np.float32)
+  truth[0, 0] = -1
+  known = truth.ravel() >= 0
+  expected = log_loss(
+    truth.ravel()[known],
+    expit(logits.astype(np.float64)).ravel()[known],
+    sample_weight=share.ravel()[known],
+  )
+  found = evidence.cell_loss(logits, truth, share)
+  np.testing.assert_allclose(found, [expected], rtol=1e-5)
+  unknown = evidence.cell_loss(logits, np.full_like(truth, -1), share)
+  np.testing.assert_array_equal(unknown, [0])
