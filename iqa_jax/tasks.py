@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from scipy import special
 
 from iqa_jax import errors
 from iqa_jax import labels as L
@@ -163,6 +164,24 @@ class Task:
     negative = [i for i in range(self.num_outputs) if i not in positive]
     return jax.nn.logsumexp(logits[:, positive], axis=1) - jax.nn.logsumexp(
       logits[:, negative], axis=1
+    )
+
+  def log_odds(self, logits: np.ndarray) -> np.ndarray:
+    """Returns `margin` in float64, [b], by NumPy: what ranks photographs.
+
+    The float32 probability of one is 1 from log-odds of 17 on, so it ties what
+    the logits tell apart. NaN where a logit is not finite.
+    """
+    logits = np.asarray(logits, np.float64)
+    logits = np.where(np.isfinite(logits).all(axis=1)[:, None], logits, np.nan)
+    if self.name == 'criteria':
+      log_adequate = -np.logaddexp(0, logits).sum(axis=1)
+      log_adequate = np.minimum(log_adequate, -np.finfo(np.float64).tiny)
+      return np.log(-np.expm1(log_adequate)) - log_adequate
+    positive = list(self._inadequate_columns)
+    negative = [i for i in range(self.num_outputs) if i not in positive]
+    return special.logsumexp(logits[:, positive], axis=1) - (
+      special.logsumexp(logits[:, negative], axis=1)
     )
 
   @property

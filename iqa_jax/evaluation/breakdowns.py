@@ -31,10 +31,10 @@ def run(columns: Columns) -> dict[str, Any]:
   """Returns the breakdowns of judged images.
 
   Args:
-    columns: 'quality' int (-1 unknown: left out), 'p_inadequate' (ranks),
-      'p_calibrated', 'verdict' int, 'patient_id', and any of 'dataset',
-      'camera', 'eye', 'grade', the four criteria, 'field_found', 'width',
-      'height'.
+    columns: 'quality' int (-1 unknown: left out), 'log_odds' or
+      'p_inadequate' (`metrics.ranks`), 'p_calibrated', 'verdict' int,
+      'patient_id', and any of 'dataset', 'camera', 'eye', 'grade', the four
+      criteria, 'field_found', 'width', 'height'.
 
   Returns:
     'groups': one {'breakdown', 'group', 'n', 'n_inadequate', 'n_patients',
@@ -159,7 +159,7 @@ def _tertiles(pixels) -> dict[str, np.ndarray]:
 def _measure(columns, breakdown, group, inside) -> dict[str, Any]:
   truth = columns['quality'][inside]
   patient = columns['patient_id'][inside]
-  score = columns['p_inadequate'][inside]
+  score = metrics.ranks(columns)[inside]
   called = columns['verdict'][inside] == labels.INADEQUATE
   bad, good = truth == labels.INADEQUATE, truth == labels.ADEQUATE
   note = '' if len(truth) else 'no image'
@@ -184,10 +184,10 @@ def _auc(truth, score, patient) -> assessment.Entry:
     few = intervals.too_small(truth, patient)
     if few:
       note = f'{assessment.TOO_SMALL}: {few}'
-    elif not high - low <= intervals.WIDE:
+    elif not np.isfinite([low, high]).all():
+      note = 'no interval: the images show no variance'
+    elif high - low > intervals.WIDE:
       note = assessment.IMPRECISE
-  if not np.isfinite(low) and np.isfinite(value) and not note:
-    note = 'too few images for an interval'
   return {**assessment.entry(value, low, high, note), 'n': len(truth)}
 
 

@@ -17,6 +17,7 @@ from absl import logging
 import jax
 import ml_collections
 import numpy as np
+from scipy import special
 
 from iqa_jax import config as config_lib
 from iqa_jax import inference, labels, run_directory
@@ -204,7 +205,8 @@ def _predict(models, config, source, indices, split, flip_tta) -> Columns:
     rows.append(inference.predict(loaded, batches, flip_tta=flip_tta))
   first, task = rows[0], models[0].task
   index = first['index']
-  each = np.stack([r['p_inadequate'] for r in rows]).astype(np.float64)
+  odds = np.stack([task.log_odds(r['logits']) for r in rows])
+  each = calibration.sigmoid(odds)
   # Law of total variance: between the members, and between each one's views.
   within = np.mean([np.square(r['spread']) for r in rows], axis=0)
   spread = np.sqrt(within + each.var(axis=0))
@@ -228,8 +230,17 @@ def _predict(models, config, source, indices, split, flip_tta) -> Columns:
     columns[f'p_{name}'] = probabilities[:, i]
   # The quality task's own output has this name too, and the same value.
   columns['p_inadequate'] = each.mean(axis=0)
+  columns['log_odds'] = _mean_log_odds(odds)
   columns['spread'] = spread
   return columns
+
+
+def _mean_log_odds(odds: np.ndarray) -> np.ndarray:
+  """Returns the log-odds [n] of the mean probability of odds [members, n]."""
+  if len(odds) == 1:
+    return odds[0]
+  inadequate = special.logsumexp(-np.logaddexp(0, -odds), axis=0)
+  return inadequate - special.logsumexp(-np.logaddexp(0, odds), axis=0)
 
 
 def _fit_operating_record(config, validation, flip_tta) -> dict[str, Any]:
@@ -330,7 +341,7 @@ def measure(
     'n_not_finite': int((~finite).sum()),
     'verdict': verdict(
       'quality',
-      'p_inadequate',
+      'log_odds',
       'p_calibrated',
       threshold,
       reference['quality'],

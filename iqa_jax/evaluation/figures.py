@@ -104,7 +104,7 @@ def draw(
       )
     if 0 < truth.sum() < len(truth):
       draws = resampling.Resamples(c['patient_id'], resamples)
-      score = c['p_inadequate']
+      score = metrics.ranks(c)
       bands = resampling.roc_band(truth, score, draws, _GRID)
       called = c['verdict'] == labels.INADEQUATE
       other = None

@@ -67,6 +67,8 @@ def pool(
   columns = {
     key: np.concatenate([t[key][t['split'] == split] for t in tables])
     for key in tables[0]
+    # Raw log-odds of several models are not on one scale.
+    if key != 'log_odds'
   }
   # Each fold has a model of its own: only calibrated scores are on one scale,
   # and what is drawn is what is measured.

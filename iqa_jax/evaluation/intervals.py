@@ -362,11 +362,20 @@ def compare_auc(
   Returns:
     'first', 'second', 'difference' (first - second), its 95 % 'low' and 'high',
     'z' and two-sided 'p_value'; 'z' is 0 where the scores rank alike.
+
+  Raises:
+    ValueError: too few images or patients, or AUCs that differ although
+      neither varies over the images (a perfect score and a constant).
   """
   (a, b), covariance = delong(truth, np.stack([first, second]), patient)
   variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
   error = np.sqrt(max(variance, 0.0))
   difference = a - b
+  if error <= 1e-12 < abs(difference):
+    raise ValueError(
+      f'the AUCs are {a:.4g} and {b:.4g}, and neither varies over the images: '
+      "DeLong's test has no variance to judge the difference by"
+    )
   # Below rounding there is no variance: the two rank every pair alike.
   z = difference / error if error > 1e-12 else 0.0
   return {

@@ -75,6 +75,7 @@ class _Scores:
   Attributes:
     p: float [n], probability of inadequate: what is judged.
     ranks: float [n], what ranks (uncalibrated).
+    ranked_by: what `ranks` are, 'p_inadequate' or 'log_odds'.
     grades: float [n, 3] or None.
     threshold: of the verdict.
     used: which columns, in words.
@@ -86,6 +87,7 @@ class _Scores:
   threshold: float
   used: str
   normalised: np.ndarray | None = None
+  ranked_by: str = 'p_inadequate'
 
 
 def run(
@@ -184,8 +186,9 @@ def run(
     'patient_id': patient[kept],
     'quality': quality[kept],
     'grade': grade[kept],
-    'p_inadequate': scores.ranks[ours],
+    'p_inadequate': scores.p[ours],
     'p_calibrated': scores.p[ours],
+    scores.ranked_by: scores.ranks[ours],
     'verdict': (scores.p[ours] >= scores.threshold).astype(int),
     'uncertain': np.zeros(len(kept), int),
   }
@@ -423,8 +426,10 @@ def _align(table: _Table, truth: _Table) -> np.ndarray:
   return np.array([row[name] for name in theirs])
 
 
-def _numbers(table: _Table, column: str) -> np.ndarray:
-  """Returns a column of probabilities, float64 [n]."""
+def _numbers(
+  table: _Table, column: str, *, probability: bool = True
+) -> np.ndarray:
+  """Returns a column of probabilities, or of finite numbers, float64 [n]."""
   found = np.empty(len(table.lines))
   for i, text in enumerate(table.columns[column]):
     try:
@@ -433,8 +438,12 @@ def _numbers(table: _Table, column: str) -> np.ndarray:
       raise ScoringError(
         f'{table.where(i)}: {column} is {text!r}, not a number'
       ) from None
+    if not math.isfinite(found[i]) and not probability:
+      raise ScoringError(
+        f'{table.where(i)}: {column} is {text}, not a finite number'
+      )
     # A NaN is in no range.
-    if not 0 <= found[i] <= 1:
+    if probability and not 0 <= found[i] <= 1:
       raise ScoringError(
         f'{table.where(i)}: {column} is {text}, not a probability (0 to 1)'
       )
@@ -461,8 +470,9 @@ def _scores(table: _Table, usable, threshold, chosen) -> _Scores:
 
 def _own_scores(table: _Table, threshold, grades) -> _Scores:
   p = _numbers(table, str(table.column(['p_calibrated'])))
-  raw = table.column(['p_inadequate'])
-  ranks = _numbers(table, raw) if raw else p
+  raw = table.column(['log_odds', 'p_inadequate'])
+  by_odds = raw is not None and raw.lower() == 'log_odds'
+  ranks = _numbers(table, raw, probability=not by_odds) if raw else p
   used = f'column p_calibrated of {_base(table)}, ranked by {raw}'
   if threshold is None:
     verdicts = np.array(table.columns.get('verdict', [''] * len(p)))
@@ -479,7 +489,8 @@ def _own_scores(table: _Table, threshold, grades) -> _Scores:
         )
       threshold = float((low + high) / 2)
       used += '; the verdicts of the file'
-  return _Scores(p, ranks, grades, threshold, used)
+  ranked_by = 'log_odds' if by_odds else 'p_inadequate'
+  return _Scores(p, ranks, grades, threshold, used, ranked_by=ranked_by)
 
 
 def _grade_scores(table, grades, columns, usable, threshold) -> _Scores:

@@ -495,7 +495,7 @@ def measure(
     accuracy = _share(*(int(of.sum()) for of in task.right(logits, labels)))
   if n1 and n0 and np.isfinite(p).all():
     # Mann-Whitney: the ranks of the positives, ties sharing theirs.
-    ranks = scipy.stats.rankdata(p)
+    ranks = scipy.stats.rankdata(task.log_odds(rows['logits'])[known])
     auc = float((ranks[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
     called = p >= 0.5
     hits = (called[positive].mean(), (~called[~positive]).mean())

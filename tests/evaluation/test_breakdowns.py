@@ -81,6 +81,17 @@ def test_the_group_that_fails_is_named_first():
   assert first['measure'] == 'sensitivity' and first['clearly']
 
 
+def test_a_group_that_is_all_right_is_not_imprecise():
+  c = columns()
+  c['p_inadequate'] = np.where(
+    c['camera'] == 'A', c['quality'], c['p_inadequate']
+  )
+  auc = of(breakdowns.run(c), 'camera', 'A')['auc']
+  assert auc['value'] == 1 and 'imprecise' not in auc['note']
+  # An interval, or a note that there is none.
+  assert (auc['low'] is None) == ('no interval' in auc['note'])
+
+
 def test_equal_groups_are_seldom_called_clearly_worse():
   rows = [
     w['clearly']

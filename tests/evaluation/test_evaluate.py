@@ -1,14 +1,17 @@
 """The evaluation of a run, from logits to files."""
 
 import csv
+import decimal
 import json
 
 import numpy as np
 import pytest
+from scipy import special
 from sklearn import metrics as sk
 
 from iqa_jax import run_directory
-from iqa_jax.evaluation import evaluate
+from iqa_jax.evaluation import evaluate, scoring
+from tests.evaluation import simulated
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +51,49 @@ def test_every_image_once_and_measures_of_the_file(simulated_run, task):
   saved = run_directory.read_json(folder / 'model' / 'model.json')
   for key in ('calibration', 'operating_point', 'uncertain_band'):
     assert saved[key] == result[key]
+
+
+@pytest.mark.parametrize('task', ['quality', 'grade', 'criteria'])
+def test_saturated_probabilities_are_still_ranked(
+  simulated_run, monkeypatch, task
+):
+  plain = simulated.logits
+  monkeypatch.setattr(simulated, 'logits', lambda *a: 30 * plain(*a))
+  config, folder, source, splits = simulated_run(task)
+  result = evaluate.run(config, folder, source, splits)
+  test = splits['test']
+  logits = (30 * plain(source, task)[test]).astype(np.float64)
+  if task == 'quality':
+    odds = logits[:, 1] - logits[:, 0]
+  elif task == 'grade':
+    odds = special.logsumexp(logits[:, 1:], axis=1) - logits[:, 0]
+  else:
+    odds = np.array([_noisy_or_log_odds(row) for row in logits])
+  rows = [r for r in read(folder / 'predictions.csv') if r['split'] == 'test']
+  written = np.array([float(r['log_odds']) for r in rows])
+  np.testing.assert_allclose(written, odds, rtol=1e-12)
+  truth = source.table['quality'][test]
+  expected = sk.roc_auc_score(truth, odds)
+  single = special.expit(odds.astype(np.float32))
+  assert abs(expected - sk.roc_auc_score(truth, single)) > 1e-4
+  measured = result['splits']['test']
+  for found in (
+    measured['verdict']['metrics'],
+    measured['breakdowns']['overall'],
+  ):
+    assert found['auc']['value'] == pytest.approx(expected, abs=1e-12)
+  path = str(folder / 'predictions.csv')
+  again = scoring.run(path, path, resamples=5)['splits']['scored']
+  assert again['verdict']['metrics']['auc']['value'] == pytest.approx(expected)
+
+
+def _noisy_or_log_odds(logits):
+  """Returns the log-odds of any fault, by the definition in 400 digits."""
+  with decimal.localcontext(prec=400):
+    adequate = decimal.Decimal(1)
+    for logit in logits:
+      adequate /= 1 + decimal.Decimal(float(logit)).exp()
+    return float(((1 - adequate) / adequate).ln())
 
 
 def test_test_labels_change_nothing_that_is_chosen(simulated_run):
@@ -120,6 +166,8 @@ def test_an_ensemble_averages_probabilities_and_tells_the_spread(
   np.testing.assert_allclose(p['both'], (p['a'] + p['b']) / 2, atol=1e-7)
   spread = np.array([float(r['spread']) for r in rows['both']])
   np.testing.assert_allclose(spread, np.abs(p['a'] - p['b']) / 2, atol=1e-6)
+  odds = np.array([float(r['log_odds']) for r in rows['both']])
+  np.testing.assert_allclose(odds, special.logit(p['both']), rtol=1e-9)
   # A single model's record is never that of an ensemble.
   saved = run_directory.read_json(folder / 'model' / 'model.json')
   assert 'operating_point' not in saved
@@ -142,8 +190,7 @@ def test_scores_that_are_not_numbers_are_counted_not_hidden(
 
   def broken(loaded, batches, **options):
     rows = predict(loaded, batches, **options)
-    rows['p_inadequate'] = rows['p_inadequate'].copy()
-    rows['p_inadequate'][:7] = np.nan
+    rows['logits'][:7] = np.nan
     return rows
 
   monkeypatch.setattr(inference, 'predict', broken)

@@ -301,3 +301,11 @@ def test_grades_that_are_all_right_are_not_certain():
   )
   for name in ('accuracy', 'recall_0', 'precision_2', 'auc_1'):
     assert found[name][0] < 0.95 and found[name][1] == 1, name
+
+
+def test_a_perfect_score_is_not_like_a_constant():
+  truth = np.repeat([0, 1], 50)
+  with pytest.raises(ValueError, match=r'1 and 0\.5, and neither varies'):
+    intervals.compare_auc(truth, truth, np.full(100, 0.3))
+  same = intervals.compare_auc(truth, truth, 2.0 * truth)
+  assert same['p_value'] == 1 and same['difference'] == 0
