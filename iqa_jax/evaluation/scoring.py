@@ -17,6 +17,7 @@ from iqa_jax.data import records, tables
 from iqa_jax.evaluation import (
   assessment,
   breakdowns,
+  delong,
   intervals,
   metrics,
   resampling,
@@ -309,7 +310,7 @@ def _comparison_text(result) -> list[str]:
 def _compare(truth, first, second, patient, resamples) -> dict[str, Any]:
   def compared(by):
     try:
-      return intervals.compare_auc(
+      return delong.compare_auc(
         truth, first[0].ranks[first[1]], second[0].ranks[second[1]], by
       )
     except ValueError as error:

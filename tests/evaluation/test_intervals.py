@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from iqa_jax.evaluation import intervals, metrics, resampling
+from iqa_jax.evaluation import delong, intervals, metrics, resampling
 from tests.benchmarks import coverage
 
 
@@ -96,17 +96,17 @@ def brute_force_delong(truth, scores):
 def test_delong_is_that_of_all_pairs(ties):
   truth, first, _ = drawn(seed=1, ties=ties)
   scores = np.stack([first, drawn(seed=2, ties=ties)[1], 1 - first])
-  auc, covariance = intervals.delong(truth, scores)
+  auc, covariance = delong.covariance(truth, scores)
   expected = brute_force_delong(truth, scores)
   np.testing.assert_allclose(auc, expected[0], atol=1e-12)
   np.testing.assert_allclose(covariance, expected[1], atol=1e-12)
-  alone = intervals.delong(truth, scores, np.arange(len(truth)))
+  alone = delong.covariance(truth, scores, np.arange(len(truth)))
   np.testing.assert_allclose(covariance, alone[1], atol=1e-12)
 
 
 def test_clustered_delong_agrees_with_the_clustered_bootstrap():
   truth, p, patient = drawn(800, per_patient=4)
-  _, covariance = intervals.delong(truth, p[None], patient)
+  _, covariance = delong.covariance(truth, p[None], patient)
   draws = resampling.Resamples(patient, 2000)
   samples = resampling.binary_samples(truth, p, p > 0.5, draws)['auc']
   assert np.sqrt(covariance[0, 0]) == pytest.approx(samples.std(), rel=0.1)
@@ -114,12 +114,12 @@ def test_clustered_delong_agrees_with_the_clustered_bootstrap():
 
 def test_comparing_a_model_with_itself_and_with_noise():
   truth, p, patient = drawn(400)
-  same = intervals.compare_auc(truth, p, 3 * p, patient)
+  same = delong.compare_auc(truth, p, 3 * p, patient)
   assert same['difference'] == 0 and same['p_value'] == 1
   noise = np.random.default_rng(0).random(400)
-  worse = intervals.compare_auc(truth, p, noise, patient)
+  worse = delong.compare_auc(truth, p, noise, patient)
   assert worse['p_value'] < 1e-6 and worse['low'] > 0
-  back = intervals.compare_auc(truth, noise, p, patient)
+  back = delong.compare_auc(truth, noise, p, patient)
   assert back['difference'] == pytest.approx(-worse['difference'])
 
 
@@ -130,13 +130,13 @@ def test_p_values_of_equal_models_are_uniform():
     truth = (rng.random(120) < 0.4).astype(int)
     shared = truth + rng.normal(0, 1, 120)
     first, second = (shared + rng.normal(0, 1, 120) for _ in range(2))
-    values.append(intervals.compare_auc(truth, first, second)['p_value'])
+    values.append(delong.compare_auc(truth, first, second)['p_value'])
   assert stats.kstest(values, 'uniform').pvalue > 0.01
 
 
 def test_too_few_of_a_class_is_said():
   with pytest.raises(ValueError, match='1 inadequate and 2 adequate'):
-    intervals.delong(np.array([1, 0, 0]), np.array([[0.3, 0.2, 0.1]]))
+    delong.covariance(np.array([1, 0, 0]), np.array([[0.3, 0.2, 0.1]]))
   value, low, _ = intervals.auc(
     np.array([1, 0, 0]), np.array([0.3, 0.2, 0.1]), np.arange(3)
   )
@@ -246,7 +246,7 @@ def test_an_auc_that_hangs_on_one_patient_has_a_wider_interval():
   patient = np.arange(200) // 2
   score = truth + np.linspace(0, 0.5, 200)
   score[1] = 0.3
-  [value], [[variance]] = intervals.delong(truth, score, patient)
+  [value], [[variance]] = delong.covariance(truth, score, patient)
   half = np.sqrt(variance) / (value * (1 - value))
   low, high = intervals.auc(truth, score, patient)[1:]
   width = special.logit(high) - special.logit(low)
@@ -306,6 +306,6 @@ def test_grades_that_are_all_right_are_not_certain():
 def test_a_perfect_score_is_not_like_a_constant():
   truth = np.repeat([0, 1], 50)
   with pytest.raises(ValueError, match=r'1 and 0\.5, and neither varies'):
-    intervals.compare_auc(truth, truth, np.full(100, 0.3))
-  same = intervals.compare_auc(truth, truth, 2.0 * truth)
+    delong.compare_auc(truth, truth, np.full(100, 0.3))
+  same = delong.compare_auc(truth, truth, 2.0 * truth)
   assert same['p_value'] == 1 and same['difference'] == 0
