@@ -135,6 +135,19 @@ def run(
       + (' (left out)' if usable == 'exclude' else '')
     )
   else:
+    if usable != 'inadequate':
+      if scores.grades is None or score_column:
+        raise ScoringError(
+          f'--usable={usable} says what grade 1 counts as, but the labels of '
+          f'{labels_file} are adequate and inadequate, no grades (no 2 among '
+          'them): leave it out, or name the column of grades by --label_column '
+          '(a column called grade, or the words good, usable, reject, are '
+          'always taken as grades)'
+        )
+      notes.append(
+        f'the labels are no grades: Usable counts as {usable} in the scores '
+        'only'
+      )
     quality, grade = grade, np.full(len(label), labels.UNKNOWN)
   kept = rows[quality >= 0]
   if not len(kept):

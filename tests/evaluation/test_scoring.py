@@ -147,6 +147,34 @@ def test_usable_counts_as_told(files, usable, expected):
   )
 
 
+@pytest.mark.parametrize('usable', ['adequate', 'exclude'])
+def test_usable_of_labels_that_are_no_grades_is_refused(files, usable):
+  p_file, l_file, *_ = files()
+  with pytest.raises(
+    scoring.ScoringError, match=f'usable={usable} .*no 2 among'
+  ):
+    scoring.run(p_file, l_file, usable=usable, resamples=5)
+  # Named for what they are, 0 and 1 are grades.
+  l_file = write(l_file, ['image', 'grade'], [['a', 0], ['b', 1]])
+  p_file = write(p_file, ['image', 'score'], [['a', 0.1], ['b', 0.2]])
+  result = scoring.run(
+    p_file, l_file, usable=usable, label_column='grade', resamples=5
+  )
+  assert result['splits']['scored']['verdict']['n_inadequate'] == 0
+
+
+def test_usable_of_graded_scores_beside_verdicts_is_told(files):
+  p_file, l_file, *_ = files(
+    (
+      ['image', 'Good', 'Usable', 'Reject'],
+      [['a', 1, 0, 0], ['b', 0, 0.6, 0.4]],
+    ),
+    (['image', 'quality'], [['a', 'adequate'], ['b', 'inadequate']]),
+  )
+  result = scoring.run(p_file, l_file, usable='adequate', resamples=5)
+  assert any('in the scores only' in note for note in result['notes'])
+
+
 PROBLEMS = {
   'twice': (
     (['image', 'score'], [['a', 0.1], ['b', 0.2], ['a', 0.3]]),
