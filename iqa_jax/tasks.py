@@ -175,7 +175,7 @@ class Task:
     logits = np.asarray(logits, np.float64)
     logits = np.where(np.isfinite(logits).all(axis=1)[:, None], logits, np.nan)
     if self.name == 'criteria':
-      log_adequate = -np.logaddexp(0, logits).sum(axis=1)
+      log_adequate = special.log_expit(-logits).sum(axis=1)
       log_adequate = np.minimum(log_adequate, -np.finfo(np.float64).tiny)
       return np.log(-np.expm1(log_adequate)) - log_adequate
     positive = list(self._inadequate_columns)

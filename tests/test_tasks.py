@@ -41,6 +41,18 @@ def test_criteria_verdict_is_the_noisy_or_even_far_out():
   assert np.isfinite(np.asarray(task.scores(logits))).all()
 
 
+@pytest.mark.parametrize('name', ['quality', 'grade', 'criteria'])
+@pytest.mark.parametrize('usable', labels.USABLE)
+def test_log_odds_are_the_margin(name, usable):
+  task = tasks.Task(name, usable=usable)
+  logits = 3 * RNG.normal(size=(40, task.num_outputs)).astype(np.float32)
+  found = task.log_odds(logits)
+  assert found.dtype == np.float64
+  np.testing.assert_allclose(found, task.margin(logits), rtol=1e-4, atol=1e-4)
+  logits[0, 0], logits[1, 1] = np.inf, np.nan
+  assert np.isnan(task.log_odds(logits)[:2]).all()
+
+
 def test_class_weights_act_as_in_a_weighted_mean():
   """sum(w * ce) / sum(w), the definition of PyTorch's CrossEntropyLoss."""
   logits = RNG.normal(size=(6, 2)).astype(np.float32)

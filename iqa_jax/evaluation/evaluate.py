@@ -37,6 +37,8 @@ Columns = dict[str, np.ndarray]
 SPLITS = ('validation', 'test')
 # What model.json holds of how verdicts are made.
 _JUDGED = ('calibration', 'operating_point', 'uncertain_band')
+# Beside them, of the task criteria.
+CRITERIA_POINTS = 'criteria_operating_points'
 
 
 def run(
@@ -95,11 +97,15 @@ def run(
     if fit
     else {key: saved[key] for key in _JUDGED}
   )
+  if task.name == 'criteria':
+    stored = None if fit else saved.get(CRITERIA_POINTS)
+    record[CRITERIA_POINTS] = stored or _criteria_points(
+      config, task, tables.get('validation')
+    )
   if own:
     run_directory.update_model_record(workdir, **record)
   for columns in tables.values():
     apply_operating_record(columns, record)
-  thresholds = _criteria_thresholds(config, task, tables.get('validation'))
   write_predictions(output / 'predictions.csv', tables.values())
   reference = source.table['quality'][splits['train']]
   result = {
@@ -124,7 +130,10 @@ def run(
           k: source.table[k][splits['train']]
           for k in ('quality', 'grade', 'criteria')
         },
-        thresholds=thresholds,
+        thresholds={
+          name: point['threshold']
+          for name, point in record.get(CRITERIA_POINTS, {}).items()
+        },
         resamples=config.eval.bootstrap,
       )
       for name, columns in tables.items()
@@ -206,7 +215,9 @@ def _predict(models, config, source, indices, split, flip_tta) -> Columns:
   first, task = rows[0], models[0].task
   index = first['index']
   odds = np.stack([task.log_odds(r['logits']) for r in rows])
-  each = calibration.sigmoid(odds)
+  # What judges is the float32 probability, here as in the export.
+  each = np.stack([r['p_inadequate'] for r in rows]).astype(np.float64)
+  each = np.where(np.isnan(odds), np.nan, each)
   # Law of total variance: between the members, and between each one's views.
   within = np.mean([np.square(r['spread']) for r in rows], axis=0)
   spread = np.sqrt(within + each.var(axis=0))
@@ -239,8 +250,8 @@ def _mean_log_odds(odds: np.ndarray) -> np.ndarray:
   """Returns the log-odds [n] of the mean probability of odds [members, n]."""
   if len(odds) == 1:
     return odds[0]
-  inadequate = special.logsumexp(-np.logaddexp(0, -odds), axis=0)
-  return inadequate - special.logsumexp(-np.logaddexp(0, odds), axis=0)
+  inadequate = special.logsumexp(special.log_expit(odds), axis=0)
+  return inadequate - special.logsumexp(special.log_expit(-odds), axis=0)
 
 
 def _fit_operating_record(config, validation, flip_tta) -> dict[str, Any]:
@@ -280,11 +291,11 @@ def apply_operating_record(columns: Columns, record: Mapping[str, Any]) -> None:
   ).astype(int)
 
 
-def _criteria_thresholds(config, task, validation) -> dict[str, float]:
-  """Returns the threshold of each criterion, by the verdict's rule."""
-  if task.name != 'criteria' or validation is None:
+def _criteria_points(config, task, validation) -> dict[str, dict[str, Any]]:
+  """Returns the operating point of each criterion, by the verdict's rule."""
+  if validation is None:
     return {}
-  points = {
+  return {
     name: operating_points.choose(
       config.eval.operating_point,
       config.eval.operating_target,
@@ -293,7 +304,6 @@ def _criteria_thresholds(config, task, validation) -> dict[str, float]:
     )
     for name in task.outputs
   }
-  return {name: point['threshold'] for name, point in points.items()}
 
 
 def measure(

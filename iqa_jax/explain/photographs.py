@@ -41,6 +41,7 @@ class Photographs:
     criteria: int [n, 4], 1 inadequate.
     eyes: 'left', 'right' or '', [n].
     landmarks: float [n, 5], disc x, y and diameter, fovea x, y in pixels.
+    patients: whose photographs they are, [n]; '' where unknown.
     skipped: (name, reason) of photographs that could not be read.
     source: where they come from, for people.
   """
@@ -53,6 +54,7 @@ class Photographs:
   criteria: np.ndarray
   eyes: np.ndarray
   landmarks: np.ndarray
+  patients: np.ndarray
   skipped: tuple[tuple[str, str], ...]
   source: str
 
@@ -96,7 +98,8 @@ def read(
     labels: a CSV file that names photographs (by file name, with or without
       ending) and has any of the columns quality, grade, focus, illumination,
       image_field, artifacts (0 or adequate, 1 or inadequate; grade 0 to 2),
-      eye, disc_x, disc_y, disc_diameter, fovea_x, fovea_y (pixels of the
+      eye, patient_id (else each photograph is taken as a patient of its own),
+      disc_x, disc_y, disc_diameter, fovea_x, fovea_y (pixels of the
       file); photographs it does not name are left out. None: a CSV list is its
       own labels, a folder has none.
     split: keep rows whose column `split` says so only; '' for all.
@@ -223,6 +226,7 @@ def _collect(
     criteria=column('criteria', [L.UNKNOWN] * 4, np.int64),
     eyes=column('eye', '', str),
     landmarks=column('landmarks', [np.nan] * 5, np.float64),
+    patients=column('patient', '', str),
     skipped=tuple(skipped),
     source=source,
   )
@@ -259,6 +263,7 @@ def _read_labels(path, split, usable) -> dict[str, dict[str, Any]]:
       'grade': int(grade or L.UNKNOWN),
       'criteria': [verdict(name) for name in L.CRITERIA],
       'eye': _EYES.get(row.get('eye', '').lower(), ''),
+      'patient': row.get('patient_id', ''),
       'landmarks': [float(row.get(n) or 'nan') for n in _LANDMARKS],
     }
     if known['quality'] == L.UNKNOWN:

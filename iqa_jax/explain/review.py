@@ -15,10 +15,11 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from scipy import ndimage, stats
+from scipy import ndimage
 
 from iqa_jax import errors, tasks
 from iqa_jax import labels as L
+from iqa_jax.evaluation import intervals
 from iqa_jax.explain import cam, faithfulness
 from iqa_jax.explain.photographs import Photographs, estimate_disc
 from iqa_jax.explain.subject import Subject
@@ -108,14 +109,19 @@ def run(
   shown: dict[str, Any] = {'photographs': photographs, 'groups': {}}
   for group in groups:
     count, right = len(group.index), int(group.right.sum())
-    bounds = stats.binomtest(right, count).proportion_ci(method='wilson')
+    patients = photographs.patients[group.index]
+    # Who is unknown is a patient of their own.
+    patients = np.where(patients == '', photographs.ids[group.index], patients)
+    _, low, high = intervals.proportion(group.right, patients)
     picked = examples(group)
     regions = _regions(group, photographs, places)
     result['groups'][group.name] = {
       'n': count,
       'recall': right / count,
-      'low': float(bounds.low),
-      'high': float(bounds.high),
+      'n_patients': len(np.unique(patients)),
+      'low': low,
+      'high': high,
+      'threshold': group.threshold,
       'target': group.target,
       'empty': int((cam.status(group.maps) == 'empty').sum()),
       'examples': {
@@ -154,7 +160,7 @@ def _groups(subject, photographs, logits) -> list[Group]:
     elif by_criterion and name in L.CRITERIA:
       column = subject.loaded.task.outputs.index(name)
       p = subject.score(photographs.images[index], np.full(len(index), column))
-      threshold = 0.5
+      threshold = subject.criterion_threshold(name)
       right, target = p >= threshold, name
     else:
       p, threshold = p_inadequate[index], subject.threshold
@@ -466,7 +472,7 @@ def _draw_recall(result):
   )
   axis.invert_yaxis()
   axis.set_xlim(0, 1)
-  axis.set_xlabel('recall, with 95 % Wilson interval', fontsize=8)
+  axis.set_xlabel('recall, with 95 % interval, by patients', fontsize=8)
   axis.spines[['top', 'right']].set_visible(False)
   return figure
 

@@ -66,6 +66,11 @@ class Subject:
     """The operating point, on the calibrated probability; 0.5 without one."""
     return self.loaded.record.get('operating_point', {}).get('threshold', 0.5)
 
+  def criterion_threshold(self, name: str) -> float:
+    """The operating point of a criterion, on its probability; 0.5 without."""
+    points = self.loaded.record.get('criteria_operating_points', {})
+    return points.get(name, {}).get('threshold', 0.5)
+
   def logits(self, images: np.ndarray, variables: Any = None) -> np.ndarray:
     """Returns logits [n, k] of images [n, s, s, 3] of 0..255.
 

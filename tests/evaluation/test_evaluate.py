@@ -9,8 +9,11 @@ import pytest
 from scipy import special
 from sklearn import metrics as sk
 
-from iqa_jax import run_directory
+from iqa_jax import inference, labels, run_directory
 from iqa_jax.evaluation import evaluate, scoring
+from iqa_jax.explain import photographs as photographs_lib
+from iqa_jax.explain import review
+from iqa_jax.explain import subject as subject_lib
 from tests.evaluation import simulated
 
 
@@ -166,11 +169,84 @@ def test_an_ensemble_averages_probabilities_and_tells_the_spread(
   np.testing.assert_allclose(p['both'], (p['a'] + p['b']) / 2, atol=1e-7)
   spread = np.array([float(r['spread']) for r in rows['both']])
   np.testing.assert_allclose(spread, np.abs(p['a'] - p['b']) / 2, atol=1e-6)
-  odds = np.array([float(r['log_odds']) for r in rows['both']])
-  np.testing.assert_allclose(odds, special.logit(p['both']), rtol=1e-9)
+  odds = {
+    k: np.array([float(r['log_odds']) for r in v]) for k, v in rows.items()
+  }
+  mean = (special.expit(odds['a']) + special.expit(odds['b'])) / 2
+  np.testing.assert_allclose(odds['both'], special.logit(mean), rtol=1e-8)
   # A single model's record is never that of an ensemble.
   saved = run_directory.read_json(folder / 'model' / 'model.json')
   assert 'operating_point' not in saved
+
+
+class Known(subject_lib.Subject):
+  """A network whose logits are known of photographs that hold their index."""
+
+  def __init__(self, loaded):
+    self.loaded, self.methods, self.layer = loaded, ('gradcam',), 'map'
+    self._likelihoods = loaded.task.likelihoods
+
+  def logits(self, images, variables=None):
+    high, low = images[:, 0, 0, :2].astype(int).T
+    return self.loaded.variables['logits'][256 * high + low]
+
+  def maps(self, images, targets, variables=None):
+    return {'gradcam': np.zeros((len(images), 2, 2), np.float32)}
+
+  def constants(self):
+    return {}
+
+
+@pytest.mark.parametrize('task', ['quality', 'criteria'])
+def test_the_review_of_criteria_has_the_same_recalls(simulated_run, task):
+  config, folder, source, splits = simulated_run(
+    task, operating_point='sensitivity', operating_target=0.8
+  )
+  measured = evaluate.run(config, folder, source, splits)['splits']['test']
+  test = splits['test']
+  table = {key: values[test] for key, values in source.table.items()}
+  images = np.zeros((len(test), 8, 8, 3), np.uint8)
+  images[:, 0, 0, :2] = np.stack([test // 256, test % 256], axis=1)
+  photographs = photographs_lib.Photographs(
+    ids=table['image_id'],
+    images=images,
+    inside=np.ones((len(test), 8, 8), bool),
+    quality=table['quality'],
+    grade=table['grade'],
+    criteria=table['criteria'],
+    eyes=table['eye'],
+    landmarks=np.full((len(test), 5), 4.0),
+    patients=table['patient_id'],
+    skipped=(),
+    source='simulated',
+  )
+  loaded = inference.load(folder)
+  groups = review.run(Known(loaded), photographs)[0]['groups']
+  expected = {'adequate': measured['verdict']['metrics']['specificity']}
+  if task == 'criteria':
+    for name in labels.CRITERIA:
+      found = measured['criteria'][name]
+      assert found['threshold'] != 0.5
+      expected[name] = found['metrics']['sensitivity']
+  else:
+    for row in measured['breakdowns']['groups']:
+      if (row['breakdown'], row['group']) == ('fault', 'none'):
+        expected['adequate'] = row['specificity']
+  for name, entry in expected.items():
+    group = groups[name]
+    assert group['recall'] == pytest.approx(entry['value']), name
+    assert group['low'] == pytest.approx(entry['low']), name
+    assert group['high'] == pytest.approx(entry['high']), name
+
+
+def test_stored_points_of_criteria_judge_elsewhere(simulated_run, tmp_path):
+  config, folder, source, splits = simulated_run('criteria')
+  first = evaluate.run(config, folder, source, splits)
+  shifted = {**splits, 'validation': splits['validation'][:100]}
+  second = evaluate.run(config, folder, source, shifted, output=tmp_path / 'o')
+  key = evaluate.CRITERIA_POINTS
+  assert set(first[key]) == set(labels.CRITERIA)
+  assert second[key] == first[key]
 
 
 def test_members_of_different_tasks_are_refused(simulated_run):

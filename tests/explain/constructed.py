@@ -77,6 +77,7 @@ def photographs(count: int, **fields) -> photographs_lib.Photographs:
     'criteria': np.zeros((count, 4), int),
     'eyes': np.full(count, 'right'),
     'landmarks': np.tile([44.0, 32.0, 9.0, 20.0, 34.0], (count, 1)),
+    'patients': np.full(count, ''),
     'skipped': (),
     'source': 'constructed',
   }
