@@ -246,7 +246,8 @@ def test_empty_splits_are_refused(memory, tmp_path):
 
 def test_measures_against_scikit_learn():
   rng = np.random.default_rng(0)
-  logits = np.round(rng.normal(size=(40, 2)), 1).astype(np.float32)  # ties
+  # Ties; eighths, whose differences float32 holds exactly.
+  logits = np.round(8 * rng.normal(size=(40, 2))).astype(np.float32) / 8
   quality = rng.integers(-1, 2, 60)
   index = rng.permutation(60)[:40]
   task = Task()
@@ -276,5 +277,13 @@ def test_measures_against_scikit_learn():
   assert found['loss'] == pytest.approx(
     sklearn.metrics.log_loss(truth[known], p[known]), rel=1e-5
   )
+  # Probabilities that are all 0 or 1 in float32 are ranked as before.
+  sharp = {
+    **rows,
+    'logits': 256 * logits,
+    'p_inadequate': np.asarray(task.p_inadequate(256 * logits)),
+  }
+  assert len(np.unique(sharp['p_inadequate'])) < len(np.unique(p))
+  assert loop.measure(task, sharp, table)['auc'] == found['auc']
   one_class = loop.measure(task, rows, {**table, 'quality': np.ones(60, int)})
   assert one_class['auc'] is None and one_class['loss'] > 0
