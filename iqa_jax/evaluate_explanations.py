@@ -35,6 +35,12 @@ _METHODS = flags.DEFINE_list(
   'maps to test; occlusion and rise are possible too and cost much more',
 )
 _LAYER = flags.DEFINE_string('layer', None, "feature point (the model's last)")
+_PLACEMENT = flags.DEFINE_enum(
+  'placement',
+  'network',
+  ['network', 'pytorch_grad_cam'],
+  'where maps lie on the photographs: where the cells look, or evenly',
+)
 _TARGET = flags.DEFINE_string(
   'target',
   'predicted',
@@ -79,6 +85,7 @@ def main() -> None:
       loaded,
       methods=[m for m in _METHODS.value if m not in study.GRADIENT_FREE],
       layer=_LAYER.value,
+      placement=_PLACEMENT.value,
       batch_size=_BATCH.value,
     ),
     found,

@@ -60,6 +60,13 @@ _TARGET = flags.DEFINE_string(
   '(inadequate over adequate), adequate_margin (the reverse), or the name '
   "of a class or criterion (default: the run's configuration)",
 )
+_PLACEMENT = flags.DEFINE_enum(
+  'placement',
+  'network',
+  ['network', 'pytorch_grad_cam'],
+  'where a map lies on its photograph: network (each cell where it looks), or '
+  'pytorch_grad_cam (as that library draws it: cells share the picture evenly)',
+)
 _SCALING = flags.DEFINE_enum(
   'scaling',
   'image',
@@ -144,6 +151,7 @@ def main() -> None:
     method=_METHOD.value,
     layer=_LAYER.value,
     target=_TARGET.value,
+    placement=_PLACEMENT.value,
     scaling=_SCALING.value,
     color_max=_COLOR_MAX.value,
     colors=_COLORS.value,

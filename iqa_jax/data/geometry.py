@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from iqa_jax.data.placement import Placement, evenly
+
 _WORK = 256  # the field is looked for at about this many pixels
 _MIN_RADIUS = 0.2  # of the shorter side
 _TOLERANCE = 0.012  # of the working size: an edge point is on the circle
@@ -337,6 +339,7 @@ def to_original(
   affine: np.ndarray,
   shape: tuple[int, int],
   prepared_size: int,
+  placement: Placement | None = None,
 ) -> np.ndarray:
   """Lays a map of the prepared image onto the photograph.
 
@@ -345,24 +348,27 @@ def to_original(
     affine: of `Prepared`.
     shape: (height, width) of the photograph.
     prepared_size: side of the prepared image that `affine` belongs to.
+    placement: where the map's cells look, in pixels of the prepared image; None
+      for cells that share it evenly.
 
   Returns:
     float32 `shape`, bilinear between the map's cell centres, 0 outside the
     prepared square.
   """
   h, w = values.shape
-  scale = affine[0, 0] * prepared_size
+  scale = affine[0, 0]
   left, top = affine[0, 2], affine[1, 2]
   height, width = shape
   x = (np.arange(width) + 0.5 - left) / scale
   y = (np.arange(height) + 0.5 - top) / scale
-  in_x = np.nonzero((x >= 0) & (x <= 1))[0]
-  in_y = np.nonzero((y >= 0) & (y <= 1))[0]
+  in_x = np.nonzero((x >= 0) & (x <= prepared_size))[0]
+  in_y = np.nonzero((y >= 0) & (y <= prepared_size))[0]
   result = np.zeros(shape, np.float32)
   if not len(in_x) or not len(in_y):
     return result
-  rows = interpolation(y[in_y] * h, h)
-  columns = interpolation(x[in_x] * w, w)
+  across, down = (placement or evenly(prepared_size, n) for n in (w, h))
+  rows = interpolation(down.cells(y[in_y]), h)
+  columns = interpolation(across.cells(x[in_x]), w)
   laid = rows @ values.astype(np.float32) @ columns.T
   result[in_y[0] : in_y[-1] + 1, in_x[0] : in_x[-1] + 1] = laid
   return result

@@ -97,7 +97,7 @@ def draw(
     else cam.choose_targets(task, target, logits, labels=truth)
   )
   maps = subject.maps(images, targets)[method]
-  shown = cam.scale(maps, 'image', (size, size))
+  shown = cam.scale(maps, 'image', (size, size), placement=subject.placement)
   kinds = [kind for kind, found in chosen.items() for _ in found]
   examples = []
   for i, row in enumerate(rows):

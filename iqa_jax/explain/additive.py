@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iqa_jax.models import evidence
+
 # Grad-CAM averages the gradient, which is even only where the head averages.
 _EVEN = ('gradcam',)
 # These keep the sum of gradient times activation.
@@ -36,7 +38,9 @@ def obstacle(
   """
   if method not in _EVEN + _KEPT:
     return f'maps of {method} do not; give {", ".join(_EVEN + _KEPT)}'
-  if model.head.pool not in _AVERAGES or model.head.hidden:
+  head = model.head
+  sums = isinstance(head, evidence.Head)
+  if not sums and (head.pool not in _AVERAGES or head.hidden):
     return 'the head has hidden layers'
   layer = layer or model.default_layer
   last = model.points[-1]
@@ -64,7 +68,8 @@ def constants(
   Returns:
     float32 [len(task.targets)], of scores that are sums (see `obstacle`).
   """
-  if model.head.pool != 'standardized':
+  head = model.head
+  if isinstance(head, evidence.Head) or head.pool != 'standardized':
     return np.zeros(len(task.targets), np.float32)
   params = variables['params']['head']['logits']
   nothing = np.zeros((1, 1, 1, len(params['kernel'])), np.float32)

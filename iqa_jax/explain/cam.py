@@ -38,6 +38,7 @@ import numpy as np
 
 from iqa_jax import errors
 from iqa_jax.data import geometry
+from iqa_jax.data import placement as placement_lib
 from iqa_jax.models import heads
 
 METHODS = (
@@ -245,6 +246,7 @@ def scale(
   *,
   magnitude: float | None = None,
   constant: Any = 0.0,
+  placement: Any = None,
 ) -> np.ndarray:
   """Returns maps made presentable: scaled, then enlarged.
 
@@ -261,6 +263,7 @@ def scale(
     magnitude: for 'dataset', see `magnitude`.
     constant: for 'logit', a number or one a map [..., 1, 1], see
       additive.constants.
+    placement: of `enlarge`; of several layers a sequence, or None.
 
   Returns:
     float32 [..., height, width].
@@ -279,13 +282,20 @@ def scale(
   layers = list(maps) if isinstance(maps, (list, tuple)) else [maps]
   if size is None and len(layers) > 1:
     raise ValueError('maps of several layers need a size to be averaged at')
+  places = placement if isinstance(placement, (list, tuple)) else [placement]
+  if len(places) < len(layers):
+    places = list(places) * len(layers)
   result = np.mean(
-    [_scale(m, how, size, magnitude, constant) for m in layers], axis=0
+    [
+      _scale(m, how, size, magnitude, constant, place)
+      for m, place in zip(layers, places, strict=True)
+    ],
+    axis=0,
   )
   return _stretch(result) if how == 'image' and size else result
 
 
-def _scale(maps, how, size, magnitude, constant):
+def _scale(maps, how, size, magnitude, constant, placement):
   maps = np.asarray(maps, np.float32)
   if how == 'image':
     maps = _stretch(np.maximum(maps, 0))
@@ -294,7 +304,7 @@ def _scale(maps, how, size, magnitude, constant):
   elif how == 'logit':
     maps = maps * np.float32(maps.shape[-2] * maps.shape[-1])
     maps = maps + np.asarray(constant, np.float32)
-  return maps if size is None else enlarge(maps, size)
+  return maps if size is None else enlarge(maps, size, placement)
 
 
 def magnitude(maps: np.ndarray, quantile: float = 0.99) -> float:
@@ -307,17 +317,51 @@ def magnitude(maps: np.ndarray, quantile: float = 0.99) -> float:
   return float(np.quantile(largest, quantile))
 
 
-def enlarge(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def enlarge(
+  maps: np.ndarray,
+  size: tuple[int, int],
+  placement: placement_lib.Placement | None = None,
+) -> np.ndarray:
   """Returns maps [..., h, w] resized bilinearly to float32 [..., *size].
 
-  As OpenCV's INTER_LINEAR: pixels are areas, edges repeat, no antialiasing.
+  Args:
+    maps: of any leading shape.
+    size: (height, width) of the picture that they are laid over.
+    placement: where the cells look, in pixels of that picture (see `placed`);
+      None for cells that share it evenly, as OpenCV's INTER_LINEAR has it.
+      Beyond the outer cells' centres their values go on.
   """
   maps = np.asarray(maps, np.float32)
   rows, columns = (
-    geometry.interpolation((np.arange(new) + 0.5) * (old / new), old)
+    geometry.interpolation(
+      (placement or placement_lib.evenly(new, old)).cells(np.arange(new) + 0.5),
+      old,
+    )
     for old, new in zip(maps.shape[-2:], size, strict=True)
   )
   return rows @ maps @ columns.T
+
+
+def placed(
+  model: Any, layer: str | None, how: str = 'network'
+) -> placement_lib.Placement | None:
+  """Returns where a layer's maps are to be laid, for `enlarge`.
+
+  Args:
+    model: a models.Classifier.
+    layer: a feature point; None for the model's default.
+    how: one of placement.NAMES: where the cells look, or evenly, as
+      pytorch-grad-cam does.
+
+  Raises:
+    ValueError: no such layer or placement.
+  """
+  if how not in placement_lib.NAMES:
+    raise errors.InvalidValue(
+      f'placement {how!r} is none of {", ".join(placement_lib.NAMES)}'
+    )
+  [layer] = _layers(model, layer)
+  return None if how == 'pytorch_grad_cam' else model.placement(layer)
 
 
 def _stretch(maps):

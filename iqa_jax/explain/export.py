@@ -37,6 +37,8 @@ import tqdm
 
 from iqa_jax import errors, run_directory
 from iqa_jax.data import images as images_lib
+from iqa_jax.data import placement
+from iqa_jax.data.placement import Placement
 from iqa_jax.evaluation import calibration, operating_points
 from iqa_jax.explain import contact_sheet, inputs, manifest, overlay, ruler
 from iqa_jax.explain import worker as worker_lib
@@ -82,6 +84,7 @@ class Options:
     method: of cam.METHODS; None as the run's configuration says.
     layer: feature point; None likewise.
     target: 'predicted' or one of the task's targets; None likewise.
+    placement: of placement.NAMES, how maps lie on the photographs.
     scaling: one of SCALINGS.
     color_max: what the top of the colour bar stands for ('logit': in logits;
       'dataset': in raw units); 0 for the default.
@@ -110,6 +113,7 @@ class Options:
   method: str | None = None
   layer: str | None = None
   target: str | None = None
+  placement: str = 'network'
   scaling: str = 'image'
   color_max: float = 0.0
   colors: str = 'viridis'
@@ -270,6 +274,10 @@ def _check(options: Options) -> None:
     raise errors.InvalidValue(
       f'--scaling={options.scaling} is none of {", ".join(SCALINGS)}'
     )
+  if options.placement not in placement.NAMES:
+    raise errors.InvalidValue(
+      f'--placement={options.placement} is none of {", ".join(placement.NAMES)}'
+    )
   for name, low, high in (
     ('opacity', 0, 1),
     ('quality', 1, 95),
@@ -358,6 +366,12 @@ class Model:
           'another --scaling'
         )
     return loaded
+
+  def placed(self, how: str) -> Placement | None:
+    """Returns where the cells of the explained layer look, see cam.placed."""
+    from iqa_jax.explain import cam
+
+    return cam.placed(self.network.model, self.layer, how)
 
   @functools.cached_property
   def constants(self) -> np.ndarray:
@@ -461,6 +475,7 @@ def _settings(options, model: Model, listing, color_max) -> dict[str, Any]:
     'method': model.method,
     'layer': model.layer or 'default',
     'target': model.target,
+    'placement': options.placement,
     'scaling': options.scaling,
     'color_max': color_max,
     'outputs': sorted(options.outputs),
@@ -702,6 +717,7 @@ class _Job:
       name=inputs.output_name(photo.key),
       shown=shown,
       raw=found.raw,
+      placement=model.placed(options.placement),
       caption=overlay.Caption(
         name=photo.key,
         verdict=verdict,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import importlib.util
+import math
 import pathlib
 import textwrap
 
@@ -18,6 +19,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from iqa_jax import errors
+from iqa_jax.data import placement as placement_lib
+from iqa_jax.data.placement import Placement
 
 # Perceptually uniform maps of matplotlib (CC0), every eighth colour; importing
 # matplotlib would cost each worker more than drawing a photograph.
@@ -87,6 +90,7 @@ def overlay(
   affine: np.ndarray,
   prepared_size: int,
   *,
+  placement: Placement | None = None,
   colors: str = 'viridis',
   opacity: float = 0.55,
   in_place: bool = False,
@@ -98,12 +102,14 @@ def overlay(
     shown: float [h, w], 0 to 1, over the prepared image.
     affine: float64 [2, 3], prepared (x, y, 1) -> (x, y) of `photograph`.
     prepared_size: side of the prepared image.
+    placement: where the map's cells look, in pixels of the prepared image; None
+      for cells that share it evenly.
     colors: one of COLORS.
     opacity: of the strongest evidence ('jet': of everything), 0 to 1.
     in_place: whether `photograph` may be drawn on, which saves its copy.
   """
   picture = photograph if in_place else photograph.copy()
-  box, levels = _laid(shown, affine, prepared_size, photograph.size)
+  box, levels = _laid(shown, affine, prepared_size, photograph.size, placement)
   if levels is None:
     return picture
   if colors != 'jet':
@@ -125,6 +131,7 @@ def contour(
   affine: np.ndarray,
   prepared_size: int,
   *,
+  placement: Placement | None = None,
   colors: str = 'viridis',
   levels: Sequence[float] = LEVELS,
 ) -> Image.Image:
@@ -140,11 +147,12 @@ def contour(
   width = max(2, round(max(picture.size) / 500))
   side = affine[0, 0] * prepared_size
   # Interpolated first: lines through a map of 7x7 cells would be polygons.
-  fine = np.asarray(
-    Image.fromarray(np.asarray(shown, np.float32)).resize(
-      (224, 224), Image.Resampling.BILINEAR
-    )
-  )
+  whole = np.asarray(shown, np.float32)
+  spans = [
+    _span(0.0, prepared_size, prepared_size, count, placement)
+    for count in whole.shape[::-1]
+  ]
+  fine = np.asarray(_enlarged(whole, (224, 224), spans))
   lines = contourpy.contour_generator(z=np.pad(fine, 1))
   for level in levels:
     # The lower third of the colour maps is too dark for a line.
@@ -157,7 +165,7 @@ def contour(
   return picture
 
 
-def _laid(shown, affine, prepared_size, size):
+def _laid(shown, affine, prepared_size, size, placement):
   """Returns the map at the photograph's resolution, as 8-bit levels.
 
   Returns:
@@ -166,29 +174,55 @@ def _laid(shown, affine, prepared_size, size):
   """
   # 8-bit resampling is Pillow's fastest, and the colour map has 256 colours.
   coarse = np.rint(255 * np.clip(shown, 0, 1)).astype(np.uint8)
-  low, high, source = [], [], []
-  for axis, cells in ((0, coarse.shape[1]), (1, coarse.shape[0])):
-    start, side = affine[axis, 2], affine[axis, axis] * prepared_size
+  low, high, spans = [], [], []
+  for axis, count in ((0, coarse.shape[1]), (1, coarse.shape[0])):
+    start, scale = affine[axis, 2], affine[axis, axis]
+    side = scale * prepared_size
     # Pixels whose centres lie in the square, as geometry.to_original has it.
     first = max(int(np.ceil(start - 0.5)), 0)
     last = min(int(np.floor(start + side - 0.5)) + 1, size[axis])
     low.append(first)
     high.append(last)
-    source.append(
-      [
-        min(max((edge - start) / side * cells, 0.0), cells)
-        for edge in (first, last)
-      ]
+    begin, end = (
+      min(max((edge - start) / scale, 0.0), prepared_size)
+      for edge in (first, last)
     )
+    spans.append(_span(begin, end, prepared_size, count, placement))
   if low[0] >= high[0] or low[1] >= high[1]:
     return (0, 0), None
-  (left, right), (top, bottom) = source
-  levels = Image.fromarray(coarse).resize(
-    (high[0] - low[0], high[1] - low[1]),
-    Image.Resampling.BILINEAR,
-    box=(left, top, right, bottom),
-  )
+  levels = _enlarged(coarse, (high[0] - low[0], high[1] - low[1]), spans)
   return (low[0], low[1]), levels
+
+
+def _span(first, end, side, count, placement) -> tuple[float, float]:
+  """Returns from where to where prepared pixels go, in cells of a map's axis.
+
+  Args:
+    first: prepared pixel.
+    end: likewise.
+    side: of the prepared image.
+    count: cells along the axis.
+    placement: see `overlay`.
+  """
+  place = placement or placement_lib.evenly(side, count)
+  return float(place.cells(first)), float(place.cells(end))
+
+
+def _enlarged(cells, size, spans) -> Image.Image:
+  """Returns parts of a map [h, w], `spans` in x and y, at (width, height)."""
+  # Beyond the outer cells their values go on; a box must lie on the image.
+  beyond = [
+    max(0, math.ceil(max(-low, high - count)))
+    for (low, high), count in zip(spans, cells.shape[::-1], strict=True)
+  ]
+  across, down = beyond
+  wide = np.pad(cells, ((down, down), (across, across)), mode='edge')
+  (left, right), (top, bottom) = spans
+  return Image.fromarray(wide).resize(
+    size,
+    Image.Resampling.BILINEAR,
+    box=(left + across, top + down, right + across, bottom + down),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +259,7 @@ def panel(
   prepared_size: int,
   *,
   caption: Caption,
+  placement: Placement | None = None,
   colors: str = 'viridis',
   opacity: float = 0.55,
   decorate: Callable[[Image.Image], None] | None = None,
@@ -249,6 +284,7 @@ def panel(
     shown,
     affine * stretch,
     prepared_size,
+    placement=placement,
     colors=colors,
     opacity=opacity,
   )
@@ -303,6 +339,7 @@ def thumbnail(
   prepared: np.ndarray,
   shown: np.ndarray,
   *,
+  placement: Placement | None = None,
   side: int = 192,
   colors: str = 'viridis',
   opacity: float = 0.55,
@@ -312,6 +349,7 @@ def thumbnail(
   Args:
     prepared: uint8 [size, size, 3].
     shown: as of `overlay`.
+    placement: as of `overlay`.
     side: of each of the two, in pixels.
     colors: one of COLORS.
     opacity: as of `overlay`.
@@ -321,9 +359,15 @@ def thumbnail(
   )
   both = Image.new('RGB', (2 * side, side))
   both.paste(plain, (0, 0))
-  identity = np.array([[1.0, 0, 0], [0, 1.0, 0]])
+  size = len(prepared)
   colored = overlay(
-    plain, shown, identity, side, colors=colors, opacity=opacity
+    plain,
+    shown,
+    np.eye(2, 3) * (side / size),
+    size,
+    placement=placement,
+    colors=colors,
+    opacity=opacity,
   )
   both.paste(colored, (side, 0))
   return both

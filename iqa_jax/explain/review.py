@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from iqa_jax import errors, tasks
 from iqa_jax import labels as L
+from iqa_jax.data.placement import Placement
 from iqa_jax.evaluation import intervals
 from iqa_jax.explain import cam, faithfulness
 from iqa_jax.explain.photographs import Photographs, estimate_disc
@@ -51,6 +52,7 @@ class Group:
     maps: float32 [n, h, w], the evidence for the target.
     in_logits: whether it is in units of the logit (cam.scale 'logit'); raw
       maps of what does not add up to one have no unit.
+    placement: where their cells look, see cam.enlarge.
   """
 
   name: str
@@ -61,6 +63,7 @@ class Group:
   right: np.ndarray
   maps: np.ndarray
   in_logits: bool
+  placement: Placement | None
 
 
 def run(
@@ -172,7 +175,17 @@ def _groups(subject, photographs, logits) -> list[Group]:
       cam.scale(raw, 'logit', constant=constants[target]) if in_logits else raw
     )
     groups.append(
-      Group(name, index, target, p, threshold, right, maps, in_logits)
+      Group(
+        name,
+        index,
+        target,
+        p,
+        threshold,
+        right,
+        maps,
+        in_logits,
+        subject.placement,
+      )
     )
   if not groups:
     raise errors.InvalidValue(
@@ -286,7 +299,7 @@ def _regions(group, photographs, places) -> dict[str, Any]:
     masks = regions(
       photographs.inside[i], places.centre[i], places.radius[i], places.left[i]
     )
-    large = cam.enlarge(values, size)[None]
+    large = cam.enlarge(values, size, group.placement)[None]
     for name, mask in masks.items():
       shares[name].append(faithfulness.energy(large, mask[None])[0])
       areas[name].append(mask.mean())
@@ -343,7 +356,8 @@ def mean_map(
       )
 
     seen = sample(photographs.inside[i].astype(np.uint8), order=0) > 0
-    total += np.where(seen, sample(cam.enlarge(values, size)), 0)
+    large = cam.enlarge(values, size, group.placement)
+    total += np.where(seen, sample(large), 0)
     for channel in range(3):
       plane = photographs.images[i, :, :, channel] / 255
       light[..., channel] += np.where(seen, sample(plane), 0)
@@ -576,7 +590,11 @@ def _draw_sheet(group, picked, photographs, magnitude):
       plain, laid = row[2 * number : 2 * number + 2]
       image = photographs.images[group.index[i]]
       shown = cam.scale(
-        group.maps[i], 'dataset', image.shape[:2], magnitude=magnitude
+        group.maps[i],
+        'dataset',
+        image.shape[:2],
+        magnitude=magnitude,
+        placement=group.placement,
       )
       plain.imshow(image)
       laid.imshow(image)

@@ -70,6 +70,7 @@ def run(
       for i, name in enumerate(subject.loaded.task.targets)
     },
     'layer': subject.layer,
+    'placement': 'network' if subject.placement else 'pytorch_grad_cam',
     'methods': list(methods),
     'model': subject.loaded.digest,
     'seed': seed,
@@ -81,7 +82,7 @@ def run(
     name: int((cam.status(raw[name]) == 'empty').sum()) for name in methods
   }
   size = pictures.shape[1:3]
-  maps = {name: cam.enlarge(m, size) for name, m in raw.items()}
+  maps = _enlarged(subject, raw, size)
 
   shown: dict[str, Any] = {'curves': {}}
   result['measures'] = _measures(
@@ -126,10 +127,27 @@ def _positional(subject, photographs, logits) -> dict[str, Any]:
     'rim_area': faithfulness.interval(area),
     'energy_at_rim': {
       method: faithfulness.interval(
-        faithfulness.energy(cam.enlarge(of, rim.shape[1:]) * there.inside, rim)
+        faithfulness.energy(
+          _laid(subject, of, rim.shape[1:]) * there.inside, rim
+        )
       )
       for method, of in raw.items()
     },
+  }
+
+
+def _laid(subject, maps, size) -> np.ndarray:
+  """Returns the network's maps [n, h, w] at `size`, where its cells look."""
+  return cam.enlarge(maps, size, subject.placement)
+
+
+def _enlarged(subject, raw, size) -> dict[str, np.ndarray]:
+  """Returns {method or control: maps [n, *size]}; only cells look elsewhere."""
+  return {
+    name: _laid(subject, of, size)
+    if name in subject.methods
+    else cam.enlarge(of, size)
+    for name, of in raw.items()
   }
 
 
@@ -210,7 +228,7 @@ def _randomisation(subject, pictures, targets, maps, seed) -> dict[str, Any]:
   for part, broken in faithfulness.randomised(model, variables, seed):
     raw = subject.maps(pictures, targets, broken)
     for name, of in raw.items():
-      other = cam.enlarge(of, maps[name].shape[1:])
+      other = _laid(subject, of, maps[name].shape[1:])
       found[name][part] = {
         'spearman': faithfulness.interval(
           faithfulness.spearman(maps[name], other)
@@ -227,7 +245,7 @@ def _flip(subject, pictures, targets, maps) -> dict[str, Any]:
   raw = subject.maps(np.ascontiguousarray(pictures[:, :, ::-1]), targets)
   found = {}
   for name, of in raw.items():
-    back = cam.enlarge(of, maps[name].shape[1:])[:, :, ::-1]
+    back = _laid(subject, of, maps[name].shape[1:])[:, :, ::-1]
     found[name] = {
       'spearman': faithfulness.interval(
         faithfulness.spearman(maps[name], back)
@@ -280,7 +298,7 @@ def _planted(subject, photographs, logits, gradient_free, severity, seed):
     name = criterion if subject.loaded.task.name == 'criteria' else 'margin'
     targets = subject.targets(name, after[turned])
     raw = _all_maps(subject, faulty, targets, gradient_free, seed)
-    maps = {n: cam.enlarge(m, mask.shape[1:]) for n, m in raw.items()}
+    maps = _enlarged(subject, raw, mask.shape[1:])
     area = (mask * faulty.inside).sum((1, 2)) / faulty.inside.sum((1, 2))
     share = mask.mean((1, 2))  # of the frame, over all of which maps extend
     results[kind] |= {'target': name, 'area': faithfulness.interval(area)}

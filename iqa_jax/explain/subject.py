@@ -26,6 +26,7 @@ class Subject:
     loaded: of inference.load.
     methods: some of cam.METHODS.
     layer: the explained feature point; None for the model's default.
+    placement: of placement.NAMES, how maps lie on the photographs.
     batch_size: photographs at a time.
   """
 
@@ -35,11 +36,13 @@ class Subject:
     *,
     methods: Sequence[str] = ('gradcam',),
     layer: str | None = None,
+    placement: str = 'network',
     batch_size: int = 16,
   ):
     self.loaded = loaded
     self.methods = tuple(methods)
     self.layer = layer or loaded.model.default_layer
+    self.placement = cam.placed(loaded.model, self.layer, placement)
     self._batch_size = batch_size
     model, task = loaded.model, loaded.task
     explain = functools.partial(

@@ -28,6 +28,8 @@ from PIL import Image
 
 from iqa_jax import errors
 from iqa_jax.data import geometry, images, prepare
+from iqa_jax.data import placement as placement_lib
+from iqa_jax.data.placement import Placement
 from iqa_jax.explain import overlay, ruler
 
 # Beyond the photographs kept: one being decoded at its largest, with what
@@ -95,6 +97,7 @@ class Drawing:
     name: relative path of its outputs, without ending.
     shown: float32 [h, w], see overlay.
     raw: float32 [h, w], the signed map.
+    placement: where the map's cells look, see overlay.overlay.
     caption: the panel's words; its note also goes onto the overlay.
     landmarks: float [5] in pixels of the photograph, see ruler.columns.
     thumbnail: whether the contact sheet shows it.
@@ -104,6 +107,7 @@ class Drawing:
   name: str
   shown: np.ndarray
   raw: np.ndarray
+  placement: Placement | None
   caption: overlay.Caption
   landmarks: np.ndarray
   thumbnail: bool
@@ -244,7 +248,9 @@ class Worker:
       files[kind] = (name, self._write(name, data.getbuffer()))
       seconds['render'] += rendered - start
       seconds['encode'] += time.thread_time() - rendered
-    return Drawn(files, _share(drawing.raw, held.inside), seconds)
+    return Drawn(
+      files, _share(drawing.raw, held.inside, drawing.placement), seconds
+    )
 
   def _needs_photograph(self) -> bool:
     return bool({'overlay', 'contour', 'panel'} & set(self._settings.outputs))
@@ -274,7 +280,11 @@ class Worker:
     """Yields (kind, file ending, function that makes it)."""
     s = self._settings
     photograph = held.photograph
-    look: dict[str, Any] = {'colors': s.colors, 'opacity': s.opacity}
+    look: dict[str, Any] = {
+      'placement': drawing.placement,
+      'colors': s.colors,
+      'opacity': s.opacity,
+    }
     laid: Any = ()
     note = drawing.caption.note
     if photograph is not None:
@@ -298,7 +308,9 @@ class Worker:
         lambda: (
           overlay.noted(measured(laid[0].copy()), note)
           if note
-          else measured(overlay.contour(*laid, colors=s.colors))
+          else measured(
+            overlay.contour(*laid, placement=drawing.placement, colors=s.colors)
+          )
         ),
       )
     if 'panel' in s.outputs:
@@ -310,10 +322,14 @@ class Worker:
         ),
       )
     if 'npz' in s.outputs:
+      columns = drawing.raw.shape[1]
+      where = drawing.placement or placement_lib.evenly(s.size, columns)
       facts = drawing.facts | {
         'map': drawing.raw,
         'affine': held.affine,
         'prepared_size': s.size,
+        'cell_offset': where.offset,
+        'cell_stride': where.stride,
         'width': held.width,
         'height': held.height,
       }
@@ -366,17 +382,27 @@ class OutputError(errors.UserError):
   """The output directory can't be written to."""
 
 
-def _share(raw: np.ndarray, inside: np.ndarray) -> float | None:
+def _share(
+  raw: np.ndarray, inside: np.ndarray, placement: Placement | None
+) -> float | None:
   """Returns the share of the positive evidence that lies inside the field."""
-  positive = np.maximum(raw, 0)
-  total = float(positive.sum())
-  if not total > 0 or not np.isfinite(total):
+  if not np.isfinite(raw).all():
     return None
-  # How much of each of the map's cells is field.
-  cover = Image.fromarray(inside.astype(np.float32)).resize(
-    raw.shape[::-1], Image.Resampling.BOX
+  size = len(inside)
+  rows, columns = (
+    geometry.interpolation(
+      (placement or placement_lib.evenly(size, count)).cells(
+        np.arange(size) + 0.5
+      ),
+      count,
+    )
+    for count in raw.shape
   )
-  return float((positive * np.asarray(cover)).sum() / total)
+  positive = np.maximum(rows @ raw.astype(np.float32) @ columns.T, 0)
+  total = float(positive.sum(dtype=np.float64))
+  if not total > 0:
+    return None
+  return float((positive * inside).sum(dtype=np.float64) / total)
 
 
 def _serve(pipe: connection.Connection) -> None:

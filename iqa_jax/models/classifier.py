@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from iqa_jax import errors
+from iqa_jax.data.placement import Placement
 from iqa_jax.models import evidence, heads, layers
 
 HEAD = 'head'
@@ -23,8 +24,8 @@ class Classifier(nn.Module):
   {'neck': {'evidence': ...}} besides.
 
   Attributes:
-    backbone: a module with `points`, `default_layer`, `dtype` and
-      `__call__(x, point, train=, mask=)`.
+    backbone: a module with `points`, `default_layer`, `dtype`,
+      `windows(point)` and `__call__(x, point, train=, mask=)`.
     head: what follows the last point.
     last: the backbone's point that the head follows; None for its last one.
     neck: what lies between backbone and head; None for nothing. Its points
@@ -62,6 +63,24 @@ class Classifier(nn.Module):
       return self.backbone.default_layer
     before = self.last.removesuffix('_pool')
     return before if before in self.points else self.last
+
+  def placement(self, point: str) -> Placement | None:
+    """Returns where the cells of a feature point look, in pixels of the image.
+
+    None of a neck's points, whose cells share the image evenly.
+
+    Raises:
+      ValueError: no such point.
+    """
+    if point not in self.points:
+      raise ValueError(f'no feature point {point!r}; there are {self.points}')
+    if point not in self.backbone.points:
+      return None
+    placed = Placement()
+    for name in self.points[: self.points.index(point) + 1]:
+      for window in self.backbone.windows(name):
+        placed = placed.then(window)
+    return placed
 
   def __call__(
     self,

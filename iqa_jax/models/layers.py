@@ -16,6 +16,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from iqa_jax.data.placement import Window
+
 EPSILON = 1e-5
 # PyTorch's momentum 0.1 is the weight of the new value, ours of the old one.
 MOMENTUM = 0.9
@@ -33,17 +35,17 @@ def scaled(count: int, multiplier: float) -> int:
 
 def conv(
   features: int,
-  size: int,
+  window: Window,
   *,
-  stride: int = 1,
   bias: bool = False,
   dtype: jnp.dtype,
   name: str | None = None,
 ) -> nn.Module:
-  """Returns a square convolution padded by size // 2 on every side, as torch's.
+  """Returns a square convolution, padded alike on every side as torch's are.
 
   'SAME' would pad a strided convolution on the right and below only.
   """
+  size, stride, padding = window
   if size == 1 and not bias:
     return Pointwise(features, stride, dtype, name=name)
   on_cpu = jax.default_backend() == 'cpu'
@@ -51,7 +53,7 @@ def conv(
     features,
     (size, size),
     strides=(stride, stride),
-    padding=[(size // 2, size // 2)] * 2,
+    padding=[(padding, padding)] * 2,
     use_bias=bias,
     dtype=dtype,
     name=name,
@@ -139,12 +141,13 @@ class Pointwise(nn.Module):
     return flat.reshape(*x.shape[:-1], self.features)
 
 
-def max_pool(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+def max_pool(x: jax.Array, window: Window) -> jax.Array:
   """Returns the maxima of square windows of x [b, h, w, c].
 
   Padding is -infinity on every side, so it never wins; the first of equal
   values gets the gradient, and NaN wins, as in torch.
   """
+  size, stride, padding = window
   if jax.default_backend() != 'cpu':
     return nn.max_pool(
       x, (size, size), (stride, stride), [(padding, padding)] * 2

@@ -8,11 +8,14 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from iqa_jax.data.placement import Window
 from iqa_jax.models import layers
 
 _BLOCKS = (3, 4, 6, 3)
 _CHANNELS = (64, 128, 256, 512)
 _EXPANSION = 4
+_STEM = (Window(7, 2, 3), Window(3, 2, 1))  # convolution, maximum
+_POINTWISE = Window(1)
 
 
 class ResNet(nn.Module):
@@ -44,7 +47,7 @@ class ResNet(nn.Module):
       stage = _Stage(
         blocks=layers.scaled(blocks, self.depth),
         channels=layers.scaled(channels, self.width),
-        stride=1 if i == 0 else 2,
+        stride=_stride(i + 1),
         dtype=self.dtype,
         axis_name=self.axis_name,
       )
@@ -55,6 +58,18 @@ class ResNet(nn.Module):
   ) -> jax.Array:
     """Returns the map [b, h, w, c] of `point` from that of the one before."""
     return getattr(self, point)(x, train=train, mask=mask)
+
+  def windows(self, point: str) -> tuple[Window, ...]:
+    """Returns the windows between the point before and `point`, in order.
+
+    Of the blocks those of the 3x3 convolutions; 1x1 ones look straight down,
+    and so do the shortcuts, at the same cells.
+    """
+    if point == 'stem':
+      return _STEM
+    stage = self.points.index(point)
+    blocks = layers.scaled(_BLOCKS[stage - 1], self.depth)
+    return (_middle(_stride(stage)), *(_middle(1),) * (blocks - 1))
 
   @staticmethod
   def from_torch(layer: str) -> str | None:
@@ -69,6 +84,16 @@ class ResNet(nn.Module):
     return None
 
 
+def _stride(stage: int) -> int:
+  """Returns the stride of a stage's first block, counted from 1."""
+  return 1 if stage == 1 else 2
+
+
+def _middle(stride: int) -> Window:
+  """Returns the window of a block's 3x3 convolution."""
+  return Window(3, stride, 1)
+
+
 class _Stem(nn.Module):
   channels: int
   dtype: jnp.dtype
@@ -76,12 +101,11 @@ class _Stem(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train, mask):
-    x = layers.conv(self.channels, 7, stride=2, dtype=self.dtype, name='conv')(
-      x
-    )
+    window, pool = _STEM
+    x = layers.conv(self.channels, window, dtype=self.dtype, name='conv')(x)
     norm = layers.BatchNorm(self.axis_name, self.dtype, name='norm')
     x = nn.relu(norm(x, train=train, mask=mask))
-    return layers.max_pool(x, 3, 2, 1)
+    return layers.max_pool(x, pool)
 
 
 class _Stage(nn.Module):
@@ -115,23 +139,21 @@ class _Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, *, train, mask):
-    def conv(x, features, size, stride, name):
-      return layers.conv(
-        features, size, stride=stride, dtype=self.dtype, name=name
-      )(x)
+    def conv(x, features, window, name):
+      return layers.conv(features, window, dtype=self.dtype, name=name)(x)
 
     def norm(x, name):
       layer = layers.BatchNorm(self.axis_name, self.dtype, name=name)
       return layer(x, train=train, mask=mask)
 
     wide = self.channels * _EXPANSION
-    y = conv(x, self.channels, 1, 1, 'conv1')
+    y = conv(x, self.channels, _POINTWISE, 'conv1')
     y = nn.relu(norm(y, 'norm1'))
-    y = conv(y, self.channels, 3, self.stride, 'conv2')
+    y = conv(y, self.channels, _middle(self.stride), 'conv2')
     y = nn.relu(norm(y, 'norm2'))
-    y = norm(conv(y, wide, 1, 1, 'conv3'), 'norm3')
+    y = norm(conv(y, wide, _POINTWISE, 'conv3'), 'norm3')
     if self.stride != 1 or x.shape[-1] != wide:
-      x = conv(x, wide, 1, self.stride, 'shortcut_conv')
+      x = conv(x, wide, Window(1, self.stride), 'shortcut_conv')
       x = norm(x, 'shortcut_norm')
     return nn.relu(y + x)
 

@@ -6,10 +6,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from iqa_jax.data.placement import Window
 from iqa_jax.models import layers
 
 _CONVOLUTIONS = (2, 2, 3, 3, 3)
 _CHANNELS = (64, 128, 256, 512, 512)
+_CONVOLUTION = Window(3, 1, 1)
+_POOL = Window(2, 2, 0)
 
 
 class VGG(nn.Module):
@@ -51,8 +54,15 @@ class VGG(nn.Module):
     """Returns the map [b, h, w, c] of `point` from that of the one before."""
     del train, mask  # nothing here depends on them
     if point.endswith('_pool'):
-      return layers.max_pool(x, 2, 2, 0)
+      return layers.max_pool(x, _POOL)
     return getattr(self, point)(x)
+
+  def windows(self, point: str) -> tuple[Window, ...]:
+    """Returns the windows between the point before and `point`, in order."""
+    if point.endswith('_pool'):
+      return (_POOL,)
+    count = _CONVOLUTIONS[self.points.index(point) // 2]
+    return (_CONVOLUTION,) * layers.scaled(count, self.depth)
 
   @staticmethod
   def from_torch(layer: str) -> str | None:
@@ -69,7 +79,11 @@ class _Block(nn.Module):
   def __call__(self, x):
     for i in range(self.convolutions):
       conv = layers.conv(
-        self.channels, 3, bias=True, dtype=self.dtype, name=f'conv{i + 1}'
+        self.channels,
+        _CONVOLUTION,
+        bias=True,
+        dtype=self.dtype,
+        name=f'conv{i + 1}',
       )
       x = nn.relu(conv(x))
     return x

@@ -6,6 +6,7 @@ import numpy as np
 
 from iqa_jax import config as config_lib
 from iqa_jax import inference, models, tasks
+from iqa_jax.data.placement import Placement
 from iqa_jax.explain import photographs as photographs_lib
 from iqa_jax.models import heads
 
@@ -24,6 +25,10 @@ class BrightSpots:
   points = ('map',)
   default_layer = 'map'
   head = heads.Head('linear', *heads.KINDS['linear'], num_outputs=2)
+
+  def placement(self, point):
+    assert point == 'map'
+    return Placement(CELL / 2, CELL)
 
   def apply(self, variables, x, *, start=None, stop=None, mutable=None):
     if start is None:

@@ -75,12 +75,17 @@ def test_maps_equal_those_of_pytorch_grad_cam(name, shared, tmp_path):
   # What the reference calls raw has been through the ReLU.
   raw = np.maximum(found.maps['gradcam'], 0)
   _agree(raw, expected['224x224/gradcam_raw'], 1e-4)
+  as_theirs = cam.placed(model, None, 'pytorch_grad_cam')
   for method in cam.METHODS:
-    scaled = cam.scale(found.maps[method], 'image', (224, 224))
+    scaled = cam.scale(
+      found.maps[method], 'image', (224, 224), placement=as_theirs
+    )
     published = expected[f'224x224/{method}_scaled'].astype(np.float32)
     differences = [np.abs(scaled - published).max((1, 2))]
     if method == 'eigencam':
-      negated = cam.scale(-found.maps[method], 'image', (224, 224))
+      negated = cam.scale(
+        -found.maps[method], 'image', (224, 224), placement=as_theirs
+      )
       differences.append(np.abs(negated - published).max((1, 2)))
     assert np.min(differences, axis=0).max() <= 2e-3, method
   if name == 'resnet50':
@@ -381,6 +386,26 @@ def test_targets_that_do_not_exist_are_refused():
     explain(np.zeros(4, int), layer='stage9')
   with pytest.raises(ValueError, match="method 'cam' is none of"):
     explain(np.zeros(4, int), methods=('cam',))
+
+
+def test_maps_are_laid_where_the_network_looks_or_as_others_draw_them():
+  maps = np.zeros((1, 7, 7))
+  maps[0, 3, 3] = 1
+  at = np.arange(224) + 0.5
+  for name, theirs, ours in (('resnet50', 112, 96.5), ('vgg16', 112, 112)):
+    model = models.create(name, 2)
+    layer = model.points[-1]
+    for how, expected in (('pytorch_grad_cam', theirs), ('network', ours)):
+      place = cam.placed(model, layer, how)
+      large = cam.scale(maps, 'none', (224, 224), placement=place)[0]
+      assert (large.sum(0) @ at) / large.sum() == pytest.approx(expected)
+      # Half the size, the same place.
+      half = place and place.scaled(0.5)
+      small = cam.enlarge(maps, (112, 112), half)[0]
+      centre = (small.sum(0) @ at[:112]) / small.sum()
+      assert centre == pytest.approx(expected / 2)
+  with pytest.raises(ValueError, match="'torch' is none of network"):
+    cam.placed(model, None, 'torch')
 
 
 def test_scaling_is_comparable_where_it_says_so():

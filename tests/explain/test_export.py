@@ -137,11 +137,16 @@ def test_says_what_the_network_says(done, workdir, photographs):
     assert float(row['raw_max']) == pytest.approx(raw.max(), rel=1e-3)
     assert float(row['raw_sum']) == pytest.approx(raw.sum(), rel=1e-3)
     np.testing.assert_array_equal(saved['affine'], prepared.affine)
+    assert (saved['cell_offset'], saved['cell_stride']) == (0.5, 32)
+    large = np.maximum(
+      cam.enlarge(raw, (48, 48), loaded.model.placement('stage4')), 0
+    )
     assert row['layer'] == 'stage4' and row['operating_point'] == '0.555'
     size = (int(row['width']), int(row['height']))
     assert size == pixels.shape[1::-1]
     cover = 0.0 if row['empty_map'] == '1' else float(row['evidence_in_field'])
-    assert 0 <= cover <= 1 + 1e-6
+    inside = (large * prepared.inside).sum() / max(large.sum(), 1e-30)
+    assert cover == pytest.approx(inside, abs=1e-3)
     for kind in ('overlay', 'contour', 'panel'):
       with Image.open(output / row[kind]) as picture:
         picture.load()
@@ -441,6 +446,7 @@ def test_network_that_runs_over_is_a_status(photographs, tmp_path):
     ({'target': 'beauty'}, 'beauty'),
     ({'scaling': 'logit', 'method': 'eigencam'}, 'maps of eigencam do not'),
     ({'scaling': 'logit', 'layer': 'stage3'}, 'not what the head averages'),
+    ({'placement': 'torch'}, 'placement=torch is none of network'),
     ({'method': 'magic'}, 'magic'),
     ({'workdir': '/nowhere'}, '/nowhere holds no trained model'),
     ({'images': '/nowhere'}, '/nowhere'),

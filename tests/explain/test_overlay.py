@@ -10,7 +10,8 @@ from PIL import Image
 import pytest
 
 from iqa_jax.data import geometry
-from iqa_jax.explain import overlay
+from iqa_jax.data.placement import Placement
+from iqa_jax.explain import cam, overlay
 from tests.explain import export_material as material
 
 CAPTION = overlay.Caption(
@@ -53,18 +54,53 @@ def test_unknown_colors():
   side=st.integers(20, 260),
   cells=st.sampled_from([1, 2, 7, 14]),
   seed=st.integers(0, 1000),
+  place=st.sampled_from([None, Placement(0.5, 32), Placement(4, 8)]),
 )
-def test_lies_where_geometry_says(width, height, left, top, side, cells, seed):
+def test_lies_where_geometry_says(
+  width, height, left, top, side, cells, seed, place
+):
   """The fast 8-bit path is geometry.to_original within one level of 255."""
   shown = np.random.default_rng(seed).random((cells, cells), np.float32)
   affine = np.array([[side / 64, 0, left], [0, side / 64, top]], float)
-  expected = geometry.to_original(shown, affine, (height, width), 64)
-  origin, levels = overlay._laid(shown, affine, 64, (width, height))
+  expected = geometry.to_original(shown, affine, (height, width), 64, place)
+  origin, levels = overlay._laid(shown, affine, 64, (width, height), place)
   laid = np.zeros((height, width))
   if levels is not None:
     x, y = origin
     laid[y : y + levels.height, x : x + levels.width] = levels
   assert np.abs(255 * expected - laid).max() <= 1.6
+
+
+def _brightest(picture, before):
+  change = np.abs(np.asarray(picture).astype(int) - before).sum(2)
+  ys, xs = np.nonzero(change > 0.9 * change.max())
+  return np.array([xs.mean() + 0.5, ys.mean() + 0.5])
+
+
+def test_a_cell_is_drawn_where_it_looks():
+  """Cell 3 of ResNet's last map at pixel 96.5 of 224, not at 112."""
+  shown = np.zeros((7, 7), np.float32)
+  shown[3, 4] = 1
+  photograph = Image.new('RGB', (448, 448))
+  before = np.asarray(photograph).astype(int)
+  affine = np.eye(2, 3) * 2.0
+  looks = Placement(0.5, 32)
+  for place, expected in ((looks, (128.5, 96.5)), (None, (144.0, 112.0))):
+    for picture in (
+      overlay.overlay(photograph, shown, affine, 224, placement=place),
+      overlay.contour(photograph, shown, affine, 224, placement=place),
+    ):
+      found = _brightest(picture, before) / 2
+      assert np.abs(found - expected).max() < 1.5
+    prepared = np.zeros((224, 224, 3), np.uint8)
+    small = np.asarray(
+      overlay.thumbnail(prepared, shown, placement=place, side=112)
+    )[:, 112:]
+    found = _brightest(small, np.zeros_like(small, int)) * 2
+    assert np.abs(found - expected).max() < 2.5
+  laid = cam.enlarge(shown, (224, 224), looks)
+  y, x = np.unravel_index(laid.argmax(), laid.shape)
+  assert (x, y) == (128, 96)
 
 
 def test_planted_evidence_lands_on_the_fault():

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from iqa_jax import models
+from iqa_jax.data.placement import Window
 from iqa_jax.models import heads, layers, pretrained
 from tests.models import reference
 
@@ -390,9 +391,7 @@ def test_max_pool_is_xla_s_with_ties_and_nan(window):
       x, (size, size), (stride, stride), [(padding, padding)] * 2
     )
 
-  ours = functools.partial(
-    layers.max_pool, size=size, stride=stride, padding=padding
-  )
+  ours = functools.partial(layers.max_pool, window=Window(*window))
   expected, pull = jax.vjp(theirs, x)
   actual, our_pull = jax.vjp(ours, x)
   np.testing.assert_array_equal(actual, expected)
