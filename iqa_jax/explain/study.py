@@ -70,7 +70,7 @@ def run(
       for i, name in enumerate(subject.loaded.task.targets)
     },
     'layer': subject.layer,
-    'placement': 'network' if subject.placement else 'pytorch_grad_cam',
+    'placement': subject.placed,
     'methods': list(methods),
     'model': subject.loaded.digest,
     'seed': seed,

@@ -42,6 +42,7 @@ class Subject:
     self.loaded = loaded
     self.methods = tuple(methods)
     self.layer = layer or loaded.model.default_layer
+    self.placed = placement
     self.placement = cam.placed(loaded.model, self.layer, placement)
     self._batch_size = batch_size
     model, task = loaded.model, loaded.task
