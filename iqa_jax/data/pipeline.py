@@ -410,6 +410,7 @@ def batches(
     raise ValueError(
       f'a batch of {batch_size} does not divide over {process_count} processes'
     )
+  _check_size(source, plan, image_size)
   share = batch_size // process_count
   total = math.ceil(len(plan.index) / batch_size)
   slots = [
@@ -423,6 +424,23 @@ def batches(
     if len(at):
       filled[: len(at)] = next(images)
     yield {'image': filled, **_labels(source, plan, at, share)}
+
+
+def _check_size(source: Source, plan: Plan, image_size: int) -> None:
+  """Raises DataError if records of photographs are smaller than the input.
+
+  The network would learn from enlarged ones, and be shown sharper ones later.
+  """
+  table, index = source.table, np.unique(plan.index)
+  # What is drawn has no finer original.
+  filed = ~table['original'][index] & (table['dataset'][index] != 'fundus_sim')
+  small = index[filed & (table['size'][index] < image_size)]
+  if len(small):
+    raise DataError(
+      f'data.image_size={image_size} is more than the '
+      f'{table["size"][small[0]]} px of the prepared photographs: give '
+      '--config.data.builder_config=original, or a smaller image_size'
+    )
 
 
 def landmarks(

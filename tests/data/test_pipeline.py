@@ -1,6 +1,7 @@
 """Batches: every image once, the same at any parallelism, labels in step."""
 
 import collections
+import copy
 
 import numpy as np
 import pytest
@@ -304,6 +305,20 @@ def test_a_batch_that_does_not_divide_is_refused(source):
   plan = pipeline.plan_eval(source, everything(source))
   with pytest.raises(ValueError, match='8 does not divide over 3'):
     collect(source, plan, process_count=3)
+
+
+def test_photographs_are_not_enlarged(source):
+  size = int(source.table['size'].max())
+  plan = pipeline.plan_eval(source, everything(source)[:2])
+  filed, drawn = copy.copy(source), copy.copy(source)
+  for some, name in ((filed, 'eyeq'), (drawn, 'fundus_sim')):
+    dataset = np.full(len(source.table['dataset']), name)
+    some.table = {**source.table, 'dataset': dataset}
+  with pytest.raises(records.DataError, match='builder_config=original'):
+    next(pipeline.batches(filed, plan, image_size=size + 1, batch_size=2))
+  for some, side in ((filed, size), (drawn, size + 1)):
+    batch = next(pipeline.batches(some, plan, image_size=side, batch_size=2))
+    assert batch['image'].shape == (2, side, side, 3)
 
 
 @pytest.mark.parametrize('orientation', [1, 6])

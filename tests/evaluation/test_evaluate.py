@@ -184,6 +184,7 @@ class Known(subject_lib.Subject):
 
   def __init__(self, loaded):
     self.loaded, self.methods, self.layer = loaded, ('gradcam',), 'map'
+    self.placement = None
     self._likelihoods = loaded.task.likelihoods
 
   def logits(self, images, variables=None):

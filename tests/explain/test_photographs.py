@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from iqa_jax.data import prepare
 from iqa_jax.data.records import DataError
 from iqa_jax.explain import photographs
 from tests.explain import constructed
@@ -102,6 +103,20 @@ def test_drawn_photographs_are_the_same_again_and_balanced():
   assert found.criteria[9].sum() == 2
   other = photographs.drawn(10, 48, seed=13)
   assert not (other.images[0] == found.images[0]).all()
+
+
+def test_drawings_of_a_run_are_those_of_its_records(tmp_path):
+  from iqa_jax.data.fundus_sim import fundus_sim_dataset_builder as builder
+  from iqa_jax.simulation import photograph
+
+  sizes = {c.name: c.size for c in builder.Builder.BUILDER_CONFIGS}
+  assert list(photograph.SIZES.items()) == list(sizes.items())
+  run = constructed.loaded()
+  for name, size in (('', 128), ('512', 512)):
+    run.config.data.builder_config = name
+    [image] = photographs.of_run(run, tmp_path, limit=1).images
+    drawn = photograph.draw(photographs._FIRST_SEED, size).image
+    np.testing.assert_array_equal(image, prepare.resize(drawn, len(image)))
 
 
 def test_the_disc_is_found_where_it_can_be_seen():
