@@ -45,8 +45,8 @@ def test_cells_look_where_their_response_is(name, point):
   count = jax.eval_shape(
     lambda x: model.apply(variables, x, stop=point), images
   ).shape[1]
-  # As many cells as see none of the border: of ResNet's last a single one.
-  around = 0 if name == 'resnet50' else count // 4
+  # Cells that see none of the border: of ResNet's last stages a single one.
+  around = 0 if point in ('stage3', 'stage4') else count // 4
   first, end = count // 2 - around, count // 2 + around + 1
   # The response to a small change of each pixel, here of noise, so that no
   # window's maximum lies at the same place each time.
@@ -58,7 +58,7 @@ def test_cells_look_where_their_response_is(name, point):
   found = [(weight.sum(axis) * at).sum() / weight.sum() for axis in (0, 1)]
   told = model.placement(point)
   expected = told.offset + told.stride * (count // 2)
-  np.testing.assert_allclose(found, expected, atol=1.0)
+  np.testing.assert_allclose(found, expected, atol=0.6)
 
 
 def test_resnet_looks_further_left_than_maps_are_drawn_and_vgg_does_not():
