@@ -37,6 +37,8 @@ def default() -> ml_collections.ConfigDict:
   c.task.class_weights = 'none'  # none | balanced
   c.task.verdict_weight = 1.0  # criteria task: verdict beside the criteria
   c.task.landmark_weight = 1.0  # landmarks head: their error in DD
+  c.task.cell_weight = 3.0  # evidence head: cells with and without a fault
+  c.task.cause_weight = 0.5  # evidence head: which criterion is broken
 
   c.data = ml_collections.ConfigDict()
   c.data.name = 'fundus_sim'  # fundus_sim | eyeq | brset, '+' mixes training
@@ -65,6 +67,10 @@ def default() -> ml_collections.ConfigDict:
   c.data.faults.focus = 0.0
   c.data.faults.illumination = 0.0
   c.data.faults.artifacts = 0.0
+  c.data.faults.procedural = 0.0  # of no named kind, see simulation/procedural
+  # Each photograph gets one of so many faults of its own: a finite set, which
+  # the feature cache can hold. 0: a fresh one every time.
+  c.data.fault_variants = 0
 
   c.model = ml_collections.ConfigDict()
   c.model.name = 'resnet50'  # resnet50 | vgg16 (iqa_jax.models lists them)

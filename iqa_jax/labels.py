@@ -14,6 +14,10 @@ QUALITY = ('adequate', 'inadequate')
 # BRSet's four criteria, in the order of every [..., 4] array; 1 = inadequate.
 CRITERIA = ('focus', 'illumination', 'image_field', 'artifacts')
 
+# Those that have a place in the photograph. What the image field lacks is
+# missing everywhere and nowhere.
+LOCAL_CRITERIA = ('focus', 'illumination', 'artifacts')
+
 # EyeQ's three grades, by their published numbers 0, 1, 2.
 GRADES = ('good', 'usable', 'reject')
 

@@ -29,6 +29,7 @@ from scipy import special
 
 from iqa_jax import errors
 from iqa_jax import labels as L
+from iqa_jax.models import evidence, heads
 
 _NAMES = ('quality', 'grade', 'criteria')
 # The verdict's log-odds as targets, and what a map of them is evidence for.
@@ -61,6 +62,8 @@ class Task:
       criteria (criteria task only).
     landmark_weight: weight of the landmarks' error in disc diameters (of heads
       that locate them).
+    cell_weight: weight of the cells' cross-entropy (of heads of evidence).
+    cause_weight: weight of the causes' cross-entropy (likewise).
   """
 
   name: str = 'quality'
@@ -71,6 +74,8 @@ class Task:
   class_weights: tuple[float, ...] = ()
   verdict_weight: float = 1.0
   landmark_weight: float = 1.0
+  cell_weight: float = 3.0
+  cause_weight: float = 0.5
 
   def __post_init__(self):
     if self.name not in _NAMES:
@@ -117,6 +122,8 @@ class Task:
       label_smoothing=c.label_smoothing,
       verdict_weight=c.verdict_weight,
       landmark_weight=c.landmark_weight,
+      cell_weight=c.cell_weight,
+      cause_weight=c.cause_weight,
     )
     if c.class_weights == 'none' or table is None:
       return task
@@ -266,6 +273,31 @@ class Task:
     error /= jnp.where(diameter > 0, diameter, 1.0)
     count = jnp.maximum(known.sum(axis=1), 1)
     return self.landmark_weight * error.sum(axis=1) / count
+
+  def evidence_loss(
+    self, found: heads.Found, batch: Mapping[str, jax.Array]
+  ) -> jax.Array:
+    """Returns what a head of evidence adds to each example's loss, [b].
+
+    The cross-entropy of its cells where faults are known to be, or not to be,
+    and that of the causes it tells of the photograph as a whole.
+
+    Args:
+      found: what the pass told (heads.found).
+      batch: with 'cause' and 'fault' of pipeline.batches.
+    """
+    logits, share = found.cells
+    local = list(evidence.local(logits.shape[-1]))
+    cause = batch['cause'][:, None, None, :]
+    fault = batch['fault'].astype(jnp.float32)[..., None] / 255.0
+    truth = jnp.where(cause == 0, 0.0, jnp.where(cause == 2, fault, -1.0))
+    cells = evidence.cell_loss(logits[..., local], truth, share)
+    known = batch['cause'] >= 0
+    told = optax.sigmoid_binary_cross_entropy(
+      found.cause, (batch['cause'] > 0).astype(jnp.float32)
+    )
+    told = (told * known).sum(1) / jnp.maximum(known.sum(1), 1)
+    return self.cell_weight * cells + self.cause_weight * told
 
   def right(
     self, logits: jax.Array, batch: Mapping[str, jax.Array]

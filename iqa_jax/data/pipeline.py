@@ -290,6 +290,9 @@ class Plan:
     fault: int8 [n], number of the criterion that a simulated fault breaks, -1
       for none.
     seed: uint32 [n], of that fault.
+    procedural: bool [n], whether that fault is of no named kind.
+    variant: int64 [n], which of an example's fixed faulty variants this is, 0
+      for the photograph as it is.
   """
 
   index: np.ndarray
@@ -298,17 +301,24 @@ class Plan:
   shrink: np.ndarray
   fault: np.ndarray
   seed: np.ndarray
+  procedural: np.ndarray
+  variant: np.ndarray
+
+  @property
+  def view(self) -> np.ndarray:
+    """int64 [n]: with the example's number, all that a cache must know."""
+    return 2 * self.variant + self.flip
 
 
-def finite_augmentations(config: ml_collections.ConfigDict) -> int | None:
-  """Returns how many views augmentation makes of an example, None: endless.
-
-  With 2, a view is named by (index, flip).
-  """
-  augment, faults = config.data.augment, config.data.faults
-  if augment.rotation or augment.scale or any(faults.values()):
+def finite_views(config: ml_collections.ConfigDict) -> list[int] | None:
+  """Returns the views (Plan.view) that augmentation makes, None: endless."""
+  data = config.data
+  if data.augment.rotation or data.augment.scale:
     return None
-  return 2 if augment.flip else 1
+  if any(data.faults.values()) and not data.fault_variants:
+    return None
+  variants = 1 + (data.fault_variants if any(data.faults.values()) else 0)
+  return list(range(0, 2 * variants, 1 if data.augment.flip else 2))
 
 
 def plan_train(
@@ -326,26 +336,6 @@ def plan_train(
     epoch: counted over all phases.
   """
   data = config.data
-  count = len(source.table['image_id'])
-  # Drawn for every example of the source, so that an example's augmentation
-  # does not depend on which others are in the split.
-  rng = np.random.default_rng([config.seed, epoch, 1])
-  flip = rng.random(count) < 0.5
-  angle = rng.uniform(-1, 1, count) * np.deg2rad(data.augment.rotation)
-  shrink = rng.random(count) * data.augment.scale
-  chance = rng.random(count)
-  seed = rng.integers(0, 2**32, count, dtype=np.uint32)
-  fault = np.full(count, -1, np.int8)
-  adequate = source.table['quality'] == labels.ADEQUATE
-  below = 0.0
-  for name, rate in data.faults.items():
-    hit = adequate & (chance >= below) & (chance < below + rate)
-    fault[hit] = labels.CRITERIA.index(name)
-    below += rate
-  if below > 1:
-    raise errors.InvalidValue(
-      f'the rates of data.faults sum to {below:g}, over 1'
-    )
   order = np.random.default_rng([config.seed, epoch, 2])
   index = np.asarray(indices, np.int64)
   if data.balance == 'sampling':
@@ -355,14 +345,125 @@ def plan_train(
     index = order.choice(index, len(index), p=weight / weight.sum())
   else:
     index = order.permutation(index)
-  return Plan(
-    index=index,
-    flip=flip[index] & data.augment.flip,
-    angle=angle[index].astype(np.float32),
-    shrink=shrink[index].astype(np.float32),
-    fault=fault[index],
-    seed=seed[index],
-  )
+  plan = plan_eval(source, index)
+  repeat = _repeats(index)
+  for again in range(repeat.max(initial=-1) + 1):
+    drawn = _augmentation(source, config, epoch, again)
+    at = repeat == again
+    for name, values in drawn.items():
+      getattr(plan, name)[at] = values[index[at]]
+  return plan
+
+
+def plan_views(
+  source: Source,
+  indices: np.ndarray,
+  config: ml_collections.ConfigDict,
+  view: int,
+) -> Plan:
+  """Plans one pass over examples in one of the views of `finite_views`.
+
+  Examples that no fault is put into have no faulty variants.
+  """
+  variant, flip = divmod(view, 2)
+  indices = np.asarray(indices, np.int64)
+  if variant:
+    indices = indices[_can_be_broken(source)[indices]]
+  plan = plan_eval(source, indices)
+  plan.flip[:] = bool(flip)
+  if variant:
+    plan.variant[:] = variant
+    for name, values in _faults(source, config, [variant]).items():
+      getattr(plan, name)[:] = values[plan.index]
+  return plan
+
+
+def _repeats(index: np.ndarray) -> np.ndarray:
+  """Returns how often each slot's example came before it, int [n]."""
+  order = np.argsort(index, kind='stable')
+  first = np.searchsorted(index[order], index[order], side='left')
+  found = np.empty(len(index), np.int64)
+  found[order] = np.arange(len(index)) - first
+  return found
+
+
+def _augmentation(source, config, epoch: int, again: int) -> dict:
+  """Draws what is done to every example when it comes for another time.
+
+  Drawn for every example of the source, so that an example's augmentation
+  does not depend on which others are in the split.
+  """
+  data = config.data
+  count = len(source.table['image_id'])
+  key = [config.seed, epoch, 1] + ([again] if again else [])
+  rng = np.random.default_rng(key)
+  drawn = {
+    'flip': (rng.random(count) < 0.5) & data.augment.flip,
+    'angle': rng.uniform(-1, 1, count) * np.deg2rad(data.augment.rotation),
+    'shrink': rng.random(count) * data.augment.scale,
+  }
+  if not any(data.faults.values()):
+    return drawn
+  if not data.fault_variants:
+    return drawn | _faults(source, config, rng)
+  # One of the example's own few faults, or none.
+  faulty = rng.random(count) < sum(data.faults.values())
+  faulty &= _can_be_broken(source)
+  variant = faulty * rng.integers(1, data.fault_variants + 1, count)
+  kept = {'variant': variant}
+  for number in range(1, data.fault_variants + 1):
+    for name, values in _faults(source, config, [number]).items():
+      none = np.full(count, -1 if name == 'fault' else 0, values.dtype)
+      before = kept.setdefault(name, none)
+      kept[name] = np.where(variant == number, values, before)
+  return drawn | kept
+
+
+def _faults(source, config, key) -> dict[str, np.ndarray]:
+  """Draws a fault for every example that can be broken.
+
+  Args:
+    source: the data.
+    config: the run's; reads `seed` and `data.faults`, the share of examples
+      that gets each.
+    key: a generator that goes on; or the number of a variant, of which each
+      example gets one whatever the shares sum to.
+  """
+  rates = dict(config.data.faults)
+  if (total := sum(rates.values())) > 1:
+    raise errors.InvalidValue(
+      f'the rates of data.faults sum to {total:g}, over 1'
+    )
+  rng = key
+  if not isinstance(key, np.random.Generator):
+    rng = np.random.default_rng([config.seed, 3, *key])
+  count = len(source.table['image_id'])
+  chance = rng.random(count)
+  seed = rng.integers(0, 2**32, count, dtype=np.uint32)
+  if rng is not key:
+    chance *= total
+  fault = np.full(count, -1, np.int8)
+  procedural = np.zeros(count, bool)
+  below = 0.0
+  for name, rate in rates.items():
+    hit = (chance >= below) & (chance < below + rate)
+    below += rate
+    if name != 'procedural':
+      fault[hit] = labels.CRITERIA.index(name)
+      continue
+    from iqa_jax.simulation import procedural as unnamed
+
+    names, shares = zip(*unnamed.CRITERIA.items(), strict=True)
+    numbers = np.array([labels.CRITERIA.index(name) for name in names])
+    fault[hit] = rng.choice(numbers, count, p=shares)[hit]
+    procedural[hit] = True
+  fault[~_can_be_broken(source)] = -1
+  procedural &= fault >= 0
+  return {'fault': fault, 'seed': seed, 'procedural': procedural}
+
+
+def _can_be_broken(source) -> np.ndarray:
+  return source.table['quality'] == labels.ADEQUATE
 
 
 def plan_eval(source: Source, indices: np.ndarray) -> Plan:
@@ -376,6 +477,8 @@ def plan_eval(source: Source, indices: np.ndarray) -> Plan:
     shrink=np.zeros(n, np.float32),
     fault=np.full(n, -1, np.int8),
     seed=np.zeros(n, np.uint32),
+    procedural=np.zeros(n, bool),
+    variant=np.zeros(n, np.int64),
   )
 
 
@@ -385,6 +488,7 @@ def batches(
   *,
   image_size: int,
   batch_size: int,
+  cells: int = 0,
   start_batch: int = 0,
   process_index: int = 0,
   process_count: int = 1,
@@ -396,6 +500,8 @@ def batches(
     plan: what comes when.
     image_size: side of the images in pixels.
     batch_size: over all processes; a multiple of `process_count`.
+    cells: for a head of evidence: side of the grid on which it learns where
+      faults are; images then come with their field of view. 0 for other heads.
     start_batch: the first batch wanted.
     process_index: which share.
     process_count: how many shares.
@@ -404,7 +510,10 @@ def batches(
     With b = batch_size / process_count: 'image' uint8 [b, s, s, 3]; 'mask'
     float32 [b], 0 where the last batch is padded; 'index' int64 [b];
     'quality', 'grade' int32 [b]; 'criteria' int32 [b, 4]; 'landmarks' float32
-    [b, 5], see `landmarks`; 'image_id' str [b].
+    [b, 5], see `landmarks`; 'image_id' str [b]. With `cells`, 'image' uint8
+    [b, s, s, 4], the field of view as fourth channel; 'fault' uint8 [b, cells,
+    cells], the share of a cell, of 255, that a fault that was put in covers;
+    'cause' int32 [b, 3], see `causes`.
   """
   if batch_size % process_count:
     raise ValueError(
@@ -418,12 +527,25 @@ def batches(
     for b in range(start_batch, total)
     for first in [b * batch_size + process_index * share]
   ]
-  images = _image_batches(source, plan, slots, image_size, share)
+  pictures = _image_batches(source, plan, slots, image_size, share, cells)
   for at in slots:
-    filled = np.zeros((share, image_size, image_size, 3), np.uint8)
-    if len(at):
-      filled[: len(at)] = next(images)
-    yield {'image': filled, **_labels(source, plan, at, share)}
+    found = next(pictures) if len(at) else {}
+    filled = {
+      key: np.zeros((share, *shape), np.uint8)
+      for key, shape in _shapes(image_size, cells).items()
+    }
+    for key, value in found.items():
+      filled[key][: len(at)] = value
+    yield {**filled, **targets(source, plan, at, share)}
+
+
+def _shapes(image_size: int, cells: int) -> dict[str, tuple[int, ...]]:
+  if not cells:
+    return {'image': (image_size, image_size, 3)}
+  return {
+    'image': (image_size, image_size, 4),
+    'fault': (cells, cells),
+  }
 
 
 def _check_size(source: Source, plan: Plan, image_size: int) -> None:
@@ -476,7 +598,40 @@ def landmarks(
   return found.astype(np.float32)
 
 
-def _labels(source, plan, at, share) -> dict[str, np.ndarray]:
+def causes(
+  quality: np.ndarray,
+  grade: np.ndarray,
+  criteria: np.ndarray,
+  fault: np.ndarray,
+) -> np.ndarray:
+  """Returns what is known of the local criteria, int32 [n, 3].
+
+  In labels.LOCAL_CRITERIA's order: 0 where a photograph has no fault of a
+  criterion, 1 where it has one, 2 where that was put in and its place is known,
+  -1 where nothing is known. An Adequate (of EyeQ: a Good) photograph has none.
+
+  Args:
+    quality: int [n], as photographed, before a fault was put in.
+    grade: int [n], likewise.
+    criteria: int [n, 4], likewise.
+    fault: int [n], number of the criterion whose fault was put in, or -1.
+  """
+  places = [labels.CRITERIA.index(name) for name in labels.LOCAL_CRITERIA]
+  known = np.asarray(criteria)[:, places].astype(np.int32)
+  clean = (quality == labels.ADEQUATE) & (grade <= 0)
+  known = np.where((known < 0) & clean[:, None], 0, known)
+  return np.where(np.asarray(fault)[:, None] == places, 2, known)
+
+
+def targets(source, plan, at, share) -> dict[str, np.ndarray]:
+  """Returns all of a batch but its pictures, padded to `share` examples.
+
+  Args:
+    source: the data.
+    plan: what comes when.
+    at: int [n], places in the plan, n <= share.
+    share: examples of this process's part of a batch.
+  """
   n = len(at)
   index = np.zeros(share, np.int64)
   index[:n] = plan.index[at]
@@ -486,7 +641,9 @@ def _labels(source, plan, at, share) -> dict[str, np.ndarray]:
   quality = table['quality'][index].astype(np.int32)
   grade = table['grade'][index].astype(np.int32)
   criteria = table['criteria'][index].astype(np.int32)
-  fault = plan.fault[at]
+  fault = np.full(share, -1)
+  fault[:n] = plan.fault[at]
+  cause = causes(quality, grade, criteria, fault)
   hit = np.nonzero(fault >= 0)[0]
   quality[hit] = labels.INADEQUATE
   # What grade a faulty photograph would have got is not known.
@@ -502,13 +659,16 @@ def _labels(source, plan, at, share) -> dict[str, np.ndarray]:
     'quality': quality,
     'grade': grade,
     'criteria': criteria,
+    'cause': cause,
     'landmarks': marks,
     'image_id': table['image_id'][index],
   }
 
 
-def _image_batches(source, plan, slots, image_size, share) -> Iterator:
-  """Yields the images of each non-empty slot list, uint8 [n, s, s, 3]."""
+def _image_batches(
+  source, plan, slots, image_size, share, cells
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields the pictures of each non-empty slot list (see `_shapes`)."""
   import tensorflow as tf
 
   order = np.concatenate([np.zeros(0, np.int64), *slots]).astype(np.int64)
@@ -532,17 +692,29 @@ def _image_batches(source, plan, slots, image_size, share) -> Iterator:
     image = _decode(tf, example['image'], step['box'], through)
     if original:
       image = _fit(tf, image, step['box'], through)
-    if faulty:
+    if cells:
+      image = _with_field_and_fault(tf, image, step)
+    elif faulty:
       image = tf.cond(
         step['fault'] >= 0,
-        lambda: _fault(tf, image, step['fault'], step['seed']),
+        lambda: _fault(tf, image, step),
         lambda: image,
       )
     if turned:
       image = _turn(tf, image, step['angle'], step['shrink'])
-    image = _resize(tf, image, image_size)
-    image = tf.cond(step['flip'], lambda: image[:, ::-1], lambda: image)
-    return tf.ensure_shape(image, (image_size, image_size, 3))
+    parts = {'image': image}
+    if cells:
+      # A grid is a picture too, of a pixel a cell.
+      fault = _resize(tf, image[..., 4:], cells)[..., 0]
+      parts = {'image': image[..., :4], 'fault': fault}
+    parts['image'] = _resize(tf, parts['image'], image_size)
+    return {
+      key: tf.ensure_shape(
+        tf.cond(step['flip'], lambda v=value: v[:, ::-1], lambda v=value: v),
+        _shapes(image_size, cells)[key],
+      )
+      for key, value in parts.items()
+    }
 
   steps = tf.data.Dataset.from_tensor_slices(
     {
@@ -551,6 +723,7 @@ def _image_batches(source, plan, slots, image_size, share) -> Iterator:
       'shrink': plan.shrink[order],
       'fault': plan.fault[order].astype(np.int32),
       'seed': plan.seed[order].astype(np.int64),
+      'procedural': plan.procedural[order],
       'box': box,
     }
   )
@@ -638,20 +811,67 @@ def _fit(tf, image, box, through: int):
   return tf.ensure_shape(fitted, (None, None, 3))
 
 
-def _fault(tf, image, criterion, seed):
+def _fault(tf, image, step):
   """Puts a simulated fault of a criterion into a photograph."""
-  from iqa_jax.simulation import faults
 
-  def apply(pixels, criterion, seed):
-    rng = np.random.default_rng(seed)
-    side = np.arange(len(pixels)) + 0.5
-    inside = geometry.find_field(pixels).inside(side[None], side[:, None])
-    kind = str(rng.choice(faults.KINDS[labels.CRITERIA[criterion]]))
-    severity = rng.uniform(faults.THRESHOLD, 1.0)
-    return faults.apply(pixels, inside, kind, severity, rng)[0]
+  def apply(pixels, criterion, seed, procedural):
+    return plant(pixels, _inside(pixels), criterion, seed, procedural)[0]
 
-  faulty = tf.numpy_function(apply, [image, criterion, seed], tf.uint8)
+  arguments = [image, step['fault'], step['seed'], step['procedural']]
+  faulty = tf.numpy_function(apply, arguments, tf.uint8)
   return tf.ensure_shape(faulty, (None, None, 3))
+
+
+def _with_field_and_fault(tf, image, step):
+  """Returns [n, n, 5]: the photograph, its field, and where its fault is."""
+
+  def apply(pixels, criterion, seed, procedural):
+    inside = _inside(pixels)
+    mask = np.zeros(inside.shape, np.float32)
+    if criterion >= 0:
+      pixels, mask = plant(pixels, inside, criterion, seed, procedural)
+    planes = [255 * inside, np.rint(255 * mask)]
+    return np.concatenate([pixels, np.stack(planes, -1).astype(np.uint8)], -1)
+
+  arguments = [image, step['fault'], step['seed'], step['procedural']]
+  planes = tf.numpy_function(apply, arguments, tf.uint8)
+  return tf.ensure_shape(planes, (None, None, 5))
+
+
+def _inside(pixels: np.ndarray) -> np.ndarray:
+  side = np.arange(len(pixels)) + 0.5
+  return geometry.find_field(pixels).inside(side[None], side[:, None])
+
+
+def plant(
+  pixels: np.ndarray,
+  inside: np.ndarray,
+  criterion: int,
+  seed: int,
+  procedural: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Puts the fault that a plan names into a prepared photograph.
+
+  Args:
+    pixels: uint8 [n, n, 3].
+    inside: bool [n, n], the field of view.
+    criterion: number of the criterion that it breaks.
+    seed: draws its kind and severity.
+    procedural: whether it is of no named kind (simulation/procedural.py).
+
+  Returns:
+    The faulty photograph, and the fault's mask, float32 [n, n] in 0..1.
+  """
+  from iqa_jax.simulation import faults
+  from iqa_jax.simulation import procedural as unnamed
+
+  rng = np.random.default_rng(seed)
+  name = labels.CRITERIA[criterion]
+  if procedural:
+    return unnamed.apply(pixels, inside, name, rng)
+  kind = str(rng.choice(faults.KINDS[name]))
+  severity = rng.uniform(faults.THRESHOLD, 1.0)
+  return faults.apply(pixels, inside, kind, severity, rng)
 
 
 def _turn(tf, image, angle, shrink):
@@ -685,4 +905,4 @@ def _resize(tf, image, size: int):
   resized = tf.numpy_function(
     lambda pixels: prepare.resize(pixels, size), [image], tf.uint8
   )
-  return tf.ensure_shape(resized, (size, size, 3))
+  return tf.ensure_shape(resized, (size, size, image.shape[-1]))

@@ -77,9 +77,17 @@ def square(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-  """Returns uint8 [n, n, 3] at [size, size, 3], bilinear and antialiased."""
+  """Returns uint8 [n, n, c] at [size, size, c], bilinear and antialiased."""
   if pixels.shape[:2] == (size, size):
     return pixels
+  if pixels.shape[-1] != 3:  # with the field of view, or a mask
+    planes = [
+      Image.fromarray(np.ascontiguousarray(plane)).resize(
+        (size, size), Image.Resampling.BILINEAR
+      )
+      for plane in np.moveaxis(pixels, -1, 0)
+    ]
+    return np.stack([np.asarray(plane) for plane in planes], -1)
   return np.array(
     Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)
   )

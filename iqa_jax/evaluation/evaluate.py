@@ -21,6 +21,7 @@ from scipy import special
 
 from iqa_jax import config as config_lib
 from iqa_jax import inference, labels, run_directory
+from iqa_jax import models as models_lib
 from iqa_jax.data import pipeline
 from iqa_jax.evaluation import (
   assessment,
@@ -208,6 +209,7 @@ def _predict(models, config, source, indices, split, flip_tta) -> Columns:
       plan,
       image_size=loaded.image_size,
       batch_size=config.eval.batch_size,
+      cells=models_lib.cells(loaded.config),
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )

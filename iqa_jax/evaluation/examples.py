@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from iqa_jax import labels, tasks
+from iqa_jax import labels, models, tasks
 
 _KINDS = {
   'missed': 'Missed: labelled inadequate, called adequate',
@@ -76,6 +76,7 @@ def draw(
     pipeline.plan_eval(source, indices[rows]),
     image_size=size,
     batch_size=min(8, len(rows)),
+    cells=models.cells(config),
   )
   images = np.concatenate(
     [np.asarray(b['image'])[np.asarray(b['mask']) > 0] for b in batches]

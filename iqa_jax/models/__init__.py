@@ -146,6 +146,11 @@ def from_config(
   )
 
 
+def cells(config: ml_collections.ConfigDict) -> int:
+  """Returns the side of the grid of evidence, 0 of other heads."""
+  return config.model.cells if config.model.head == 'evidence' else 0
+
+
 def shapes(model: Classifier, image_size: int) -> dict[str, Any]:
   """Returns the ShapeDtypeStruct of every variable, computing nothing."""
   images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)

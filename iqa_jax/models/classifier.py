@@ -55,6 +55,11 @@ class Classifier(nn.Module):
     return (*self.points, HEAD_INPUT)
 
   @property
+  def entries(self) -> tuple[str, ...]:
+    """The stages that a pass can be entered at: with a neck, its own."""
+    return self.stages[self.stages.index('cells') if self.neck else 0 :]
+
+  @property
   def default_layer(self) -> str:
     """The point that explanations look at unless told otherwise."""
     if self.neck:

@@ -20,8 +20,7 @@ import numpy as np
 
 from iqa_jax import labels
 
-# The criteria that have a place in the photograph; the image field has none.
-LOCAL = tuple(name for name in labels.CRITERIA if name != 'image_field')
+LOCAL = labels.LOCAL_CRITERIA
 POINTS = ('cells', 'evidence')
 _FLOOR = 1e-3  # of the field's share: a photograph without a field has no map
 

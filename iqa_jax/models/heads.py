@@ -17,7 +17,7 @@ so they take images of any size; at 224 px nothing changes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -35,6 +35,32 @@ KINDS: dict[str, tuple[str, tuple[int, ...]]] = {
 _CELLS = 7
 _SOWN = 'landmarks'
 _HIDDEN = 64  # of the landmarks' last correction
+
+
+class Found(NamedTuple):
+  """What a pass tells beside the logits; None of heads that don't.
+
+  Attributes:
+    landmarks: float32 [b, 5], see `located`.
+    cells: (logits [b, g, g, k], field share [b, g, g]) of the cells.
+    cause: float32 [b, 3], logits of a fault by local criterion.
+  """
+
+  landmarks: jax.Array | None
+  cells: tuple[jax.Array, jax.Array] | None
+  cause: jax.Array | None
+
+
+def found(state: Mapping[str, Any]) -> Found:
+  """Returns what a pass told; `state` as of `located`."""
+  kept = state.get('intermediates', {})
+  cells = kept.get('neck', {}).get('evidence')
+  cause = kept.get('head', {}).get('cause')
+  return Found(
+    landmarks=located(state),
+    cells=cells and (cells['cell_logits'][0], cells['field_share'][0]),
+    cause=cause[0] if cause else None,
+  )
 
 
 def located(state: Mapping[str, Any]) -> jax.Array | None:

@@ -25,23 +25,25 @@ _TRIES = 8
 
 
 def apply(
-  image: np.ndarray, inside: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, str]:
+  image: np.ndarray,
+  inside: np.ndarray,
+  criterion: str,
+  rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
   """Puts one procedural fault into a photograph.
 
   Args:
     image: uint8 [h, w, 3].
     inside: bool [h, w], the field of view; nothing changes outside it.
+    criterion: that it breaks, one of CRITERIA.
     rng: draws region and change.
 
   Returns:
-    The faulty photograph, uint8 [h, w, 3]; the mask of the fault, float32
-    [h, w] in 0..1; and the criterion it breaks, 'focus', 'illumination' or
-    'artifacts'.
+    The faulty photograph, uint8 [h, w, 3], and the mask of the fault, float32
+    [h, w] in 0..1.
   """
   frame = faults.Frame(inside)
   for _ in range(_TRIES):
-    criterion = str(rng.choice(_CRITERIA, p=_SHARES))
     region = _choose(rng, _REGIONS[criterion])(frame, rng)
     region *= inside
     changed = _choose(rng, _CHANGES[criterion])(image, region, frame, rng)
@@ -58,7 +60,7 @@ def apply(
     floor = _LEAST_CHANGE / (4 if criterion == 'focus' else 1)
     if difference.mean() >= floor:
       break
-  return pixels, np.clip(region, 0, 1).astype(np.float32), criterion
+  return pixels, np.clip(region, 0, 1).astype(np.float32)
 
 
 def _choose(rng, items):
@@ -333,8 +335,8 @@ _Change = Callable[
   [np.ndarray, np.ndarray, faults.Frame, np.random.Generator], np.ndarray
 ]
 
-_CRITERIA = ('artifacts', 'focus', 'illumination')
-_SHARES = (0.7, 0.12, 0.18)
+# How often each criterion is broken: most that goes wrong has no name.
+CRITERIA = {'artifacts': 0.7, 'focus': 0.12, 'illumination': 0.18}
 _LOCAL = (_blob, _clouds, _polygon, _ellipse, _strokes, _stripes, _specks)
 _WIDE = (_blob, _side, _ring, _clouds, _everywhere)
 _REGIONS: dict[str, tuple[_Region, ...]] = {

@@ -39,14 +39,17 @@ class FeatureCache:
 
   Attributes:
     prefix: the feature point whose maps these are.
-    rows: int [examples of the source, 2], where the map of an example lies,
-      unflipped and flipped; -1 where it isn't cached.
-    maps: [rows, h, w, c] in the compute type, in memory or mapped from a file.
+    rows: int [examples of the source, views], where an example's features lie
+      in each view (Plan.view); -1 where they aren't cached.
+    maps: [rows, ...] of that stage, in memory or mapped from a file.
+    fault: uint8 [rows, cells, cells], where a fault was put in (see
+      pipeline.batches); None of heads that don't learn from it.
   """
 
   prefix: str
   rows: np.ndarray
   maps: np.ndarray
+  fault: np.ndarray | None = None
 
   def batches(
     self,
@@ -59,34 +62,22 @@ class FeatureCache:
     """Yields what `pipeline.batches` does, with 'features' for 'image'."""
     processes = jax.process_count()
     share = batch_size // processes
-    flips = np.asarray(plan.flip).astype(int)
     for first in range(start_batch * batch_size, len(plan.index), batch_size):
       begin = first + jax.process_index() * share
       at = np.arange(begin, min(begin + share, first + batch_size))
       at = at[at < len(plan.index)]
-      index = np.zeros(share, np.int64)
-      index[: len(at)] = plan.index[at]
-      mask = np.zeros(share, np.float32)
-      mask[: len(at)] = 1
-      flip = np.zeros(share, int)
-      flip[: len(at)] = flips[at]
-      rows = self.rows[index, flip]
-      if (rows[: len(at)] < 0).any():
-        missing = index[: len(at)][rows[: len(at)] < 0][0]
+      rows = self.rows[plan.index[at], plan.view[at]]
+      if (rows < 0).any():
+        missing = plan.index[at][rows < 0][0]
         raise KeyError(f'the features of example {missing} are not cached')
-      features = self.maps[rows]
-      features[len(at) :] = 0
-      yield {
-        'features': features,
-        'mask': mask,
-        'index': index,
-        'image_id': np.asarray(source.table['image_id'])[index],
-        **{
-          key: np.asarray(source.table[key])[index].astype(np.int32)
-          for key in ('quality', 'grade', 'criteria')
-        },
-        'landmarks': pipeline.landmarks(source.table, index, flip > 0),
-      }
+      batch = {'features': self.maps, 'fault': self.fault}
+      for key, held in list(batch.items()):
+        if held is None:
+          del batch[key]
+          continue
+        batch[key] = np.zeros((share, *held.shape[1:]), held.dtype)
+        batch[key][: len(at)] = held[rows]
+      yield {**batch, **pipeline.targets(source, plan, at, share)}
 
 
 def read(
@@ -112,6 +103,7 @@ def read(
     plan,
     image_size=config.data.image_size,
     batch_size=batch_size,
+    cells=models.cells(config),
     start_batch=start_batch,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
@@ -157,7 +149,7 @@ def for_phase(
   own = prefixes[number]
   if own is None:
     return None, None
-  views = pipeline.finite_augmentations(config)
+  views = pipeline.finite_views(config)
   if views is None:
     return _none('the augmentation is not a finite set of views')
   if not config.train.cache_gb:
@@ -167,23 +159,26 @@ def for_phase(
   shared = min(frozen, key=model.stages.index)
   phases = config.train.phases
   total = sum(phases[i].epochs for i in group)
-  if total <= views:
+  if total <= len(views):
     return _none(f'{total} epochs see an image hardly more than once')
-  examples = [(np.unique(train), flip) for flip in range(views)]
-  examples.append((np.unique(validation), 0))
+  plans = [
+    pipeline.plan_views(source, np.unique(train), config, view)
+    for view in views
+  ]
+  plans.append(pipeline.plan_eval(source, np.unique(validation)))
 
   def build(prefix: str, base: FeatureCache | None) -> FeatureCache | None:
     return _build(
-      model, variables, prefix, source, config, examples, folder, base, stopped
+      model, variables, prefix, source, config, plans, folder, base, stopped
     )
 
   def size(prefix: str) -> float:
     spec = _spec(model, variables, prefix, config.data.image_size)
-    count = sum(len(indices) for indices, _ in examples)
+    count = sum(len(plan.index) for plan in plans)
     return count * math.prod(spec.shape) * spec.dtype.itemsize / 1e9
 
   budget = config.train.cache_gb
-  repeated = phases[number].epochs > views
+  repeated = phases[number].epochs > len(views)
   if size(shared) > budget:
     if own != shared and repeated and size(own) <= budget:
       return build(own, None), None
@@ -232,11 +227,11 @@ def _spec(model, variables, prefix: str, size: int) -> jax.ShapeDtypeStruct:
 
 
 def _build(
-  model, variables, prefix, source, config, examples, folder, base, stopped
+  model, variables, prefix, source, config, plans, folder, base, stopped
 ) -> FeatureCache | None:
   """Computes maps from photographs, or from those of an earlier point."""
   spec = _spec(model, variables, prefix, config.data.image_size)
-  count = sum(len(indices) for indices, _ in examples)
+  count = sum(len(plan.index) for plan in plans)
   maps = _allocate((count, *spec.shape[1:]), spec.dtype, folder)
   if maps is None:
     _none(f'there is no room for {count} maps of {prefix}')
@@ -256,7 +251,11 @@ def _build(
 
   function = jax.pmap(compute, in_axes=(None, 0), devices=jax.local_devices())
   variables = step_lib.place(variables)
-  rows = np.full((len(source.table['image_id']), 2), -1, np.int64)
+  views = 1 + max(int(plan.view.max(initial=0)) for plan in plans)
+  rows = np.full((len(source.table['image_id']), views), -1, np.int64)
+  fault = None
+  if cells := models.cells(config):
+    fault = np.zeros((count, cells, cells), np.uint8)
   filled = 0
   bar = tqdm.tqdm(
     total=count,
@@ -265,25 +264,26 @@ def _build(
     disable=None if jax.process_index() == 0 else True,
   )
   with bar:
-    for indices, flip in examples:
-      for index, computed in _compute(
-        function, variables, source, indices, bool(flip), config, base
-      ):
+    for plan in plans:
+      done = 0
+      for computed in _compute(function, variables, source, plan, config, base):
         if stopped():
           return None
-        maps[filled : filled + len(index)] = computed
-        rows[index, flip] = np.arange(filled, filled + len(index))
-        filled += len(index)
-        bar.update(len(index))
-  return FeatureCache(prefix, rows, maps)
+        end = filled + len(computed['index'])
+        maps[filled:end] = computed['maps']
+        if fault is not None:
+          fault[filled:end] = computed['fault']
+        view = plan.view[done : done + end - filled]
+        rows[computed['index'], view] = np.arange(filled, end)
+        bar.update(end - filled)
+        done, filled = done + end - filled, end
+  return FeatureCache(prefix, rows, maps, fault)
 
 
 def _compute(
-  function, variables, source, indices: np.ndarray, flip: bool, config, base
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields (index [n], maps [n, h, w, c]) in order, one batch ahead."""
-  plan = pipeline.plan_eval(source, indices)
-  plan = dataclasses.replace(plan, flip=np.full(len(plan.index), flip))
+  function, variables, source, plan, config, base
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields 'index', 'maps' and 'fault', if any, in order, one batch ahead."""
   batches = read(source, plan, config, base, batch_size=config.eval.batch_size)
   key = 'features' if base else 'image'
   waiting: deque = deque()
@@ -296,19 +296,15 @@ def _compute(
     yield _collect(*waiting.popleft())
 
 
-def _collect(batch, computed):
+def _collect(batch, computed) -> dict[str, np.ndarray]:
   computed = np.asarray(computed)
   computed = computed.reshape(-1, *computed.shape[2:])[: len(batch['mask'])]
+  kept = {k: batch[k] for k in ('index', 'mask', 'fault') if k in batch}
   # Every process sees every example in some epoch, so each keeps all maps.
-  everywhere = distributed.gather(
-    {'index': batch['index'], 'mask': batch['mask'], 'maps': computed}
-  )
-  real = everywhere['mask'].reshape(-1) > 0
-  maps = everywhere['maps']
-  return (
-    everywhere['index'].reshape(-1)[real],
-    maps.reshape(-1, *maps.shape[2:])[real],
-  )
+  everywhere = distributed.gather({**kept, 'maps': computed})
+  flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in everywhere.items()}
+  real = flat.pop('mask') > 0
+  return {key: value[real] for key, value in flat.items()}
 
 
 def _allocate(shape, dtype, folder) -> np.ndarray | None:

@@ -173,6 +173,7 @@ class _Run:
       self.config.train.phases[number],
       self.shapes['params'],
       self.model.stages,
+      entries=self.model.entries,
       steps_per_epoch=self.steps_per_epoch,
       clip_norm=self.config.train.clip_norm,
     )

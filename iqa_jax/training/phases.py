@@ -34,8 +34,8 @@ class Learning:
     paths: the parameters that learn, 'backbone/stage4/block0/conv1/kernel'.
     parts: the feature points and 'head' that hold them, in order: the model's
       `train` argument, so that BatchNorm and dropout act only there.
-    prefix: the last stage before the first of them; None when the first
-      point learns. What lies up to it is a fixed function of the image.
+    prefix: the last stage before the first of them that can be entered; None
+      when there is none. What lies up to it is a fixed function of the image.
     optimizer: optax transformation of {path: gradient}.
     schedule: learning rate of update number 0, 1, ... of this phase.
   """
@@ -64,6 +64,7 @@ def learning(
   *,
   steps_per_epoch: int,
   clip_norm: float = 0.0,
+  entries: Sequence[str] | None = None,
 ) -> Learning:
   """Returns what `phase` teaches a model.
 
@@ -73,6 +74,8 @@ def learning(
     points: the stages of the model in order (Classifier.stages).
     steps_per_epoch: updates in an epoch; schedules count updates.
     clip_norm: largest global norm of the gradient, 0 for no clipping.
+    entries: those of the stages that a pass can be entered at (Classifier.
+      entries); None for all.
 
   Raises:
     ValueError: `phase.learns` matches no parameter, or a field of the phase
@@ -83,6 +86,7 @@ def learning(
   owned = [p for p in (*points, HEAD) if any(part_of(q) == p for q in flat)]
   parts = tuple(p for p in owned if any(part_of(q) == p for q in paths))
   below = (*points, HEAD).index(parts[0])
+  entries = points if entries is None else entries
   schedule = _schedule(phase, steps_per_epoch)
   rates = {
     part: 1.0
@@ -99,7 +103,7 @@ def learning(
   return Learning(
     paths=paths,
     parts=parts,
-    prefix=points[below - 1] if below else None,
+    prefix=next((p for p in reversed(points[:below]) if p in entries), None),
     optimizer=optax.chain(
       optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
       by_part,

@@ -19,7 +19,7 @@ import numpy as np
 from iqa_jax import models
 from iqa_jax.data import pipeline
 from iqa_jax.models.classifier import HEAD_INPUT
-from iqa_jax.training import distributed, feature_cache
+from iqa_jax.training import distributed, feature_cache, phases
 from iqa_jax.training import step as step_lib
 
 
@@ -35,26 +35,38 @@ def fit(
 
   Args:
     model: the classifier.
-    variables: its variables; unchanged if its head is not `standardized`, or
-      comes with statistics from another run.
+    variables: its variables; unchanged if its head is neither `standardized`
+      nor one of evidence, or comes with statistics from another run.
     source: see data/pipeline.py.
     indices: the training examples, used as they are, without augmentation.
     config: the run's.
     cache: maps of these examples, if there are any; otherwise the photographs
       are read, and pass through the whole trunk.
   """
-  held = variables.get('batch_stats', {}).get('head')
+  # Whose input is put on one scale, and the stage that gives it.
+  *owner, stage = (
+    ('neck', 'evidence', 'cells') if model.neck else ('head', HEAD_INPUT)
+  )
+  held = variables.get('batch_stats', {})
+  for name in owner:
+    held = held.get(name, {})
   # A head that was loaded goes on with the scale it was trained on.
-  if held is None or np.any(np.asarray(held['mean'])):
+  if not held or np.any(np.asarray(held['mean'])):
     return variables
 
   start = cache.prefix if cache else None
+  if start and model.stages.index(start) > model.stages.index(stage):
+    raise ValueError(f'{stage} is not to be had from {start}')
 
   def moments(v, x, mask):
     x = x if cache else models.normalize(x)
-    if start != HEAD_INPUT:
-      x = model.apply(v, x, start=start, stop=HEAD_INPUT)
-    return mask @ x, mask @ x**2, mask.sum()
+    if start != stage:
+      x = model.apply(v, x, start=start, stop=stage)
+    weight = mask
+    if model.neck:  # of cells, those inside the field, by their share in it
+      weight = (mask[:, None, None] * x[..., -1]).ravel()
+      x = x[..., :-1].reshape(len(weight), -1)
+    return weight @ x, weight @ x**2, weight.sum()
 
   measure = jax.pmap(moments, in_axes=(None, 0, 0), devices=jax.local_devices())
   placed = step_lib.place(variables)
@@ -77,11 +89,8 @@ def fit(
   # A channel that never lights up keeps its scale.
   variance = np.maximum(second / count - mean**2, 0.0)
   variance = np.where(variance > 1e-8, variance, 1.0)
-  stats = {
-    **variables['batch_stats'],
-    'head': {
-      'mean': jnp.asarray(mean, jnp.float32),
-      'var': jnp.asarray(variance, jnp.float32),
-    },
-  }
-  return {**variables, 'batch_stats': stats}
+  flat = phases.flatten(variables['batch_stats'])
+  path = '/'.join(owner)
+  flat[f'{path}/mean'] = jnp.asarray(mean, jnp.float32)
+  flat[f'{path}/var'] = jnp.asarray(variance, jnp.float32)
+  return {**variables, 'batch_stats': phases.unflatten(flat)}

@@ -177,8 +177,9 @@ def for_step(batch: Batch, *, stop: bool, accumulate: int) -> dict[str, Any]:
   """
   inputs = 'features' if 'features' in batch else 'image'
   kept = {key: batch[key] for key in (inputs, 'mask', 'index', *_LABELS)}
-  if 'landmarks' in batch:
-    kept['landmarks'] = batch['landmarks']
+  for key in ('landmarks', 'cause', 'fault'):
+    if key in batch:
+      kept[key] = batch[key]
   sharded = shard(kept, parts=accumulate)
   sharded['stop'] = np.full(jax.local_device_count(), stop, np.float32)
   return sharded
@@ -229,20 +230,23 @@ def make_train_step(
     variables = {'params': phases.unflatten({**frozen, **learns})}
     if stats:
       variables['batch_stats'] = stats
-    (logits, landmarks), stats = _forward(
+    (logits, found), stats = _forward(
       model, learning, start, variables, batch, root, step
     )
     loss, weight = task.loss(logits, batch)
     weight = weight * batch['mask']
-    minimised = loss
-    if landmarks is not None:
-      minimised = loss + task.landmark_loss(landmarks, batch)
+    minimised = loss * weight
+    if found.landmarks is not None:
+      minimised += weight * task.landmark_loss(found.landmarks, batch)
+    if found.cells is not None:
+      # Whatever the verdict's label: what was put in is known.
+      minimised += batch['mask'] * task.evidence_loss(found, batch)
     known, right = (
       jnp.sum(of & (batch['mask'] > 0), dtype=jnp.int32)
       for of in task.right(logits, batch)
     )
     counts = (jnp.sum(loss * weight), weight.sum(), known, right)
-    return jnp.sum(minimised * weight), (counts, stats)
+    return jnp.sum(minimised), (counts, stats)
 
   gradient = jax.value_and_grad(local_loss, has_aux=True)
 
@@ -337,12 +341,12 @@ def make_train_step(
 
 
 def _forward(model, learning, start, variables, batch, root, step):
-  """Returns (logits, landmarks or None) and the new BatchNorm statistics."""
+  """Returns (logits, heads.Found) and the new BatchNorm statistics."""
   x = models.normalize(batch['image']) if start is None else batch['features']
   if learning.prefix != start:
     x = model.apply(variables, x, start=start, stop=learning.prefix)
   x = lax.stop_gradient(x)
-  stats = variables.get('batch_stats', {})
+  stats, cells = variables.get('batch_stats', {}), None
   if learning.prefix != HEAD_INPUT:
     x, changed = model.apply(
       variables,
@@ -351,9 +355,10 @@ def _forward(model, learning, start, variables, batch, root, step):
       stop=HEAD_INPUT,
       train=frozenset(learning.parts),
       mask=batch['mask'],
-      mutable=['batch_stats'],
+      mutable=['batch_stats', 'intermediates'],
     )
     stats = changed.get('batch_stats', stats)
+    cells = heads.found(changed).cells
   keys = jax.vmap(jax.random.fold_in, (None, 0))(
     jax.random.fold_in(root, step), batch['index']
   )
@@ -368,6 +373,7 @@ def _forward(model, learning, start, variables, batch, root, step):
       rngs={'dropout': key},
       mutable=['intermediates'],
     )
-    return jax.tree.map(lambda y: y[0], (logits, heads.located(kept)))
+    return jax.tree.map(lambda y: y[0], (logits, heads.found(kept)))
 
-  return jax.vmap(head)(x, keys), stats
+  logits, told = jax.vmap(head)(x, keys)
+  return (logits, told._replace(cells=cells)), stats

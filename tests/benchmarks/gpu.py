@@ -129,7 +129,7 @@ def _training(name, size, batch, peer, absent, repeats, steps):
     learning = phases.learning(
       config_lib.phase(learning_rate=1e-4),
       variables['params'],
-      model.points,
+      model.stages,
       steps_per_epoch=1000,
     )
     state = step_lib.begin_phase(step_lib.create_state(variables), learning)

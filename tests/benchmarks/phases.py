@@ -25,6 +25,10 @@ class _Plan:
   index: Any
   flip: Any
 
+  @property
+  def view(self):
+    return self.flip.astype(int)
+
 
 class _Drawn:
   """Photographs of noise: the interface of data/pipeline.py, at no cost."""
@@ -43,8 +47,8 @@ class _Drawn:
     }
 
   @staticmethod
-  def finite_augmentations(config) -> int:
-    return 2 if config.data.augment.flip else 1
+  def finite_views(config):
+    return [0, 1] if config.data.augment.flip else [0]
 
   @staticmethod
   def plan_train(source, indices, config, epoch):
@@ -60,10 +64,23 @@ class _Drawn:
     return _Plan(np.asarray(indices), np.zeros(len(indices), bool))
 
   @staticmethod
-  def landmarks(table, index, flip):
+  def plan_views(source, indices, config, view):
     import numpy as np
 
-    return np.full((len(index), 5), np.nan, np.float32)
+    return _Plan(np.asarray(indices), np.full(len(indices), bool(view)))
+
+  @staticmethod
+  def targets(source, plan, at, share):
+    import numpy as np
+
+    index = np.zeros(share, np.int64)
+    index[: len(at)] = plan.index[at]
+    return {
+      'mask': (np.arange(share) < len(at)).astype(np.float32),
+      'index': index,
+      **{k: v[index] for k, v in source.table.items()},
+      'landmarks': np.full((share, 5), np.nan, np.float32),
+    }
 
   @staticmethod
   def batches(source, plan, *, image_size, batch_size, start_batch=0, **_):
@@ -71,18 +88,11 @@ class _Drawn:
 
     for first in range(start_batch * batch_size, len(plan.index), batch_size):
       at = np.arange(first, min(first + batch_size, len(plan.index)))
-      index = np.zeros(batch_size, np.int64)
-      index[: len(at)] = plan.index[at]
-      images = source._images[index]
-      flip = np.zeros(batch_size, bool)
-      flip[: len(at)] = plan.flip[at]
+      images = np.zeros((batch_size, *source._images.shape[1:]), np.uint8)
+      images[: len(at)] = source._images[plan.index[at]]
+      flip = np.flatnonzero(plan.flip[at])
       images[flip] = images[flip][:, :, ::-1]
-      yield {
-        'image': images,
-        'mask': (np.arange(batch_size) < len(at)).astype(np.float32),
-        'index': index,
-        **{k: v[index] for k, v in source.table.items()},
-      }
+      yield {'image': images, **_Drawn.targets(source, plan, at, batch_size)}
 
 
 def _compiled_step(name: str, learns: str, batch: int, size: int, cached: bool):
@@ -102,7 +112,7 @@ def _compiled_step(name: str, learns: str, batch: int, size: int, cached: bool):
   learning = phases.learning(
     config_lib.phase(learns=learns, optimizer='adam'),
     variables['params'],
-    model.points,
+    model.stages,
     steps_per_epoch=10,
   )
   state = step_lib.begin_phase(step_lib.create_state(variables), learning)

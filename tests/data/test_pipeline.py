@@ -247,13 +247,13 @@ def test_scaling_makes_the_whole_field_smaller(source):
   assert not smaller[:7].any() and not smaller[-7:].any()
 
 
-def test_finite_augmentations():
-  assert pipeline.finite_augmentations(configuration()) == 2
-  assert pipeline.finite_augmentations(configuration(flip=False)) == 1
-  assert pipeline.finite_augmentations(configuration(rotation=5.0)) is None
+def test_finite_views():
+  assert pipeline.finite_views(configuration()) == [0, 1]
+  assert pipeline.finite_views(configuration(flip=False)) == [0]
+  assert pipeline.finite_views(configuration(rotation=5.0)) is None
   config = configuration()
   config.data.faults.focus = 0.1
-  assert pipeline.finite_augmentations(config) is None
+  assert pipeline.finite_views(config) is None
 
 
 def test_balanced_sampling_balances_training_only(source):

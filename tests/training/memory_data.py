@@ -14,6 +14,10 @@ class Plan:
   index: np.ndarray
   flip: np.ndarray
 
+  @property
+  def view(self) -> np.ndarray:
+    return self.flip.astype(int)
+
 
 class Source:
   def __init__(self, count: int):
@@ -43,8 +47,8 @@ def split(count: int, validation: int) -> dict[str, np.ndarray]:
   }
 
 
-def finite_augmentations(config):
-  return 2 if config.data.augment.flip else 1
+def finite_views(config):
+  return [0, 1] if config.data.augment.flip else [0]
 
 
 def plan_train(source, indices, config, epoch):
@@ -59,6 +63,11 @@ def plan_eval(source, indices):
   return Plan(np.asarray(indices), np.zeros(len(indices), bool))
 
 
+def plan_views(source, indices, config, view):
+  del source, config
+  return Plan(np.asarray(indices), np.full(len(indices), bool(view)))
+
+
 def landmarks(table, index, flip):
   found = table['landmarks'][index]
   found[flip] = np.abs([1, 0, 0, 1, 0] - found[flip])
@@ -71,6 +80,7 @@ def batches(
   *,
   image_size,
   batch_size,
+  cells=0,
   start_batch=0,
   process_index=0,
   process_count=1,
@@ -79,21 +89,22 @@ def batches(
   for first in range(start_batch * batch_size, len(plan.index), batch_size):
     begin = first + process_index * share
     at = np.arange(begin, begin + share)
-    real = at < len(plan.index)
-    at = np.where(real, at, 0)
-    index = np.where(real, plan.index[at], 0)
+    at = at[at < len(plan.index)]
     images = np.zeros((share, image_size, image_size, 3), np.uint8)
-    for row in np.flatnonzero(real):
+    for row, place in enumerate(at):
       source.reads += 1
-      image = source.image(index[row], image_size)
-      images[row] = image[:, ::-1] if plan.flip[at[row]] else image
-    yield {
-      'image': images,
-      'mask': real.astype(np.float32),
-      'index': index,
-      **{k: source.table[k][index] for k in ('quality', 'grade', 'criteria')},
-      'landmarks': landmarks(
-        source.table, index, plan.flip[np.minimum(at, len(plan.flip) - 1)]
-      ),
-      'image_id': source.table['image_id'][index],
-    }
+      image = source.image(plan.index[place], image_size)
+      images[row] = image[:, ::-1] if plan.flip[place] else image
+    yield {'image': images, **targets(source, plan, at, share)}
+
+
+def targets(source, plan, at, share):
+  index, flip = np.zeros(share, int), np.zeros(share, bool)
+  index[: len(at)], flip[: len(at)] = plan.index[at], plan.flip[at]
+  return {
+    'mask': (np.arange(share) < len(at)).astype(np.float32),
+    'index': index,
+    **{k: source.table[k][index] for k in ('quality', 'grade', 'criteria')},
+    'landmarks': landmarks(source.table, index, flip),
+    'image_id': source.table['image_id'][index],
+  }

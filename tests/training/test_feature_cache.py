@@ -152,7 +152,7 @@ def test_without_a_cache_the_log_says_why(
 def test_endless_augmentation_is_not_cached(
   network, memory, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(memory, 'finite_augmentations', lambda config: None)
+  monkeypatch.setattr(memory, 'finite_views', lambda config: None)
   source = memory.Source(16)
   assert build(network, memory, source, make_config(), tmp_path) is None
 
