@@ -815,7 +815,8 @@ def _fault(tf, image, step):
   """Puts a simulated fault of a criterion into a photograph."""
 
   def apply(pixels, criterion, seed, procedural):
-    return plant(pixels, _inside(pixels), criterion, seed, procedural)[0]
+    inside = prepare.with_field(pixels)[..., 3] > 0
+    return plant(pixels, inside, criterion, seed, procedural)[0]
 
   arguments = [image, step['fault'], step['seed'], step['procedural']]
   faulty = tf.numpy_function(apply, arguments, tf.uint8)
@@ -826,21 +827,17 @@ def _with_field_and_fault(tf, image, step):
   """Returns [n, n, 5]: the photograph, its field, and where its fault is."""
 
   def apply(pixels, criterion, seed, procedural):
-    inside = _inside(pixels)
-    mask = np.zeros(inside.shape, np.float32)
+    both = prepare.with_field(pixels)
+    mask = np.zeros(pixels.shape[:2], np.float32)
     if criterion >= 0:
-      pixels, mask = plant(pixels, inside, criterion, seed, procedural)
-    planes = [255 * inside, np.rint(255 * mask)]
-    return np.concatenate([pixels, np.stack(planes, -1).astype(np.uint8)], -1)
+      inside = both[..., 3] > 0
+      both[..., :3], mask = plant(pixels, inside, criterion, seed, procedural)
+    fault = np.rint(255 * mask)[..., None].astype(np.uint8)
+    return np.concatenate([both, fault], -1)
 
   arguments = [image, step['fault'], step['seed'], step['procedural']]
   planes = tf.numpy_function(apply, arguments, tf.uint8)
   return tf.ensure_shape(planes, (None, None, 5))
-
-
-def _inside(pixels: np.ndarray) -> np.ndarray:
-  side = np.arange(len(pixels)) + 0.5
-  return geometry.find_field(pixels).inside(side[None], side[:, None])
 
 
 def plant(

@@ -20,12 +20,16 @@ from iqa_jax.data import geometry
 SIZE = 512  # side of the prepared photograph in the default configs
 
 
-def photograph(image: np.ndarray | Image.Image, size: int) -> geometry.Prepared:
+def photograph(
+  image: np.ndarray | Image.Image, size: int, *, field: bool = False
+) -> geometry.Prepared:
   """Returns a photograph as the network gets it, at `size`.
 
   Args:
     image: uint8 [h, w, 3], or an image of mode RGB, at the file's own size.
     size: side of the network's input.
+    field: whether the network also takes the field of view, as a fourth
+      channel of `image` (see `with_field`).
   """
   done = stored(image, max(size, SIZE))
   through = len(done.image)
@@ -34,7 +38,19 @@ def photograph(image: np.ndarray | Image.Image, size: int) -> geometry.Prepared:
   inside = done.field.inside(
     centres[None, :] + affine[0, 2], centres[:, None] + affine[1, 2]
   )
-  return geometry.Prepared(resize(done.image, size), affine, done.field, inside)
+  pixels = with_field(done.image) if field else done.image
+  return geometry.Prepared(resize(pixels, size), affine, done.field, inside)
+
+
+def with_field(pixels: np.ndarray) -> np.ndarray:
+  """Returns uint8 [n, n, 4]: a prepared photograph and its field of view.
+
+  The field is looked for in the prepared photograph, because that is all a
+  record holds; 255 inside, 0 outside.
+  """
+  at = np.arange(len(pixels)) + 0.5
+  inside = geometry.find_field(pixels).inside(at[None], at[:, None])
+  return np.concatenate([pixels, 255 * inside[..., None].astype(np.uint8)], -1)
 
 
 def stored(image: np.ndarray | Image.Image, size: int) -> geometry.Prepared:

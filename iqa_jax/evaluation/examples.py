@@ -103,7 +103,9 @@ def draw(
   examples = []
   for i, row in enumerate(rows):
     file = io.BytesIO()
-    overlay.thumbnail(images[i], shown[i]).save(file, 'JPEG', quality=88)
+    overlay.thumbnail(images[i, ..., :3], shown[i]).save(
+      file, 'JPEG', quality=88
+    )
     explained = tasks.evidence_for(task.targets[int(targets[i])])
     words = [
       f'P(inadequate) {_probability(columns["p_calibrated"][row])}',

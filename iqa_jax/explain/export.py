@@ -440,7 +440,7 @@ class Model:
 
     step, count = self._step, len(pixels)
     devices = jax.local_device_count()
-    batch = np.zeros((size, self.size, self.size, 3), np.uint8)
+    batch = np.zeros((size, *pixels[0].shape), np.uint8)
     batch[:count] = pixels
     batch = batch.reshape(devices, size // devices, *batch.shape[1:])
     found = jax.device_get(step(self.network.variables, batch))
@@ -862,6 +862,7 @@ class _Pool:
       temporary=os.path.abspath(temporary),
       outputs=options.outputs,
       size=model.size,
+      field=model.network.model.takes_field,
       colors=options.colors,
       opacity=options.opacity,
       quality=options.quality,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import inference, models
+from iqa_jax.data import prepare
 from iqa_jax.evaluation import calibration
 from iqa_jax.explain import additive, cam
 
@@ -137,6 +138,11 @@ class Subject:
     count, size = len(arrays[0]), self._batch_size
     if not count:
       raise ValueError('there is no image to look at')
+    images = arrays[0]
+    if self.loaded.model.takes_field and images.shape[-1] == 3:
+      # Perturbed photographs come without; they still show their field.
+      shown = np.clip(np.rint(images), 0, 255).astype(np.uint8)
+      arrays = (np.stack([prepare.with_field(i) for i in shown]), *arrays[1:])
     parts = []
     for first in range(0, count, size):
       batch = [a[first : first + size] for a in arrays]

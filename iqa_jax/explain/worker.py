@@ -51,6 +51,7 @@ class Settings:
     quality: of the JPEGs.
     max_side: of the overlays and contours in pixels; 0 for the original's.
     budget: bytes of decoded photographs to keep.
+    field: whether the network takes the field of view too (prepare.photograph).
   """
 
   output: str
@@ -62,6 +63,7 @@ class Settings:
   quality: int
   max_side: int
   budget: int
+  field: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Prepared:
   """What a worker answers to `decode`.
 
   Attributes:
-    image: uint8 [size, size, 3], the network's input.
+    image: uint8 [size, size, 3 or 4], the network's input.
     width: of the upright photograph.
     height: likewise.
     field: in pixels of the upright photograph.
@@ -178,11 +180,13 @@ class Worker:
     except (OSError, ValueError) as error:
       return Failed('unreadable', str(error))
     decoded = time.thread_time()
-    prepared = prepare.photograph(photograph.image, self._settings.size)
+    prepared = prepare.photograph(
+      photograph.image, self._settings.size, field=self._settings.field
+    )
     picture = self._picture(photograph.image)
     held = _Held(
       picture,
-      prepared.image,
+      prepared.image[..., :3],
       prepared.affine,
       prepared.inside,
       prepared.field,

@@ -60,6 +60,11 @@ class Classifier(nn.Module):
     return self.stages[self.stages.index('cells') if self.neck else 0 :]
 
   @property
+  def takes_field(self) -> bool:
+    """Whether images come with their field of view as a fourth channel."""
+    return self.neck is not None
+
+  @property
   def default_layer(self) -> str:
     """The point that explanations look at unless told otherwise."""
     if self.neck:
