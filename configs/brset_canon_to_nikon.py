@@ -4,7 +4,9 @@
     --config.data.manual_dir=DIR_WITH_LABELS_AND_FUNDUS_PHOTOS
 
 18.6 % of BRSet's Nikon photographs are Inadequate against 8.8 % of Canon's: a
-shortcut that a test on both cameras hides. Not run by us (BRSet is gated).
+shortcut that a test on both cameras hides. Every Nikon photograph tests, but of
+patients that Canon photographs of were learnt from; the log says how many. Not
+run by us (BRSet is gated).
 """
 
 from iqa_jax import config as config_lib

@@ -3,7 +3,7 @@
   python -m iqa_jax.main --config=eyeq_on_brset --workdir=runs/eyeq_on_brset \\
     --config.data.manual_dir=EYEQ_DIR --config.data.test_manual_dir=BRSET_DIR
 
-Not run by us (BRSet is gated), so no result is quoted.
+All of BRSet tests. Not run by us (BRSet is gated), so no result is quoted.
 """
 
 from iqa_jax import config as config_lib

@@ -51,8 +51,9 @@ def default() -> ml_collections.ConfigDict:
   c.data.fold = 0  # the fold that validates (and, BRSet, the next one tests)
   # Restrict a split to cameras, e.g. train on ('Canon CR',); () = all.
   c.data.train_cameras = ()
-  c.data.test_cameras = ()
-  c.data.test_name = ''  # test on another dataset; '' = data.name
+  c.data.test_cameras = ()  # tests with all of theirs but patients learnt from
+  # Test on another dataset, its test split or all of it; '' = data.name
+  c.data.test_name = ''
   c.data.test_manual_dir = ''
   c.data.balance = 'none'  # none | sampling | subset (training split only)
   c.data.max_train_examples = 0  # 0 = all

@@ -1,7 +1,7 @@
 """From prepared records to batches: planned in NumPy, carried out by tf.data.
 
 A plan says which example comes when and how it is augmented. It depends on the
-seed, the epoch and the example alone, so batches are the same at any
+seed, the epoch and the training examples alone, so batches are the same at any
 parallelism, on any number of processes, and from any batch on.
 """
 
@@ -24,7 +24,7 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import errors, labels, run_directory
-from iqa_jax.data import building, geometry, prepare, splits
+from iqa_jax.data import building, prepare, splits
 from iqa_jax.data.records import DataError
 
 _TEXT = ('image_id', 'patient_id', 'camera', 'eye', 'sex')
@@ -346,12 +346,23 @@ def plan_train(
   else:
     index = order.permutation(index)
   plan = plan_eval(source, index)
-  repeat = _repeats(index)
-  for again in range(repeat.max(initial=-1) + 1):
-    drawn = _augmentation(source, config, epoch, again)
-    at = repeat == again
-    for name, values in drawn.items():
-      getattr(plan, name)[at] = values[index[at]]
+  # Drawn for every slot: an example that comes again must not look the same.
+  count = len(index)
+  rng = np.random.default_rng([config.seed, epoch, 1])
+  plan.flip[:] = (rng.random(count) < 0.5) & data.augment.flip
+  plan.angle[:] = rng.uniform(-1, 1, count) * np.deg2rad(data.augment.rotation)
+  plan.shrink[:] = rng.random(count) * data.augment.scale
+  if not any(data.faults.values()):
+    return plan
+  breakable = source.table['quality'][index] == labels.ADEQUATE
+  if not data.fault_variants:
+    return _with_faults(plan, breakable, _draw_faults(config, rng, count))
+  # One of the example's own few faults, or none.
+  faulty = breakable & (rng.random(count) < sum(data.faults.values()))
+  plan.variant[:] = faulty * rng.integers(1, data.fault_variants + 1, count)
+  for number in range(1, data.fault_variants + 1):
+    at = plan.variant == number
+    _with_faults(plan, at, _variant(source, config, number, index))
   return plan
 
 
@@ -368,102 +379,112 @@ def plan_views(
   variant, flip = divmod(view, 2)
   indices = np.asarray(indices, np.int64)
   if variant:
-    indices = indices[_can_be_broken(source)[indices]]
+    indices = indices[source.table['quality'][indices] == labels.ADEQUATE]
   plan = plan_eval(source, indices)
   plan.flip[:] = bool(flip)
   if variant:
     plan.variant[:] = variant
-    for name, values in _faults(source, config, [variant]).items():
-      getattr(plan, name)[:] = values[plan.index]
+    every = np.ones(len(indices), bool)
+    _with_faults(plan, every, _variant(source, config, variant, indices))
   return plan
 
 
-def _repeats(index: np.ndarray) -> np.ndarray:
-  """Returns how often each slot's example came before it, int [n]."""
-  order = np.argsort(index, kind='stable')
-  first = np.searchsorted(index[order], index[order], side='left')
-  found = np.empty(len(index), np.int64)
-  found[order] = np.arange(len(index)) - first
-  return found
+def planned_labels(
+  source: Source,
+  indices: np.ndarray,
+  config: ml_collections.ConfigDict,
+  epochs: int,
+) -> dict[str, np.ndarray]:
+  """Returns the labels that training is going to see, of whole epochs.
 
-
-def _augmentation(source, config, epoch: int, again: int) -> dict:
-  """Draws what is done to every example when it comes for another time.
-
-  Drawn for every example of the source, so that an example's augmentation
-  does not depend on which others are in the split.
-  """
-  data = config.data
-  count = len(source.table['image_id'])
-  key = [config.seed, epoch, 1] + ([again] if again else [])
-  rng = np.random.default_rng(key)
-  drawn = {
-    'flip': (rng.random(count) < 0.5) & data.augment.flip,
-    'angle': rng.uniform(-1, 1, count) * np.deg2rad(data.augment.rotation),
-    'shrink': rng.random(count) * data.augment.scale,
-  }
-  if not any(data.faults.values()):
-    return drawn
-  if not data.fault_variants:
-    return drawn | _faults(source, config, rng)
-  # One of the example's own few faults, or none.
-  faulty = rng.random(count) < sum(data.faults.values())
-  faulty &= _can_be_broken(source)
-  variant = faulty * rng.integers(1, data.fault_variants + 1, count)
-  kept = {'variant': variant}
-  for number in range(1, data.fault_variants + 1):
-    for name, values in _faults(source, config, [number]).items():
-      none = np.full(count, -1 if name == 'fault' else 0, values.dtype)
-      before = kept.setdefault(name, none)
-      kept[name] = np.where(variant == number, values, before)
-  return drawn | kept
-
-
-def _faults(source, config, key) -> dict[str, np.ndarray]:
-  """Draws a fault for every example that can be broken.
+  Balanced sampling and simulated faults make them others than the examples'.
 
   Args:
     source: the data.
-    config: the run's; reads `seed` and `data.faults`, the share of examples
-      that gets each.
-    key: a generator that goes on; or the number of a variant, of which each
-      example gets one whatever the shares sum to.
+    indices: the training examples.
+    config: as of `plan_train`.
+    epochs: how many; where all are alike, the first is returned alone.
+
+  Returns:
+    'quality', 'grade' int32 [n] and 'criteria' int32 [n, 4], in the order in
+    which they come.
   """
+  data = config.data
+  if data.balance != 'sampling' and not any(data.faults.values()):
+    epochs = 1
+  plans = [plan_train(source, indices, config, e) for e in range(epochs)]
+  return _after_faults(
+    source.table,
+    np.concatenate([plan.index for plan in plans]),
+    np.concatenate([plan.fault for plan in plans]),
+  )
+
+
+def _after_faults(
+  table: Mapping[str, np.ndarray], index: np.ndarray, fault: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Returns the labels, int32, of examples with faults as in `Plan`."""
+  quality = table['quality'][index].astype(np.int32)
+  grade = table['grade'][index].astype(np.int32)
+  criteria = table['criteria'][index].astype(np.int32)
+  hit = np.nonzero(fault >= 0)[0]
+  quality[hit] = labels.INADEQUATE
+  # What grade a faulty photograph would have got is not known.
+  grade[hit] = labels.UNKNOWN
+  criteria[hit, fault[hit]] = labels.INADEQUATE
+  return {'quality': quality, 'grade': grade, 'criteria': criteria}
+
+
+def _with_faults(plan: Plan, at: np.ndarray, faults: Mapping) -> Plan:
+  """Writes faults, one a slot, into the slots `at` (bool) of a plan."""
+  for name, values in faults.items():
+    getattr(plan, name)[at] = values[at]
+  return plan
+
+
+def _variant(source, config, number: int, index: np.ndarray) -> dict:
+  """Returns the faults of a variant of examples, the same in every epoch."""
+  count = len(source.table['image_id'])
+  rng = np.random.default_rng([config.seed, 3, number])
+  drawn = _draw_faults(config, rng, count, surely=True)
+  return {name: values[index] for name, values in drawn.items()}
+
+
+def _draw_faults(
+  config, rng: np.random.Generator, count: int, surely: bool = False
+) -> dict[str, np.ndarray]:
+  """Draws 'fault', 'seed' and 'procedural' of `count` slots (see `Plan`).
+
+  Args:
+    config: the run's; reads `data.faults`, the share of slots for each kind.
+    rng: draws.
+    count: of slots.
+    surely: every slot gets one, whatever the shares sum to.
+  """
+  from iqa_jax.simulation import procedural as unnamed
+
   rates = dict(config.data.faults)
   if (total := sum(rates.values())) > 1:
     raise errors.InvalidValue(
       f'the rates of data.faults sum to {total:g}, over 1'
     )
-  rng = key
-  if not isinstance(key, np.random.Generator):
-    rng = np.random.default_rng([config.seed, 3, *key])
-  count = len(source.table['image_id'])
-  chance = rng.random(count)
+  chance = rng.random(count) * (total if surely else 1.0)
   seed = rng.integers(0, 2**32, count, dtype=np.uint32)
-  if rng is not key:
-    chance *= total
+  names, shares = zip(*unnamed.CRITERIA.items(), strict=True)
+  of_procedural = rng.choice(len(names), count, p=shares)
   fault = np.full(count, -1, np.int8)
   procedural = np.zeros(count, bool)
   below = 0.0
   for name, rate in rates.items():
     hit = (chance >= below) & (chance < below + rate)
     below += rate
-    if name != 'procedural':
+    if name == 'procedural':
+      numbers = np.array([labels.CRITERIA.index(name) for name in names])
+      fault[hit] = numbers[of_procedural[hit]]
+      procedural[hit] = True
+    else:
       fault[hit] = labels.CRITERIA.index(name)
-      continue
-    from iqa_jax.simulation import procedural as unnamed
-
-    names, shares = zip(*unnamed.CRITERIA.items(), strict=True)
-    numbers = np.array([labels.CRITERIA.index(name) for name in names])
-    fault[hit] = rng.choice(numbers, count, p=shares)[hit]
-    procedural[hit] = True
-  fault[~_can_be_broken(source)] = -1
-  procedural &= fault >= 0
   return {'fault': fault, 'seed': seed, 'procedural': procedural}
-
-
-def _can_be_broken(source) -> np.ndarray:
-  return source.table['quality'] == labels.ADEQUATE
 
 
 def plan_eval(source: Source, indices: np.ndarray) -> Plan:
@@ -638,17 +659,14 @@ def targets(source, plan, at, share) -> dict[str, np.ndarray]:
   mask = np.zeros(share, np.float32)
   mask[:n] = 1.0
   table = source.table
-  quality = table['quality'][index].astype(np.int32)
-  grade = table['grade'][index].astype(np.int32)
-  criteria = table['criteria'][index].astype(np.int32)
-  fault = np.full(share, -1)
+  fault = np.full(share, -1, np.int8)
   fault[:n] = plan.fault[at]
-  cause = causes(quality, grade, criteria, fault)
-  hit = np.nonzero(fault >= 0)[0]
-  quality[hit] = labels.INADEQUATE
-  # What grade a faulty photograph would have got is not known.
-  grade[hit] = labels.UNKNOWN
-  criteria[hit, fault[hit]] = labels.INADEQUATE
+  cause = causes(
+    table['quality'][index],
+    table['grade'][index],
+    table['criteria'][index],
+    fault,
+  )
   marks = np.full((share, 5), np.nan, np.float32)
   marks[:n] = landmarks(
     table, plan.index[at], plan.flip[at], plan.angle[at], plan.shrink[at]
@@ -656,9 +674,7 @@ def targets(source, plan, at, share) -> dict[str, np.ndarray]:
   return {
     'mask': mask,
     'index': index,
-    'quality': quality,
-    'grade': grade,
-    'criteria': criteria,
+    **_after_faults(table, index, fault),
     'cause': cause,
     'landmarks': marks,
     'image_id': table['image_id'][index],

@@ -27,8 +27,10 @@ def assign(
 
   A dataset's own train/validation/test splits are kept; what it does not have
   is carved out of the rest by patient: fold `data.fold` of `data.folds`
-  validates and, where there is no test split, the next one tests. Validation
-  and test keep their natural prevalence.
+  validates and, where there is no test split, the next one tests. A dataset
+  that is not trained on tests with all that it has, and so do cameras that are
+  chosen for the test, but for patients in train or validation: no fold needs to
+  be kept apart there. Validation and test keep their natural prevalence.
 
   Args:
     table: 'dataset', 'split', 'image_id', 'patient_id', 'camera', 'quality',
@@ -48,12 +50,14 @@ def assign(
   trained_on = data.name.split('+')
   tested_on = [data.test_name] if data.test_name else trained_on
   for name in dict.fromkeys([*trained_on, *tested_on]):
-    parts = _of_dataset(table, np.nonzero(table['dataset'] == name)[0], data)
+    indices = np.nonzero(table['dataset'] == name)[0]
+    parts = _of_dataset(table, indices, data)
     if name in trained_on:
       chosen['train'].append(parts['train'])
       chosen['validation'].append(parts['validation'])
     if name in tested_on:
-      chosen['test'].append(parts['test'])
+      learns = name in trained_on
+      chosen['test'].append(_tested(table, indices, parts, config, learns))
   splits = {k: np.sort(np.concatenate(v)) for k, v in chosen.items()}
   splits = {k: v[_labelled(table, v, config)] for k, v in splits.items()}
   for name, cameras in (
@@ -68,6 +72,8 @@ def assign(
   for name, indices in splits.items():
     if not len(indices):
       raise DataError(f'the {name} split of {data.name} is empty')
+  if data.test_name or data.test_cameras:
+    _say_what_tests(table, splits['test'], tested_on, config)
   return splits
 
 
@@ -116,6 +122,51 @@ def _of_dataset(table, indices, data) -> dict[str, np.ndarray]:
   parts['validation'] = rest[validates]
   parts['train'] = rest[~validates & ~tests]
   return parts
+
+
+def _tested(table, indices, parts, config, learns: bool) -> np.ndarray:
+  """Returns the examples of a dataset that may test.
+
+  Args:
+    table: see `assign`.
+    indices: the dataset's examples.
+    parts: its splits, by `_of_dataset`.
+    config: the run's.
+    learns: whether it is trained on.
+  """
+  data = config.data
+  if (table['split'][indices] == 'test').any():
+    return parts['test']
+  if not learns:
+    return indices
+  if not data.test_cameras:
+    return parts['test']
+  learnt = np.concatenate([parts['train'], parts['validation']])
+  learnt = learnt[_labelled(table, learnt, config)]
+  if data.train_cameras:
+    by_them = np.isin(table['camera'][learnt], list(data.train_cameras))
+    learnt = learnt[by_them]
+  patients = table['patient_id']
+  return indices[~np.isin(patients[indices], patients[learnt])]
+
+
+def _say_what_tests(table, test, datasets, config) -> None:
+  """Logs how many of the photographs that could test do."""
+  cameras = list(config.data.test_cameras)
+  for name in datasets:
+    every = np.nonzero(table['dataset'] == name)[0]
+    every = every[_labelled(table, every, config)]
+    if cameras:
+      every = every[np.isin(table['camera'][every], cameras)]
+    used = np.intersect1d(every, test)
+    logging.info(
+      '%s: %d of %d photographs%s test, of %d patients',
+      name,
+      len(used),
+      len(every),
+      f' by {", ".join(cameras)}' if cameras else '',
+      len(np.unique(table['patient_id'][used])),
+    )
 
 
 def _labelled(table, indices, config) -> np.ndarray:

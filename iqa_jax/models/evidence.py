@@ -148,6 +148,8 @@ class Head(nn.Module):
   num_maps: int
   independent: bool = False
 
+  kind = 'evidence'  # as of heads.Head
+
   def takes(self, x: jax.Array) -> jax.Array:
     """Returns the mean evidence [b, num_maps] of maps [b, h, w, num_maps]."""
     return x.astype(jnp.float32).mean((1, 2))

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import errors, models, run_directory
-from iqa_jax.models import heads, torch_file
+from iqa_jax.models import evidence, heads, torch_file
 
 TAGS = ('resnet50.tv_in1k', 'resnet50.tv2_in1k', 'vgg16.tv_in1k')
 
@@ -277,12 +277,12 @@ def _fit(
   cut = any(ours.split('/')[2] in beyond for ours in named)
   for ours, (name, value) in named.items():
     collection, part, layer = ours.split('/', 2)
-    if part in (*heads.KINDS, 'imagenet'):
+    if part in (*heads.KINDS, 'imagenet', evidence.Head.kind):
       if part != model.head.kind or cut:
         unused.append(name)
         continue
       ours = f'{collection}/head/{layer}'
-    elif layer.split('/')[0] in beyond:
+    elif layer.split('/')[0] in beyond or (part == 'neck' and not model.neck):
       unused.append(name)
       continue
     if ours not in flat:
@@ -300,7 +300,8 @@ def _fit(
   if any('/head/' in ours for ours in fitting):
     missing = [ours for ours in missing if ours not in last]
   else:
-    missing = [ours for ours in missing if '/head/' not in ours]
+    # What lies between begins anew with the head.
+    missing = [m for m in missing if m.split('/')[1] not in ('head', 'neck')]
   if len(fitting.keys() & last) == 1:
     missing += sorted(last - fitting.keys())
   problems = [

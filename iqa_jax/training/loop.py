@@ -51,6 +51,7 @@ from iqa_jax.training import step as step_lib
 
 # Steps that may be under way while the host prepares the next one.
 _IN_FLIGHT = 2
+_COUNTED_EPOCHS = 10  # whose labels class weights balance
 _SELECT_BY = ('auc', 'loss', 'balanced_accuracy')
 
 
@@ -143,10 +144,9 @@ class _Run:
     self.workdir = pathlib.Path(workdir)
     self.source = source
     self.splits = splits
-    labels = {
-      key: np.asarray(source.table[key])[splits['train']]
-      for key in ('quality', 'grade', 'criteria')
-    }
+    # Of a few epochs: what is drawn at random evens out.
+    epochs = min(sum(p.epochs for p in config.train.phases), _COUNTED_EPOCHS)
+    labels = pipeline.planned_labels(source, splits['train'], config, epochs)
     self.task = Task.from_config(config, labels)
     outputs = self.task.num_outputs
     self.model = models.from_config(config, outputs, axis_name=step_lib.AXIS)

@@ -64,6 +64,11 @@ class _Drawn:
     return _Plan(np.asarray(indices), np.zeros(len(indices), bool))
 
   @staticmethod
+  def planned_labels(source, indices, config, epochs):
+    keys = ('quality', 'grade', 'criteria')
+    return {key: source.table[key][indices] for key in keys}
+
+  @staticmethod
   def plan_views(source, indices, config, view):
     import numpy as np
 

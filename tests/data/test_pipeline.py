@@ -2,12 +2,13 @@
 
 import collections
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 
 from iqa_jax import config as config_lib
-from iqa_jax import labels
+from iqa_jax import labels, tasks
 from iqa_jax.data import pipeline, records
 from iqa_jax.data.records import METADATA
 from iqa_jax.simulation import photograph
@@ -141,25 +142,17 @@ def test_any_batch_can_be_made_at_any_time(source):
   assert collect(source, plan, start_batch=3) == []
 
 
-def test_a_plan_depends_on_seed_epoch_and_example_alone(source):
+def test_a_plan_depends_on_seed_epoch_and_examples_alone(source):
   config = configuration(rotation=10.0, scale=0.1)
   config.data.faults.focus = 0.3
-  some, all_of_it = np.arange(5, 15), everything(source)
+  all_of_it = everything(source)
 
   def drawn(indices, epoch=0, seed=0):
     config.seed = seed
     plan = pipeline.plan_train(source, indices, config, epoch)
-    return {
-      int(i): (f, a, s, k, r)
-      for i, f, a, s, k, r in zip(
-        plan.index, plan.flip, plan.angle, plan.shrink, plan.fault, plan.seed,
-        strict=True,
-      )
-    }  # fmt: skip
+    return [column.tolist() for column in dataclasses.astuple(plan)]
 
   whole = drawn(all_of_it)
-  part = drawn(some)
-  assert part == {i: whole[i] for i in part}
   assert drawn(all_of_it) == whole
   assert drawn(all_of_it, epoch=1) != whole
   assert drawn(all_of_it, seed=1) != whole
@@ -266,6 +259,96 @@ def test_balanced_sampling_balances_training_only(source):
   ])  # fmt: skip
   assert quality.mean() < 0.4
   assert share == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_photograph_drawn_again_looks_different(source):
+  """Augmentation is drawn for each time that it comes, not once an epoch."""
+  config = configuration(rotation=10.0, scale=0.1)
+  config.data.balance = 'sampling'
+  config.data.faults.focus = 0.5
+  rare = np.nonzero(source.table['quality'] == labels.INADEQUATE)[0][:1]
+  common = np.nonzero(source.table['quality'] == labels.ADEQUATE)[0]
+  indices = np.concatenate([rare, common])
+  plan = pipeline.plan_train(source, indices, config, 0)
+  again = plan.index == rare[0]
+  assert again.sum() > 4
+  assert len(np.unique(plan.flip[again])) == 2
+  for column in (plan.angle, plan.shrink, plan.seed):
+    assert len(np.unique(column[again])) == again.sum()
+  one = np.repeat(common[:1], 400)  # by hand, as often as it takes
+  plan = pipeline.plan_train(source, one, config, 0)
+  assert (plan.fault >= 0).mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_planned_labels_are_those_of_the_batches(source):
+  config = configuration()
+  config.data.balance = 'sampling'
+  config.data.faults.focus = 0.3
+  config.data.faults.artifacts = 0.2
+  indices = everything(source)[4:]
+  planned = pipeline.planned_labels(source, indices, config, epochs=3)
+  seen: dict[str, list] = {key: [] for key in planned}
+  for epoch in range(3):
+    plan = pipeline.plan_train(source, indices, config, epoch)
+    for batch in collect(source, plan):
+      for key, values in seen.items():
+        values.extend(batch[key][batch['mask'] > 0])
+  for key, values in seen.items():
+    np.testing.assert_array_equal(planned[key], values)
+  assert len(planned['quality']) == 3 * len(indices)
+
+
+def table_source(count, positives, rng):
+  """A source of labels alone; of `positives` a criterion is broken."""
+  criteria = np.zeros((count, 4), np.int64)
+  at = rng.permutation(count)
+  for column, number in enumerate(positives):
+    criteria[at[:number], column] = 1
+    at = at[number:]
+
+  class Labels:
+    table = {
+      'image_id': np.arange(count).astype(str),
+      'quality': criteria.any(1).astype(np.int64),
+      'grade': np.where(criteria.any(1), 2, 0),
+      'criteria': criteria,
+    }
+
+  return Labels()
+
+
+def balanced(source, task, config):
+  config.task.name = task
+  config.task.class_weights = 'balanced'
+  indices = np.arange(len(source.table['image_id']))
+  planned = pipeline.planned_labels(source, indices, config, epochs=5)
+  return tasks.Task.from_config(config, planned).class_weights
+
+
+def test_balanced_weights_count_planted_faults():
+  """Of 10,000, 50 are too dark and 400 get a simulated fault that is."""
+  source = table_source(10_000, (900, 50, 0, 0), np.random.default_rng(0))
+  config = configuration()
+  config.data.faults.illumination = rate = 0.04
+  weights = balanced(source, 'criteria', config)
+  adequate = 10_000 - 950
+  positive = 50 + rate * adequate
+  expected = (10_000 - positive) / positive
+  assert weights[1] == pytest.approx(expected, rel=0.1)
+  assert weights[1] < 25
+  # By the label file alone it would have been the bound.
+  assert tasks.Task('criteria').balanced_weights(source.table)[1] == 100
+
+
+def test_balanced_weights_after_balanced_sampling_are_even():
+  source = table_source(4000, (400, 0, 0, 0), np.random.default_rng(0))
+  config = configuration()
+  config.data.balance = 'sampling'
+  assert balanced(source, 'quality', config) == pytest.approx((1, 1), abs=0.03)
+  config.data.balance = 'none'
+  assert balanced(source, 'quality', config) == pytest.approx(
+    (0.5556, 5.0), rel=1e-3
+  )
 
 
 def test_faults_change_adequate_photographs_and_their_labels(source):

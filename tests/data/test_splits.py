@@ -154,8 +154,65 @@ def test_cameras_can_be_held_out(table):
     ('test', 'NIKON NF5050'),
   ):
     assert set(table['camera'][parts[name]]) == {camera}
+  # Every one of that camera, but of patients who were learnt from.
+  learnt = np.concatenate([parts['train'], parts['validation']])
+  nikon = table['camera'] == 'NIKON NF5050'
+  assert not np.isin(
+    table['patient_id'][nikon], table['patient_id'][learnt]
+  ).any()
+  np.testing.assert_array_equal(parts['test'], np.nonzero(nikon)[0])
   with pytest.raises(DataError, match="no camera 'Nikon'; there are Canon CR"):
     splits.assign(table, brset_config(test_cameras=('Nikon',)))
+
+
+def test_another_camera_tests_no_patient_that_was_learnt_from(table, caplog):
+  # Every tenth patient was photographed by both cameras.
+  both = np.char.endswith(table['patient_id'], '7')
+  mixed = {**table, 'camera': table['camera'].copy()}
+  mixed['camera'][both & (np.arange(len(both)) % 2 == 0)] = 'NIKON NF5050'
+  mixed['camera'][both & (np.arange(len(both)) % 2 == 1)] = 'Canon CR'
+  config = brset_config(
+    train_cameras=('Canon CR',), test_cameras=('NIKON NF5050',)
+  )
+  with caplog.at_level('INFO'):
+    parts = splits.assign(mixed, config)
+  patients = {k: set(mixed['patient_id'][v]) for k, v in parts.items()}
+  assert not patients['test'] & (patients['train'] | patients['validation'])
+  learnt = patients['train'] | patients['validation']
+  nikon = np.nonzero(mixed['camera'] == 'NIKON NF5050')[0]
+  expected = [i for i in nikon if mixed['patient_id'][i] not in learnt]
+  assert 0 < len(expected) < len(nikon)
+  np.testing.assert_array_equal(parts['test'], expected)
+  assert (
+    f'brset: {len(expected)} of {len(nikon)} photographs by NIKON NF5050 test'
+  ) in caplog.text
+
+
+def test_a_smaller_training_set_tests_the_same_photographs(table):
+  cameras = {
+    'train_cameras': ('Canon CR',),
+    'test_cameras': ('NIKON NF5050', 'Canon CR'),
+  }
+  whole = splits.assign(table, brset_config(**cameras))
+  for changes in ({'max_train_examples': 100}, {'balance': 'subset'}):
+    small = splits.assign(table, brset_config(**cameras, **changes))
+    np.testing.assert_array_equal(small['test'], whole['test'])
+
+
+def test_all_of_another_dataset_tests(table, caplog):
+  n = len(table['quality'])
+  both = {k: np.concatenate([v, v]) for k, v in table.items()}
+  both['dataset'] = np.repeat(['eyeq', 'brset'], n)
+  config = brset_config(name='eyeq', test_name='brset')
+  with caplog.at_level('INFO'):
+    parts = splits.assign(both, config)
+  np.testing.assert_array_equal(parts['test'], np.arange(n, 2 * n))
+  assert f'brset: {n} of {n} photographs test' in caplog.text
+  # One that publishes a test split is tested on that, as everyone does.
+  both['split'] = both['split'].astype('U10')
+  both['split'][n : n + 40] = 'test'
+  parts = splits.assign(both, config)
+  np.testing.assert_array_equal(parts['test'], np.arange(n, n + 40))
 
 
 def test_other_dataset_tests(table):

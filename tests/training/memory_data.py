@@ -63,6 +63,12 @@ def plan_eval(source, indices):
   return Plan(np.asarray(indices), np.zeros(len(indices), bool))
 
 
+def planned_labels(source, indices, config, epochs):
+  del config, epochs
+  keys = ('quality', 'grade', 'criteria')
+  return {key: source.table[key][indices] for key in keys}
+
+
 def plan_views(source, indices, config, view):
   del source, config
   return Plan(np.asarray(indices), np.full(len(indices), bool(view)))
