@@ -150,7 +150,7 @@ class Classifier(nn.Module):
       else:
         x = self.backbone(x, point, train=point in train, mask=mask)
       if self.neck and point in self.neck.taps:
-        tapped.append(x)
+        tapped.append((x, self.placement(point)))
       if 0 in x.shape[1:3]:
         raise errors.InvalidValue(
           f'{size[0]}x{size[1]} is too small: empty at {point}'

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import labels
+from iqa_jax.data.placement import Placement, evenly
 
 LOCAL = labels.LOCAL_CRITERIA
 POINTS = ('cells', 'evidence')
@@ -45,17 +46,22 @@ class Neck(nn.Module):
   def setup(self):
     self.evidence = _Evidence(self.hidden, self.num_maps, self.dtype)
 
-  def gather(self, maps: list[jax.Array], field: jax.Array) -> jax.Array:
+  def gather(
+    self, maps: list[tuple[jax.Array, Placement]], field: jax.Array
+  ) -> jax.Array:
     """Returns the cells' features and, as the last channel, their field share.
 
     Args:
-      maps: of the taps, [b, h, w, c] each.
+      maps: of the taps, [b, h, w, c], and where the cells of each look.
       field: [b, s, s] in 0..1, the field of view.
 
     Returns:
       float32 [b, cells, cells, sum of c + 1].
     """
-    parts = [shared_area(m.astype(jnp.float32), self.cells) for m in maps]
+    parts = [
+      shared_area(m.astype(jnp.float32), self.cells, placement, field.shape[1:])
+      for m, placement in maps
+    ]
     share = shared_area(field.astype(jnp.float32)[..., None], self.cells)
     return jnp.concatenate([*parts, share], axis=-1)
 
@@ -87,29 +93,56 @@ class _Evidence(nn.Module):
     return nn.softplus(logits) * (share / field)
 
 
-def shared_area(x: jax.Array, cells: int) -> jax.Array:
+def shared_area(
+  x: jax.Array,
+  cells: int,
+  placement: Placement | None = None,
+  size: tuple[int, int] = (1, 1),
+) -> jax.Array:
   """Returns x [b, h, w, c] averaged over cells, [b, cells, cells, c].
 
-  A feature counts by the area that its own share of the picture has in common
+  A feature counts by the area that the square in which it looks has in common
   with the cell, so grids needn't divide each other.
+
+  Args:
+    x: feature maps.
+    cells: of the grid, along each side of the picture.
+    placement: where the features look, in pixels; None: they share the
+      picture evenly.
+    size: height and width of the picture in pixels.
   """
   b, h, w, c = x.shape
-  if (h, w) == (cells, cells):
-    return x
-  if h % cells == 0 and w % cells == 0:
+  placed = [
+    placement or evenly(s, n) for s, n in zip(size, (h, w), strict=True)
+  ]
+  if all(
+    n % cells == 0 and p == evenly(s, n)
+    for s, n, p in zip(size, (h, w), placed, strict=True)
+  ):
     return x.reshape(b, cells, h // cells, cells, w // cells, c).mean((2, 4))
-  rows, columns = (jnp.asarray(_overlap(n, cells), x.dtype) for n in (h, w))
+  rows, columns = (
+    jnp.asarray(_overlap(s, n, cells, p), x.dtype)
+    for s, n, p in zip(size, (h, w), placed, strict=True)
+  )
   return jnp.einsum(
     'bhwc,ih,jw->bijc', x, rows, columns, precision=lax.Precision.HIGHEST
   )
 
 
-def _overlap(length: int, cells: int) -> np.ndarray:
+def _overlap(
+  side: float, length: int, cells: int, placement: Placement
+) -> np.ndarray:
   """Returns the share [cells, length] of each cell that each feature covers."""
-  low, high = np.arange(cells) / cells, (np.arange(cells) + 1) / cells
-  first, last = np.arange(length) / length, (np.arange(length) + 1) / length
-  common = np.minimum(high[:, None], last) - np.maximum(low[:, None], first)
-  return np.maximum(common, 0.0) * cells
+  edges = np.arange(cells + 1) * side / cells
+  first = placement.offset + placement.stride * (np.arange(length) - 0.5)
+  last = first + placement.stride
+  # The outermost look after what lies beyond them.
+  first[0], last[-1] = min(first[0], 0.0), max(last[-1], side)
+  common = np.minimum(edges[1:, None], last) - np.maximum(
+    edges[:-1, None], first
+  )
+  common = np.maximum(common, 0.0)
+  return common / common.sum(1, keepdims=True)
 
 
 def cell_loss(

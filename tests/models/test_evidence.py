@@ -9,6 +9,7 @@ import pytest
 from scipy.special import expit
 
 from iqa_jax import labels, models
+from iqa_jax.data.placement import Placement
 from iqa_jax.explain import cam
 from iqa_jax.models import evidence
 from iqa_jax.tasks import Task
@@ -193,3 +194,18 @@ def test_cell_loss_is_cross_entropy_of_known_cells():
   np.testing.assert_allclose(found, [expected], rtol=1e-5)
   unknown = evidence.cell_loss(logits, np.full_like(truth, -1), share)
   np.testing.assert_array_equal(unknown, [0])
+
+
+def test_cells_average_what_looks_at_them():
+  """Features whose squares lie half a cell to the left of even shares."""
+  x = np.arange(8.0).reshape(1, 1, 8, 1).repeat(8, 1)
+  placed = Placement(offset=0.0, stride=4.0)
+  found = evidence.shared_area(jnp.asarray(x, jnp.float32), 4, placed, (32, 32))
+  # Cell i covers pixels 8 i to 8 i + 8; feature j 4 j - 2 to 4 j + 2.
+  expected = [
+    (2 * 0 + 4 * 1 + 2 * 2) / 8,
+    (2 * 2 + 4 * 3 + 2 * 4) / 8,
+    (2 * 4 + 4 * 5 + 2 * 6) / 8,
+    (2 * 6 + 6 * 7) / 8,  # the last looks after the rest
+  ]
+  np.testing.assert_allclose(found[0, 0, :, 0], expected, rtol=1e-6)
