@@ -286,6 +286,8 @@ class Task:
       found: what the pass told (heads.found).
       batch: with 'cause' and 'fault' of pipeline.batches.
     """
+    if found.cells is None:
+      raise ValueError('this head has no cells')
     logits, share = found.cells
     local = list(evidence.local(logits.shape[-1]))
     cause = batch['cause'][:, None, None, :]

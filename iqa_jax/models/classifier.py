@@ -139,13 +139,13 @@ class Classifier(nn.Module):
       x = x[..., :3]
     if start in (None, *self.backbone.points):
       x = x.astype(self.backbone.dtype)
-    tapped = []
+    tapped: list[tuple[jax.Array, Placement | None]] = []
     for point in self.points[first:end]:
-      if point == 'cells':
+      if self.neck and point == 'cells':
         if field is None or len(tapped) < len(self.neck.taps):
           raise ValueError(f'cells look at several points, {start} is beyond')
         x = self.neck.gather(tapped, field)
-      elif point == 'evidence':
+      elif self.neck and point == 'evidence':
         x = self.neck(x)
       else:
         x = self.backbone(x, point, train=point in train, mask=mask)

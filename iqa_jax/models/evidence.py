@@ -12,6 +12,8 @@ gives the same maps (tests/models/test_evidence.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flax import linen as nn
 import jax
 from jax import lax
@@ -47,7 +49,7 @@ class Neck(nn.Module):
     self.evidence = _Evidence(self.hidden, self.num_maps, self.dtype)
 
   def gather(
-    self, maps: list[tuple[jax.Array, Placement]], field: jax.Array
+    self, maps: list[tuple[jax.Array, Placement | None]], field: jax.Array
   ) -> jax.Array:
     """Returns the cells' features and, as the last channel, their field share.
 
@@ -97,7 +99,7 @@ def shared_area(
   x: jax.Array,
   cells: int,
   placement: Placement | None = None,
-  size: tuple[int, int] = (1, 1),
+  size: Sequence[int] = (1, 1),
 ) -> jax.Array:
   """Returns x [b, h, w, c] averaged over cells, [b, cells, cells, c].
 

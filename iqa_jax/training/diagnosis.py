@@ -42,30 +42,36 @@ def of_step(
     if not np.isfinite(np.asarray(value)).all():
       return f'{path} was not finite before it'
   real = np.flatnonzero(np.asarray(batch['mask']) > 0)
-  part = {key: np.asarray(value)[real] for key, value in batch.items()}
-  names = np.asarray(part.pop('image_id')).astype(str)
+  names = np.asarray(batch['image_id'])[real].astype(str)
+  part = {
+    key: jnp.asarray(np.asarray(value)[real])
+    for key, value in batch.items()
+    if key != 'image_id'
+  }
   if start is None:
     x = models.normalize(part['image'])
   else:
-    x = jnp.asarray(part['features'])
+    x = part['features']
   model = model.clone(backbone=model.backbone.clone(axis_name=None))
 
   def stages(train: bool) -> dict[str, np.ndarray]:
     """Returns whether each example is finite [b], stage by stage."""
-    finite, values, at = {}, x, start
-    frozen = model.stages.index(learning.prefix) if learning.prefix else -1
-    for stage in model.stages[model.stages.index(at) + 1 if at else 0 :]:
-      learns = train and model.stages.index(stage) > frozen
+    finite = {}
+    first = model.stages.index(start) + 1 if start else 0
+    frozen = model.stages.index(learning.prefix) + 1 if learning.prefix else 0
+    parts = learning.parts if train else ()
+    # Each from the beginning: not every stage can be entered.
+    for number, stage in enumerate(model.stages[first:], first):
       values, _ = model.apply(
         variables,
-        values,
-        start=at,
+        x,
+        start=start,
         stop=stage,
-        train=frozenset(learning.parts) if learns else False,
+        train=frozenset(parts) if number >= frozen else False,
         mutable=['batch_stats', 'intermediates'],
       )
-      finite[stage], at = _finite_rows(values), stage
-    logits = model.apply(variables, values, start=HEAD_INPUT)
+      finite[stage] = _finite_rows(values)
+    logits: Any = model.apply(variables, values, start=HEAD_INPUT)
     loss = task.loss(logits, part)[0]
     return finite | {'logits': _finite_rows(logits), 'loss': _finite_rows(loss)}
 

@@ -70,13 +70,11 @@ class FeatureCache:
       if (rows < 0).any():
         missing = plan.index[at][rows < 0][0]
         raise KeyError(f'the features of example {missing} are not cached')
-      batch = {'features': self.maps, 'fault': self.fault}
-      for key, held in list(batch.items()):
-        if held is None:
-          del batch[key]
-          continue
-        batch[key] = np.zeros((share, *held.shape[1:]), held.dtype)
-        batch[key][: len(at)] = held[rows]
+      batch = {}
+      for key, held in (('features', self.maps), ('fault', self.fault)):
+        if held is not None:
+          batch[key] = np.zeros((share, *held.shape[1:]), held.dtype)
+          batch[key][: len(at)] = held[rows]
       yield {**batch, **pipeline.targets(source, plan, at, share)}
 
 
