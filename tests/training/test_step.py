@@ -8,6 +8,7 @@ import pytest
 
 from iqa_jax import config as config_lib
 from iqa_jax import models
+from iqa_jax.models import heads
 from iqa_jax.tasks import Task
 from iqa_jax.training import phases
 from iqa_jax.training import step as step_lib
@@ -353,3 +354,55 @@ def test_one_process_that_wishes_to_stop_is_heard():
     inputs = step_lib.for_step(make_batch(rng, 4, 4), stop=wish, accumulate=1)
     state, metrics = update(state, inputs)
     assert bool(metrics['stop']) == wish
+
+
+def test_evidence_learns_on_four_devices_as_on_one():
+  """Verdict, cells and causes in one loss; 7 real examples of 10."""
+  model = models.create(
+    'vgg16', 2, width=0.06, depth=0.1, head='evidence', cells=4, cell_units=5,
+    axis_name=step_lib.AXIS,
+  )  # fmt: skip
+  variables = models.init(model, jax.random.key(0), SIZE)
+  variables = jax.tree.map(np.asarray, variables)
+  learning = phases.learning(
+    config_lib.phase(learns='all', optimizer='sgd', learning_rate=0.1),
+    variables['params'],
+    model.stages,
+    steps_per_epoch=1,
+    entries=model.entries,
+  )
+  assert learning.prefix is None
+  rng = np.random.default_rng(0)
+  batch = make_batch(rng, 10, 7)
+  field = rng.integers(0, 2, (10, SIZE, SIZE, 1), dtype=np.uint8) * 255
+  batch['image'] = np.concatenate([batch['image'], field], -1)
+  batch['cause'] = rng.integers(-1, 3, (10, 3)).astype(np.int32)
+  batch['fault'] = rng.integers(0, 256, (10, 4, 4), dtype=np.uint8)
+  task = Task(cell_weight=2.0, cause_weight=0.7)
+  update = step_lib.make_train_step(model, task, learning)
+  state = step_lib.begin_phase(step_lib.create_state(variables), learning)
+  state, metrics = train(step_lib.place(state), update, [batch])
+
+  def plain(params):
+    real = {key: value[:7] for key, value in batch.items()}
+    logits, kept = model.apply(
+      {**variables, 'params': params},
+      models.normalize(real['image']),
+      mutable=['intermediates'],
+    )
+    label = task.loss(logits, real)[0]
+    more = task.evidence_loss(heads.found(kept), real)
+    return (label + more).mean(), label.mean()
+
+  gradient, label = jax.grad(plain, has_aux=True)(variables['params'])
+  assert float(metrics['loss']) == pytest.approx(float(label), rel=1e-5)
+  expected = jax.tree.map(
+    lambda p, g: p - 0.1 * g, variables['params'], gradient
+  )
+  assert_close(state.params, expected, 1e-5)
+  moved = jax.tree.map(
+    lambda a, b: bool((np.asarray(a) != b).any()),
+    state.params,
+    variables['params'],
+  )
+  assert all(jax.tree.leaves(moved))

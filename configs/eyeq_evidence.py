@@ -1,0 +1,40 @@
+"""EyeQ with a head of evidence: maps by criterion that are the judgement.
+
+  python -m iqa_jax.main --config=eyeq_evidence --workdir=runs/eyeq_evidence \\
+    --config.data.manual_dir=EYEQ_DIR
+
+Simulated faults, of named kinds and of none, are put into Good photographs of
+the training split and teach the cells where faults are; EyeQ's grades teach
+the verdict. The trunk is frozen and each photograph has a few fixed faults of
+its own, so all passes through it once. --config.data.verdicts=False learns
+"""
+
+from iqa_jax import config as config_lib
+
+
+def get_config():
+  c = config_lib.default()
+  c.data.name = 'eyeq'
+  c.task.class_weights = 'balanced'
+  c.model.name = 'vgg16'
+  c.model.head = 'evidence'
+  c.model.pretrained = 'vgg16.tv_in1k'
+  c.data.faults.focus = 0.05
+  c.data.faults.illumination = 0.1
+  c.data.faults.artifacts = 0.15
+  c.data.faults.procedural = 0.4
+  c.data.fault_variants = 6
+  c.train.batch_size = 32
+  c.train.cache_gb = 16.0
+  c.train.phases = (
+    config_lib.phase(
+      name='evidence',
+      learns='evidence+head',
+      epochs=100,
+      learning_rate=2e-3,
+      schedule='cosine',
+      weight_decay=0.01,
+    ),
+  )
+  c.eval.select_by = 'loss'
+  return c
