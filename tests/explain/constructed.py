@@ -24,6 +24,7 @@ class BrightSpots:
 
   points = ('map',)
   default_layer = 'map'
+  takes_field = False
   head = heads.Head('linear', *heads.KINDS['linear'], num_outputs=2)
 
   def placement(self, point):

@@ -8,11 +8,11 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
 
+from iqa_jax import config as config_lib
 from iqa_jax import models
 from iqa_jax.data.placement import Window
 from iqa_jax.models import heads, layers, pretrained
@@ -312,8 +312,8 @@ def test_names_what_is_wrong():
 
 
 def test_multipliers_and_config():
-  config = ml_collections.ConfigDict()
-  config.model = dict(
+  config = config_lib.default()
+  config.model.update(
     name='resnet50',
     head='mlp',
     last='stage4',
