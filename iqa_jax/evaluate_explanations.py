@@ -65,7 +65,8 @@ def main() -> None:
     raise app.UsageError('--workdir is needed: a run of iqa_jax.main')
 
   from iqa_jax import inference, run_directory
-  from iqa_jax.explain import photographs, study, subject
+  from iqa_jax.explain import subject
+  from iqa_jax.studies import photographs, study
 
   workdir = os.path.expanduser(_WORKDIR.value)
   output = os.path.expanduser(

@@ -140,7 +140,7 @@ def main() -> None:
   # It tells of every platform that it does not find.
   logging.get_absl_logger().manager.getLogger('jax').setLevel('WARNING')
 
-  from iqa_jax.explain import export
+  from iqa_jax.export import export
 
   options = export.Options(
     workdir=os.path.expanduser(_WORKDIR.value or ''),

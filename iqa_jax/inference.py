@@ -16,9 +16,8 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import config as config_lib
-from iqa_jax import models, run_directory
+from iqa_jax import models, processes, run_directory
 from iqa_jax.tasks import Task
-from iqa_jax.training import distributed
 from iqa_jax.training import step as step_lib
 
 _IN_FLIGHT = 2  # batches computed while the host reads the next ones
@@ -213,9 +212,9 @@ def _in_order(collected) -> dict[str, np.ndarray]:
   if jax.process_count() > 1:
     # Names differ in length from process to process; arrays mustn't.
     width = joined['image_id'].dtype.itemsize // 4
-    widest = int(distributed.gather({'w': np.array([width])})['w'].max())
+    widest = int(processes.gather({'w': np.array([width])})['w'].max())
     joined['image_id'] = joined['image_id'].astype(f'<U{max(widest, 1)}')
-  stacked = distributed.gather(joined)
+  stacked = processes.gather(joined)
 
   def interleave(value):
     # [processes, batches * share, ...]: batch by batch, process by process.

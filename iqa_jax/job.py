@@ -65,15 +65,15 @@ def run(
     UserError: something that the message says how to mend.
     Interrupted: SIGINT or SIGTERM; the same call resumes.
   """
-  from iqa_jax.training import distributed
+  from iqa_jax import processes
 
   if config is None:
     saved = run_directory.read_config(workdir)
     config = config_lib.from_json(saved)
   _set_up_jax(config, compilation_cache)
   # Before anything touches a device.
-  distributed.initialize(coordinator_address, num_processes, process_id)
-  with distributed.lock(workdir):
+  processes.initialize(coordinator_address, num_processes, process_id)
+  with processes.lock(workdir):
     _run(config, workdir, mode, ensemble, evaluation_dir)
 
 

@@ -46,7 +46,8 @@ def main() -> None:
     raise app.UsageError('--workdir is needed: a run of iqa_jax.main')
 
   from iqa_jax import inference, run_directory
-  from iqa_jax.explain import photographs, review, subject
+  from iqa_jax.explain import subject
+  from iqa_jax.studies import photographs, review
 
   workdir = os.path.expanduser(_WORKDIR.value)
   output = os.path.expanduser(_OUTPUT.value or os.path.join(workdir, 'review'))

@@ -50,7 +50,8 @@ def examine(split, entry):
     entry: a records.Entry.
   """
   from iqa_jax import labels
-  from iqa_jax.data import geometry, images, prepare, records
+  from iqa_jax.data import records
+  from iqa_jax.photograph import geometry, images, prepare
 
   about = {**records.METADATA, **entry.metadata}
   quality, grade = about['quality'], about['grade']

@@ -84,13 +84,13 @@ def test_arguments_that_are_no_flags_are_refused():
   [
     (
       'main',
-      'training.distributed.initialize',
+      'processes.initialize',
       ['--config=demo', '--workdir=w'],
     ),
     ('score', 'evaluation.scoring.run', ['--predictions=p', '--labels=l']),
     (
       'export_heatmaps',
-      'explain.export.run',
+      'export.export.run',
       ['--workdir=w', '--images=i', '--output=o'],
     ),
     ('evaluate_explanations', 'inference.load', ['--workdir=w']),

@@ -10,8 +10,9 @@ import os
 from absl import logging
 import tensorflow_datasets as tfds
 
-from iqa_jax.data import images, records
+from iqa_jax.data import records
 from iqa_jax.data.records import Entry
+from iqa_jax.photograph import images
 
 # For `tfds build`, which has no flag of its own for it.
 ALLOW_MISSING = 'IQA_JAX_ALLOW_MISSING'

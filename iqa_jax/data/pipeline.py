@@ -24,8 +24,9 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import errors, labels, run_directory
-from iqa_jax.data import building, prepare, splits
+from iqa_jax.data import building, splits
 from iqa_jax.data.records import DataError
+from iqa_jax.photograph import prepare
 
 _TEXT = ('image_id', 'patient_id', 'camera', 'eye', 'sex')
 _DATASETS = ('brset', 'eyeq', 'fundus_sim')

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from iqa_jax import errors, labels
-from iqa_jax.data import images, prepare
+from iqa_jax.photograph import images, prepare
 
 # Chroma at full resolution: subsampling would touch colour, an illumination
 # cue. See iqa_jax/data/README.md for what this quality was shown to keep.

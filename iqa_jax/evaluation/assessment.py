@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from iqa_jax import labels
-from iqa_jax.evaluation import intervals, metrics, operating_points, resampling
+from iqa_jax.evaluation import intervals, metrics, resampling
+from iqa_jax.judging import operating_points
 
 Entry = dict[str, Any]
 TOO_SMALL = 'too small to tell'

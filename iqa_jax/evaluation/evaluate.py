@@ -23,15 +23,8 @@ from iqa_jax import config as config_lib
 from iqa_jax import inference, labels, run_directory
 from iqa_jax import models as models_lib
 from iqa_jax.data import pipeline
-from iqa_jax.evaluation import (
-  assessment,
-  breakdowns,
-  calibration,
-  examples,
-  metrics,
-  operating_points,
-  report,
-)
+from iqa_jax.evaluation import assessment, breakdowns, examples, metrics, report
+from iqa_jax.judging import calibration, operating_points
 from iqa_jax.tasks import Task
 
 Columns = dict[str, np.ndarray]

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from iqa_jax import labels
-from iqa_jax.evaluation import intervals, metrics, operating_points, resampling
+from iqa_jax.evaluation import intervals, metrics, resampling
+from iqa_jax.judging import operating_points
 
 STYLE: dict[Any, Any] = {
   'font.family': 'DejaVu Sans',

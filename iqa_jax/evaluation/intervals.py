@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from iqa_jax.evaluation import calibration, delong, metrics, resampling
+from iqa_jax.evaluation import delong, metrics, resampling
+from iqa_jax.judging import calibration
 
 _Z = stats.norm.ppf(0.975)
 FEW = 10  # images of a class, or patients, below which a group can't tell

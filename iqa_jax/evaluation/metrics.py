@@ -14,7 +14,7 @@ import numpy as np
 from sklearn import metrics as sk
 
 from iqa_jax import labels
-from iqa_jax.evaluation import calibration
+from iqa_jax.judging import calibration
 
 BINS = 15  # of equal width, for the calibration error
 MAX_FPR = 0.1  # up to which the partial AUC looks

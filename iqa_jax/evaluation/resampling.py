@@ -14,7 +14,8 @@ import functools
 
 import numpy as np
 
-from iqa_jax.evaluation import calibration, metrics
+from iqa_jax.evaluation import metrics
+from iqa_jax.judging import calibration
 
 _CHUNK = 64  # resamples computed at a time: what fits a core's cache
 

@@ -37,9 +37,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.data import geometry
-from iqa_jax.data import placement as placement_lib
 from iqa_jax.models import heads
+from iqa_jax.photograph import geometry
+from iqa_jax.photograph import placement as placement_lib
 
 METHODS = (
   'gradcam',

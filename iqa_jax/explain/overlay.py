@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from iqa_jax import errors
-from iqa_jax.data import placement as placement_lib
-from iqa_jax.data.placement import Placement
+from iqa_jax.photograph import placement as placement_lib
+from iqa_jax.photograph.placement import Placement
 
 # Perceptually uniform maps of matplotlib (CC0), every eighth colour; importing
 # matplotlib would cost each worker more than drawing a photograph.

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from iqa_jax.data import geometry
 from iqa_jax.explain import overlay
+from iqa_jax.photograph import geometry
 from iqa_jax.simulation import field
 
 _LANDMARKS = ('disc_x', 'disc_y', 'disc_diameter', 'fovea_x', 'fovea_y')

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import inference, models
-from iqa_jax.data import prepare
-from iqa_jax.evaluation import calibration
 from iqa_jax.explain import additive, cam
+from iqa_jax.judging import calibration
+from iqa_jax.photograph import prepare
 
 
 class Subject:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from iqa_jax import errors
-from iqa_jax.data.placement import Placement
 from iqa_jax.models import evidence, heads, layers
+from iqa_jax.photograph.placement import Placement
 
 HEAD = 'head'
 HEAD_INPUT = 'head_input'

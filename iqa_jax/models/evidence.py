@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import labels
-from iqa_jax.data.placement import Placement, evenly
+from iqa_jax.photograph.placement import Placement, evenly
 
 LOCAL = labels.LOCAL_CRITERIA
 POINTS = ('cells', 'evidence')

@@ -16,7 +16,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from iqa_jax.data.placement import Window
+from iqa_jax.photograph.placement import Window
 
 EPSILON = 1e-5
 # PyTorch's momentum 0.1 is the weight of the new value, ours of the old one.

@@ -6,8 +6,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from iqa_jax.data.placement import Window
 from iqa_jax.models import layers
+from iqa_jax.photograph.placement import Window
 
 _CONVOLUTIONS = (2, 2, 3, 3, 3)
 _CHANNELS = (64, 128, 256, 512, 512)

@@ -15,7 +15,7 @@ import dataclasses
 
 import numpy as np
 
-from iqa_jax.data import geometry
+from iqa_jax.photograph import geometry
 
 NASAL_DD, TEMPORAL_DD, ARCADE_DD = 1.0, 2.0, 2.0
 

@@ -138,7 +138,7 @@ def _image_field(size, seed):
 
 
 def _beside_real(folder, size, seed):
-  from iqa_jax.data import geometry, images
+  from iqa_jax.photograph import geometry, images
   from iqa_jax.simulation import photograph
 
   files = sorted(

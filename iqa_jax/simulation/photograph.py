@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from iqa_jax import labels
-from iqa_jax.data import geometry
+from iqa_jax.photograph import geometry
 from iqa_jax.simulation import anatomy, faults, field
 
 # Two cameras as in BRSet: names, fields of view in degrees, and looks.

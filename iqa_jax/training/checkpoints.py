@@ -23,8 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from iqa_jax import run_directory
-from iqa_jax.training import distributed
+from iqa_jax import processes, run_directory
 
 _KEEP = 2
 _NEWS = ('WARNING', 'ERROR', 'CRITICAL')
@@ -172,7 +171,7 @@ class Store:
         found = self._latest(template)
       except run_directory.RunDirectoryError as error:
         problem = error
-    told = distributed.broadcast_json(
+    told = processes.broadcast_json(
       [found[1] if found else None, str(problem) if problem else None]
     )
     if told[1] is not None:
@@ -180,7 +179,7 @@ class Store:
     if told[0] is None:
       return None
     state = found[0] if found else template(told[0])
-    return distributed.broadcast(state), told[0]
+    return processes.broadcast(state), told[0]
 
   def _latest(self, template):
     assert self._manager is not None

@@ -25,9 +25,8 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from iqa_jax import models
+from iqa_jax import models, processes
 from iqa_jax.data import pipeline
-from iqa_jax.training import distributed
 from iqa_jax.training import step as step_lib
 
 _MEMORY_SHARE = 0.5  # of what is free now; the rest is for everything else
@@ -299,7 +298,7 @@ def _collect(batch, computed) -> dict[str, np.ndarray]:
   computed = computed.reshape(-1, *computed.shape[2:])[: len(batch['mask'])]
   kept = {k: batch[k] for k in ('index', 'mask', 'fault') if k in batch}
   # Every process sees every example in some epoch, so each keeps all maps.
-  everywhere = distributed.gather({**kept, 'maps': computed})
+  everywhere = processes.gather({**kept, 'maps': computed})
   flat = {k: v.reshape(-1, *v.shape[2:]) for k, v in everywhere.items()}
   real = flat.pop('mask') > 0
   return {key: value[real] for key, value in flat.items()}

@@ -35,14 +35,13 @@ import tensorboardX
 import tqdm
 
 from iqa_jax import config as config_lib
-from iqa_jax import errors, inference, models, run_directory
+from iqa_jax import errors, inference, models, processes, run_directory
 from iqa_jax.data import pipeline
 from iqa_jax.models import pretrained
 from iqa_jax.tasks import Task
 from iqa_jax.training import (
   checkpoints,
   diagnosis,
-  distributed,
   feature_cache,
   phases,
   standardization,
@@ -131,7 +130,7 @@ def train(
         progress.phase += 1
         progress.epoch = progress.stale = 0
     # A signal to one process must not leave the others to go on alone.
-    received = distributed.gather({'signal': np.array([signals.received])})
+    received = processes.gather({'signal': np.array([signals.received])})
     if received['signal'].any():
       raise Interrupted(int(received['signal'].max()), int(state.step))
 

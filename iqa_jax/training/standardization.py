@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from iqa_jax import models
+from iqa_jax import models, processes
 from iqa_jax.data import pipeline
 from iqa_jax.models.classifier import HEAD_INPUT
-from iqa_jax.training import distributed, feature_cache, phases
+from iqa_jax.training import feature_cache, phases
 from iqa_jax.training import step as step_lib
 
 
@@ -81,7 +81,7 @@ def fit(
     sums = measure(placed, part[inputs], part['mask'])
     for i, value in enumerate(sums):
       total[i] = total[i] + np.asarray(value, np.float64).sum(0)
-  sums = distributed.gather(
+  sums = processes.gather(
     {str(i): np.asarray(value)[None] for i, value in enumerate(total)}
   )
   first, second, count = (sums[str(i)].sum((0, 1)) for i in range(3))

@@ -69,7 +69,7 @@ def _photographs(folder: pathlib.Path, count: int, side: int) -> None:
 
 
 def _measure(name, side, workdir, photographs, images, repeats):
-  from iqa_jax.explain import export
+  from iqa_jax.export import export
 
   with tempfile.TemporaryDirectory() as written:
     numbers = iter(range(10**6))

@@ -167,7 +167,7 @@ def _devices(count, size, repeats) -> common.Row:
 
 def _files(count, repeats) -> common.Row:
   """Returns the cost of listing a folder of `count` names for an export."""
-  from iqa_jax.explain import inputs
+  from iqa_jax.photograph import inputs
 
   with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch)

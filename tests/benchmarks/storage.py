@@ -37,8 +37,9 @@ def run(
   from PIL import Image
   from sklearn import metrics
 
-  from iqa_jax.data import images, prepare, records
+  from iqa_jax.data import records
   from iqa_jax.data.eyeq import labels
+  from iqa_jax.photograph import images, prepare
 
   shared = os.environ.get('IQA_SHARED', str(common.ROOT.parent / 'shared'))
   splits = labels.entries(folder or f'{shared}/data/eyeq_sample')

@@ -14,9 +14,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from iqa_jax import config as config_lib
-from iqa_jax.data import building, images, pipeline, records
+from iqa_jax.data import building, pipeline, records
 from iqa_jax.data.brset import brset_dataset_builder
 from iqa_jax.data.eyeq import eyeq_dataset_builder
+from iqa_jax.photograph import images
 from tests.data import dummy
 
 

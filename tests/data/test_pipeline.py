@@ -411,7 +411,7 @@ def test_raw_photographs_are_prepared_like_records(tmp_path, orientation):
   from PIL import Image
   import tensorflow as tf
 
-  from iqa_jax.data import images, prepare
+  from iqa_jax.photograph import images, prepare
 
   drawn = photograph.draw(2, 400, distractors=False).image
   frame = np.zeros((600, 900, 3), np.uint8)

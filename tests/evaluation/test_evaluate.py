@@ -11,9 +11,9 @@ from sklearn import metrics as sk
 
 from iqa_jax import inference, labels, run_directory
 from iqa_jax.evaluation import evaluate, scoring
-from iqa_jax.explain import photographs as photographs_lib
-from iqa_jax.explain import review
 from iqa_jax.explain import subject as subject_lib
+from iqa_jax.studies import photographs as photographs_lib
+from iqa_jax.studies import review
 from tests.evaluation import simulated
 
 

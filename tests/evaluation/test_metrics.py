@@ -6,7 +6,8 @@ from scipy import special
 from sklearn import linear_model
 from sklearn import metrics as sk
 
-from iqa_jax.evaluation import calibration, metrics
+from iqa_jax.evaluation import metrics
+from iqa_jax.judging import calibration
 
 
 def drawn(n=400, seed=0, ties=False):

@@ -6,9 +6,9 @@ import numpy as np
 
 from iqa_jax import config as config_lib
 from iqa_jax import inference, models, tasks
-from iqa_jax.data.placement import Placement
-from iqa_jax.explain import photographs as photographs_lib
 from iqa_jax.models import heads
+from iqa_jax.photograph.placement import Placement
+from iqa_jax.studies import photographs as photographs_lib
 
 SIZE = 64
 CELL = 4  # pixels

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from iqa_jax.data import geometry
-from iqa_jax.data.placement import Placement
 from iqa_jax.explain import cam, overlay
-from tests.explain import export_material as material
+from iqa_jax.photograph import geometry
+from iqa_jax.photograph.placement import Placement
+from tests.export import export_material as material
 
 CAPTION = overlay.Caption(
   name='a.jpg',

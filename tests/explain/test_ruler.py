@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from iqa_jax.data import geometry, prepare
 from iqa_jax.explain import ruler
+from iqa_jax.photograph import geometry, prepare
 
 # A field of radius 300 about (500, 400); the disc's nasal margin is 130 px from
 # the edge on the left, the fovea 300 px from the one on the right.

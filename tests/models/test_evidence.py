@@ -9,9 +9,9 @@ import pytest
 from scipy.special import expit
 
 from iqa_jax import labels, models
-from iqa_jax.data.placement import Placement
 from iqa_jax.explain import cam
 from iqa_jax.models import evidence
+from iqa_jax.photograph.placement import Placement
 from iqa_jax.tasks import Task
 
 SIZE = 64

@@ -14,8 +14,8 @@ import pytest
 
 from iqa_jax import config as config_lib
 from iqa_jax import models
-from iqa_jax.data.placement import Window
 from iqa_jax.models import heads, layers, pretrained
+from iqa_jax.photograph.placement import Window
 from tests.models import reference
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden.npz')

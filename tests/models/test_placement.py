@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from iqa_jax import models
-from iqa_jax.data import placement
+from iqa_jax.photograph import placement
 
 _SIDE = 448  # about the receptive field of ResNet's last cells
 _BATCH = 8

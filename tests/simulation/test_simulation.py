@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from iqa_jax import labels
-from iqa_jax.data import geometry
+from iqa_jax.photograph import geometry
 from iqa_jax.simulation import faults, field, photograph
 
 SIZE = 96

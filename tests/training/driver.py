@@ -24,8 +24,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from iqa_jax import config as config_lib  # noqa: E402
-from iqa_jax import errors, inference  # noqa: E402
-from iqa_jax.training import checkpoints, distributed, loop  # noqa: E402
+from iqa_jax import errors, inference, processes  # noqa: E402
+from iqa_jax.training import checkpoints, loop  # noqa: E402
 from iqa_jax.training import step as step_lib  # noqa: E402
 
 COUNT, VALIDATION = 26, 7
@@ -61,7 +61,7 @@ def small_config():
 def main(workdir, coordinator=None, count=None, number=None):
   logging.set_verbosity(logging.INFO)
   if coordinator:
-    distributed.initialize(
+    processes.initialize(
       coordinator, int(count), int(number), heartbeat_seconds=10
     )
   config = small_config()
@@ -83,7 +83,7 @@ def main(workdir, coordinator=None, count=None, number=None):
 
   checkpoints.Store.save = noted
   try:
-    with distributed.lock(workdir):
+    with processes.lock(workdir):
       loop.train(config, workdir, source, splits)
   except loop.Interrupted as interruption:
     logging.info('%s', interruption)

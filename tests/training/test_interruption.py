@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from iqa_jax import run_directory
-from tests.training import processes
+from tests.training import spawn
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ def whole(tmp_path_factory):
   folder = tmp_path_factory.mktemp('whole')
   cache = folder / 'cache'
   workdir = folder / 'run'
-  code, output = processes.finish(processes.start(workdir, cache=cache))
+  code, output = spawn.finish(spawn.start(workdir, cache=cache))
   assert code == 0, output
   return workdir, cache, output.splitlines().count('step')
 
@@ -54,7 +54,7 @@ def test_killed_ten_times_it_ends_as_if_never_stopped(whole, tmp_path):
   rng = random.Random(0)
   kills = done = 0
   while kills < 10:
-    process = processes.start(tmp_path / 'run', cache=cache)
+    process = spawn.start(tmp_path / 'run', cache=cache)
     # Far enough, on average, to pass a phase and several epochs in ten.
     if wait_for_steps(process, rng.randint(1, 8)):
       time.sleep(rng.random() * 0.2)
@@ -65,8 +65,8 @@ def test_killed_ten_times_it_ends_as_if_never_stopped(whole, tmp_path):
       assert done == 1, 'a finished run trained again'
       shutil.rmtree(tmp_path / 'run')
     process.communicate()
-  process = processes.start(tmp_path / 'run', cache=cache)
-  code, output = processes.finish(process)
+  process = spawn.start(tmp_path / 'run', cache=cache)
+  code, output = spawn.finish(process)
   assert code == 0, output
   same_run(workdir, tmp_path / 'run')
 
@@ -86,16 +86,14 @@ def test_signals_save_and_leave(
   """However often steps are looked at, and whatever else is saved."""
   monkeypatch.setenv('DRIVER_EVERY', str(every))
   workdir, cache, steps = whole
-  process = processes.start(tmp_path / 'run', cache=cache)
+  process = spawn.start(tmp_path / 'run', cache=cache)
   assert wait_for_steps(process, 3)
   process.send_signal(getattr(signal, name))
-  found, output = processes.finish(process)
+  found, output = spawn.finish(process)
   assert found == code, output
   saved = int(re.search(r'training saved at step (\d+)', output)[1])
   assert saved >= 3
-  found, output = processes.finish(
-    processes.start(tmp_path / 'run', cache=cache)
-  )
+  found, output = spawn.finish(spawn.start(tmp_path / 'run', cache=cache))
   assert found == 0, output
   # Not a step is lost, or made twice.
   assert saved + output.splitlines().count('step') == steps
@@ -104,31 +102,27 @@ def test_signals_save_and_leave(
 
 def test_a_second_run_in_the_same_directory_is_refused(whole, tmp_path):
   _, cache, _ = whole
-  first = processes.start(tmp_path / 'run', cache=cache)
+  first = spawn.start(tmp_path / 'run', cache=cache)
   assert wait_for_steps(first, 1)
-  code, output = processes.finish(
-    processes.start(tmp_path / 'run', cache=cache)
-  )
+  code, output = spawn.finish(spawn.start(tmp_path / 'run', cache=cache))
   assert code == 1
   assert 'is in use by another run' in output
-  code, output = processes.finish(first)
+  code, output = spawn.finish(first)
   assert code == 0, output
 
 
 def test_a_full_disk_is_named_and_spares_what_was_saved(whole, tmp_path):
   workdir, cache, _ = whole
-  process = processes.start(tmp_path / 'run', cache=cache)
+  process = spawn.start(tmp_path / 'run', cache=cache)
   assert wait_for_steps(process, 8)
   process.kill()
   process.communicate()
-  code, output = processes.finish(
-    processes.start(tmp_path / 'run', cache=cache, largest_file=200_000)
+  code, output = spawn.finish(
+    spawn.start(tmp_path / 'run', cache=cache, largest_file=200_000)
   )
   assert code == 1, output
   assert 'Is the disk full' in output
-  code, output = processes.finish(
-    processes.start(tmp_path / 'run', cache=cache)
-  )
+  code, output = spawn.finish(spawn.start(tmp_path / 'run', cache=cache))
   assert code == 0, output
   assert 'resuming at step' in output
   same_run(workdir, tmp_path / 'run')

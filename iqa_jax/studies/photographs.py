@@ -1,0 +1,401 @@
+"""Photographs with what is known of them, for studies of explanations.
+
+They come from files (a folder, a glob pattern or a CSV list), from the files a
+run was tested on, or are drawn (fundus_sim). Without TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from iqa_jax import errors
+from iqa_jax import labels as L
+from iqa_jax.data import tables
+from iqa_jax.photograph import images, inputs, prepare
+
+_NAMES = ('image_id', 'path', 'image', 'image_path', 'filename', 'file')
+_LANDMARKS = ('disc_x', 'disc_y', 'disc_diameter', 'fovea_x', 'fovea_y')
+_VERDICTS = {'': -1, '-1': -1, 'adequate': 0, '0': 0, 'inadequate': 1, '1': 1}
+# Beyond all seeds of the dataset.
+_FIRST_SEED = 2**40
+_EYES = {'left': 'left', 'l': 'left', 'right': 'right', 'r': 'right'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Photographs:
+  """Prepared photographs; what is not known is -1, '' or NaN.
+
+  Attributes:
+    ids: names, as their source calls them.
+    images: uint8 [n, s, s, 3].
+    inside: bool [n, s, s], the field of view.
+    quality: int [n], 1 inadequate.
+    grade: int [n], EyeQ's.
+    criteria: int [n, 4], 1 inadequate.
+    eyes: 'left', 'right' or '', [n].
+    landmarks: float [n, 5], disc x, y and diameter, fovea x, y in pixels.
+    patients: whose photographs they are, [n]; '' where unknown.
+    skipped: (name, reason) of photographs that could not be read.
+    source: where they come from, for people.
+  """
+
+  ids: np.ndarray
+  images: np.ndarray
+  inside: np.ndarray
+  quality: np.ndarray
+  grade: np.ndarray
+  criteria: np.ndarray
+  eyes: np.ndarray
+  landmarks: np.ndarray
+  patients: np.ndarray
+  skipped: tuple[tuple[str, str], ...]
+  source: str
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  @property
+  def labels(self) -> dict[str, np.ndarray]:
+    """The labels as cam.choose_targets takes them."""
+    return {
+      'quality': self.quality,
+      'grade': self.grade,
+      'criteria': self.criteria,
+    }
+
+  def take(self, indices: Any) -> Photographs:
+    """Returns some of the photographs."""
+    chosen = {
+      f.name: getattr(self, f.name)[indices]
+      for f in dataclasses.fields(self)
+      if f.name not in ('skipped', 'source')
+    }
+    return dataclasses.replace(self, **chosen)
+
+
+def read(
+  where: str,
+  size: int,
+  *,
+  labels: str | os.PathLike | None = None,
+  split: str = '',
+  limit: int = 0,
+  usable: str = 'inadequate',
+  seed: int = 0,
+) -> Photographs:
+  """Reads photographs from files.
+
+  Args:
+    where: a folder, a glob pattern or a CSV list.
+    size: side of the prepared photographs in pixels.
+    labels: a CSV file that names photographs (by file name, with or without
+      ending) and has any of the columns quality, grade, focus, illumination,
+      image_field, artifacts (0 or adequate, 1 or inadequate; grade 0 to 2),
+      eye, patient_id (else each photograph is taken as a patient of its own),
+      disc_x, disc_y, disc_diameter, fovea_x, fovea_y (pixels of the
+      file); photographs it does not name are left out. None: a CSV list is its
+      own labels, a folder has none.
+    split: keep rows whose column `split` says so only; '' for all.
+    limit: read at most this many, drawn by lot but evenly over the labels
+      adequate and inadequate; 0 for all.
+    usable: what grade 1 counts as, see labels.USABLE.
+    seed: of the lot.
+
+  Raises:
+    ValueError: nothing is there, or a label is not understood.
+  """
+  if labels is None and where.lower().endswith('.csv'):
+    labels = where
+  known = _read_labels(labels, split, usable) if labels else None
+  listing = inputs.find(where, suffixes=images.SUFFIXES)
+  paths = [pathlib.Path(listing.root) / key for key in listing.keys]
+  if known is not None:
+    paths = [p for p in paths if _stem(p.name) in known]
+    if not paths:
+      raise errors.InvalidValue(
+        f'none of the {len(listing.keys)} photographs of {where} is named in '
+        f'{labels}' + (f' with split {split}' if split else '')
+      )
+  rows = [(known or {}).get(_stem(p.name), {}) for p in paths]
+  quality = np.asarray([row.get('quality', L.UNKNOWN) for row in rows])
+  chosen = _lot(quality, limit, seed)
+
+  source = f'{where}, labels of {labels}' if known is not None else where
+  readers = [lambda i=i: _prepare(paths[i], size, rows[i]) for i in chosen]
+  return _collect(readers, [_stem(paths[i].name) for i in chosen], size, source)
+
+
+def drawn(
+  count: int, size: int, *, drawn_at: int = prepare.SIZE, seed: int = 0
+) -> Photographs:
+  """Draws simulated photographs, none of which the fundus_sim dataset holds.
+
+  Every other one meets all criteria; the others fail one, in turn, and every
+  tenth a second one.
+
+  Args:
+    count: how many.
+    size: side in pixels.
+    drawn_at: side in pixels at which they are drawn, that of the records.
+    seed: of the first; the same seed draws the same photographs.
+  """
+  from iqa_jax.simulation import photograph
+
+  def make(number: int) -> dict[str, Any]:
+    broken = set()
+    if number % 2:
+      broken.add(L.CRITERIA[number // 2 % 4])
+      if number % 10 == 9:
+        broken.add(L.CRITERIA[(number // 2 + 1) % 4])
+    found = photograph.draw(
+      _FIRST_SEED + seed + number, drawn_at, broken=broken
+    )
+    shrink = size / drawn_at
+    centres = np.arange(size) + 0.5
+    return {
+      'image': prepare.resize(found.image, size),
+      'inside': found.view.scaled(shrink, shrink).inside(
+        centres[None, :], centres[:, None]
+      ),
+      'quality': found.quality,
+      'criteria': found.criteria,
+      'eye': found.eye,
+      'landmarks': np.asarray(found.landmarks, float) * shrink,
+    }
+
+  names = [f'drawn-{seed + i}' for i in range(count)]
+  makers = [lambda i=i: make(i) for i in range(count)]
+  return _collect(makers, names, size, f'{count} simulated photographs')
+
+
+def _prepare(path, size, row) -> dict[str, Any]:
+  photograph = images.read(path)
+  prepared = prepare.photograph(photograph.image, size)
+  landmarks = np.asarray(row.get('landmarks', [np.nan] * 5), float)
+  return {
+    **row,
+    'image': prepared.image,
+    'inside': prepared.inside,
+    'landmarks': _to_prepared(landmarks, prepared.affine),
+  }
+
+
+def _to_prepared(landmarks, affine) -> np.ndarray:
+  """Returns landmarks of the file's pixels in prepared pixels."""
+  x = (landmarks[[0, 3]] - affine[0, 2]) / affine[0, 0]
+  y = (landmarks[[1, 4]] - affine[1, 2]) / affine[1, 1]
+  diameter = landmarks[2] / affine[0, 0]
+  return np.asarray([x[0], y[0], diameter, x[1], y[1]])
+
+
+def _collect(
+  readers: Sequence[Callable[[], Mapping[str, Any]]],
+  names: Sequence[str],
+  size: int,
+  source: str,
+) -> Photographs:
+  kept, rows, skipped = [], [], []
+  for name, reader in zip(names, readers, strict=True):
+    try:
+      rows.append(reader())
+      kept.append(name)
+    except images.ImageError as error:
+      skipped.append((name, f'{error.status}: {error.reason}'))
+  if not rows:
+    raise errors.InvalidValue(
+      f'{source}: none of {len(names)} photographs can be read'
+      + (f'; the first: {": ".join(skipped[0])}' if skipped else '')
+    )
+
+  def column(key, missing, dtype):
+    return np.asarray([row.get(key, missing) for row in rows], dtype)
+
+  return Photographs(
+    ids=np.asarray(kept),
+    images=np.stack([row['image'] for row in rows]),
+    inside=np.stack([row['inside'] for row in rows]),
+    quality=column('quality', L.UNKNOWN, np.int64),
+    grade=column('grade', L.UNKNOWN, np.int64),
+    criteria=column('criteria', [L.UNKNOWN] * 4, np.int64),
+    eyes=column('eye', '', str),
+    landmarks=column('landmarks', [np.nan] * 5, np.float64),
+    patients=column('patient', '', str),
+    skipped=tuple(skipped),
+    source=source,
+  )
+
+
+def _read_labels(path, split, usable) -> dict[str, dict[str, Any]]:
+  rows: dict[str, dict[str, Any]] = {}
+  for line, row in tables.read(path, ()):
+    name = next((row[n] for n in _NAMES if row.get(n)), '')
+    if not name:
+      raise errors.InvalidValue(
+        f'{path}, line {line}: no column names the photograph; expected one '
+        f'of {", ".join(_NAMES)}'
+      )
+    if split and row.get('split') != split:
+      continue
+
+    def verdict(column, row=row, line=line):
+      value = row.get(column, '').lower()
+      if value not in _VERDICTS:
+        raise errors.InvalidValue(
+          f'{path}, line {line}: {column} is {value!r}, expected 0 or '
+          'adequate, 1 or inadequate, or nothing'
+        )
+      return _VERDICTS[value]
+
+    grade = row.get('grade', '')
+    if grade not in ('', '-1', '0', '1', '2'):
+      raise errors.InvalidValue(
+        f'{path}, line {line}: grade is {grade!r}, expected 0, 1, 2 or nothing'
+      )
+    known: dict[str, Any] = {
+      'quality': verdict('quality'),
+      'grade': int(grade or L.UNKNOWN),
+      'criteria': [verdict(name) for name in L.CRITERIA],
+      'eye': _EYES.get(row.get('eye', '').lower(), ''),
+      'patient': row.get('patient_id', ''),
+      'landmarks': [float(row.get(n) or 'nan') for n in _LANDMARKS],
+    }
+    if known['quality'] == L.UNKNOWN:
+      known['quality'] = L.quality_of_grade(known['grade'], usable)
+    rows[_stem(pathlib.PurePosixPath(name).name)] = known
+  return rows
+
+
+def _stem(name: str) -> str:
+  """Returns a file's name without the ending of an image."""
+  stem, suffix = os.path.splitext(name)
+  return stem if suffix.lower() in images.SUFFIXES else name
+
+
+def _lot(quality: np.ndarray, limit: int, seed: int) -> list[int]:
+  """Returns `limit` indices, as evenly over the labels as they allow."""
+  rng = np.random.default_rng(seed)
+  order = rng.permutation(len(quality))
+  if not limit or limit >= len(order):
+    return list(range(len(order)))
+  turn = np.empty(len(order), int)
+  for value in np.unique(quality):
+    group = order[quality[order] == value]
+    turn[group] = np.arange(len(group))
+  chosen = order[np.argsort(turn[order], kind='stable')][:limit]
+  return sorted(int(i) for i in chosen)
+
+
+def choose(
+  loaded: Any,
+  workdir: str | os.PathLike,
+  *,
+  images: str = '',
+  labels: str | None = None,
+  limit: int = 0,
+  seed: int = 0,
+) -> Photographs:
+  """Returns the photographs named, or those of the run when none are.
+
+  Args:
+    loaded: the run's model (inference.Loaded).
+    workdir: its run directory.
+    images: see `read`; '' for `of_run`.
+    labels: see `read`; of `images` only.
+    limit: how many at most; 0 for all.
+    seed: of the lot.
+
+  Raises:
+    ValueError: there are none.
+  """
+  if not images:
+    if labels:
+      raise errors.InvalidValue(
+        'labels without images: say which photographs they name'
+      )
+    return of_run(loaded, workdir, limit=limit, seed=seed)
+  return read(
+    images,
+    loaded.image_size,
+    labels=labels,
+    limit=limit,
+    usable=loaded.config.task.usable,
+    seed=seed,
+  )
+
+
+def of_run(
+  loaded: Any, workdir: str | os.PathLike, *, limit: int, seed: int = 0
+) -> Photographs:
+  """Returns photographs a run was tested on, or as good: drawn anew.
+
+  Of a run on files its test photographs (predictions.csv says which) are looked
+  for among the files it was made from; a run on fundus_sim gets new drawings.
+
+  Args:
+    loaded: the run's model (inference.Loaded).
+    workdir: its run directory.
+    limit: how many, at most; 0 for all there are (drawn: 200).
+    seed: of the lot.
+
+  Raises:
+    ValueError: the files are not where the run found them.
+  """
+  data, size = loaded.config.data, loaded.image_size
+  name = data.test_name or data.name
+  if name == 'fundus_sim':
+    from iqa_jax.simulation import photograph
+
+    # The builder's default is the first.
+    sizes = photograph.SIZES
+    at = sizes[data.builder_config or next(iter(sizes))]
+    return drawn(limit or 200, size, drawn_at=at, seed=seed)
+  folder = os.path.expanduser(data.test_manual_dir or data.manual_dir)
+  table = pathlib.Path(workdir) / 'predictions.csv'
+  if not folder or not os.path.isdir(folder) or not table.is_file():
+    raise errors.InvalidValue(
+      f'the test photographs of {workdir} cannot be found: it names '
+      f'data.manual_dir={folder!r}, and predictions.csv is '
+      f'{"there" if table.is_file() else "missing"}; give --images'
+    )
+  return read(
+    folder,
+    size,
+    labels=table,
+    split='test',
+    limit=limit,
+    usable=loaded.config.task.usable,
+    seed=seed,
+  )
+
+
+def estimate_disc(image: np.ndarray, inside: np.ndarray) -> tuple[float, float]:
+  """Returns where the optic disc seems to be, (x, y) in pixels.
+
+  The brightest spot of about a disc's size against its surroundings, away from
+  the rim. An estimate: a bright artefact or lesion can take the disc's place.
+
+  Args:
+    image: uint8 [s, s, 3].
+    inside: bool [s, s], the field of view.
+  """
+  side = len(image)
+  # Red saturates on the disc's surroundings, blue holds little light.
+  green = image[..., 1] * inside.astype(np.float32)
+
+  def smooth(x, sigma):
+    return ndimage.gaussian_filter(x, sigma * side)
+
+  weight = inside.astype(np.float32)
+  near = smooth(green, 0.03) / np.maximum(smooth(weight, 0.03), 1e-3)
+  around = smooth(green, 0.12) / np.maximum(smooth(weight, 0.12), 1e-3)
+  depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+  contrast = np.where(depth > 0.06 * side, near - around, -np.inf)
+  y, x = np.unravel_index(contrast.argmax(), contrast.shape)
+  return float(x) + 0.5, float(y) + 0.5

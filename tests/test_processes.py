@@ -1,0 +1,144 @@
+"""Joining processes: what announces a cluster, and real processes at work."""
+
+import json
+
+import numpy as np
+import pytest
+
+from iqa_jax import errors, processes
+from tests.training import spawn
+
+
+@pytest.mark.parametrize(
+  ('environment', 'cluster'),
+  [
+    ({}, None),
+    ({'SLURM_NTASKS': '4'}, None),  # sbatch or salloc without srun
+    ({'SLURM_NTASKS': '4', 'SLURM_STEP_NODELIST': 'n[1-2]'}, 'Slurm'),
+    ({'SLURM_NTASKS': '1', 'SLURM_STEP_NODELIST': 'n1'}, None),
+    ({'OMPI_COMM_WORLD_SIZE': '2'}, 'Open MPI'),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, 'Cloud TPU'),
+    ({'TPU_WORKER_HOSTNAMES': 'a'}, None),
+    ({'KUBERNETES_SERVICE_HOST': 'x', 'JOB_COMPLETION_INDEX': '1'}, None),
+  ],
+)
+def test_clusters_announce_themselves(environment, cluster):
+  assert processes.announced(environment) == cluster
+
+
+@pytest.fixture
+def joined(monkeypatch):
+  calls = []
+  monkeypatch.setattr(
+    processes.jax.distributed, 'initialize', lambda **k: calls.append(k)
+  )
+  for name in ('JAX_COORDINATOR_ADDRESS', 'SLURM_STEP_NODELIST'):
+    monkeypatch.delenv(name, raising=False)
+  return calls
+
+
+def test_alone_nothing_is_joined(joined):
+  processes.initialize()
+  assert joined == []
+
+
+def test_variables_of_an_indexed_job_are_read(joined, monkeypatch):
+  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'job-0.job:1234')
+  monkeypatch.setenv('JAX_NUM_PROCESSES', '4')
+  monkeypatch.setenv('JOB_COMPLETION_INDEX', '3')
+  processes.initialize()
+  assert joined[0]['coordinator_address'] == 'job-0.job:1234'
+  assert (joined[0]['num_processes'], joined[0]['process_id']) == (4, 3)
+
+
+def test_half_an_address_is_refused(joined):
+  with pytest.raises(ValueError, match='needs all of'):
+    processes.initialize('localhost:1', num_processes=2)
+  assert joined == []
+
+
+def test_who_cannot_be_reached_is_named(monkeypatch):
+  def refuse(**_):
+    raise RuntimeError('deadline exceeded')
+
+  monkeypatch.setattr(processes.jax.distributed, 'initialize', refuse)
+  with pytest.raises(errors.UserError, match=r'node7:1234.*deadline exceeded'):
+    processes.initialize('node7:1234', 2, 1)
+
+
+def read(path):
+  with np.load(path) as saved:
+    return dict(saved)
+
+
+def start_two(workdir, cache):
+  address = f'localhost:{spawn.free_port()}'
+  return [
+    spawn.start(workdir, address, 2, i, devices=2, cache=cache) for i in (0, 1)
+  ]
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_train_as_one_of_one(
+  tmp_path, monkeypatch
+):
+  # Adam divides by the gradient's size, and so makes much of rounding errors
+  # where it is all but zero.
+  monkeypatch.setenv('DRIVER_OPTIMIZER', 'sgd')
+  cache = tmp_path / 'cache'
+  (tmp_path / 'one').mkdir()
+  (tmp_path / 'two').mkdir()
+  code, output = spawn.finish(spawn.start(tmp_path / 'one', cache=cache))
+  assert code == 0, output
+  for process in start_two(tmp_path / 'two', cache):
+    code, output = spawn.finish(process)
+    assert code == 0, output
+  one, two = (
+    [
+      json.loads(line)
+      for line in (tmp_path / name / 'history.jsonl').read_text().splitlines()
+    ]
+    for name in ('one', 'two')
+  )
+  assert len(one) == len(two) == 5
+  for a, b in zip(one, two, strict=True):
+    assert a['phase'] == b['phase']
+    for key in ('train_loss', 'validation_loss', 'validation_auc'):
+      assert a[key] == pytest.approx(b[key], abs=1e-5), (key, a, b)
+  expected = read(tmp_path / 'one' / 'end0.npz')
+  for number in (0, 1):
+    found = read(tmp_path / 'two' / f'end{number}.npz')
+    assert set(found) == set(expected)
+    for key in found:
+      np.testing.assert_allclose(
+        found[key], expected[key], rtol=1e-5, atol=1e-5, err_msg=key
+      )
+
+
+@pytest.mark.slow
+def test_a_dead_peer_ends_the_run_with_a_message(tmp_path):
+  first, second = start_two(tmp_path, tmp_path / 'cache')
+  for line in second.stdout:
+    if line.startswith('step'):
+      break
+  second.kill()
+  second.communicate()
+  code, output = spawn.finish(first, timeout=120)
+  assert code != 0
+  assert 'another task died' in output or 'unhealthy' in output, output
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
+  first, second = start_two(tmp_path, tmp_path / 'cache')
+  for line in second.stdout:
+    if line.startswith('step'):
+      break
+  second.terminate()
+  codes_and_outputs = [spawn.finish(p) for p in (first, second)]
+  said = set()
+  for code, output in codes_and_outputs:
+    assert code == 143, output
+    lines = [x for x in output.splitlines() if 'training saved at step' in x]
+    said.add(lines[0].rsplit('step', 1)[1])
+  assert len(said) == 1
