@@ -4,15 +4,19 @@
 itself by environment variables:
 
   Slurm          srun with more than one task
-  Open MPI       mpirun with more than one process
+  Open MPI       mpirun with more than one process; from version 5 on it keeps
+                 to itself where process 0 is, so over several machines
+                 JAX_COORDINATOR_ADDRESS has to say it
   Cloud TPU      a TPU VM (its metadata says which worker it is)
   Kubernetes     JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES; the process
   and others     number is JAX_PROCESS_ID or, in an indexed Job or JobSet,
                  JOB_COMPLETION_INDEX
 
 or the command line does (--coordinator_address, --num_processes,
---process_id). A process whose peer has died is ended by JAX with a message
-once the peer has been silent for `HEARTBEAT_SECONDS`.
+--process_id). A machine that merely looks like part of a cluster, as one with a
+TPU does, goes on alone, with a warning, where nobody names peers. A process
+whose peer has died is ended by JAX with a message once the peer has been silent
+for `HEARTBEAT_SECONDS`.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import importlib.util
 import json
 import os
 from typing import Any
+import zlib
 
 from absl import logging
 import jax
@@ -32,6 +37,9 @@ import numpy as np
 from iqa_jax import errors, run_directory
 
 HEARTBEAT_SECONDS = 60
+# Where JAX looks for a port, too: the end of the ephemeral ones.
+_FIRST_PORT, _PORTS = 61440, 4096
+_LOOKS_LIKE_TPU = 'its TPU'
 _VARIABLES = 'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID'
 
 
@@ -54,6 +62,7 @@ def initialize(
     ValueError: only some of the three are given.
     UserError: the others could not be reached.
   """
+  name = None
   given: list[Any] = [coordinator_address, num_processes, process_id]
   if given == [None] * 3:
     given = _from_variables(os.environ)
@@ -63,22 +72,33 @@ def initialize(
         'a run of several processes needs all of --coordinator_address, '
         f'--num_processes and --process_id (or {_VARIABLES}); got {given}'
       )
-    cluster = announced(os.environ)
-    if cluster is None:
+    name = announced(os.environ)
+    if name is None:
       return
-    logging.info('joining the processes that %s announces', cluster)
+    logging.info('joining the processes that %s announces', name)
   address, count, number = given
   try:
     jax.distributed.initialize(
       coordinator_address=address,
       num_processes=count,
       process_id=number,
+      local_device_ids=_local_devices(os.environ) if address else None,
       cluster_detection_method='deactivate' if address else None,
       heartbeat_timeout_seconds=heartbeat_seconds,
       # The first to fail must not wait minutes for those that hang.
       shutdown_timeout_seconds=heartbeat_seconds,
     )
-  except (RuntimeError, ValueError) as error:
+  except (RuntimeError, ValueError, OSError) as error:
+    # JAX asks a TPU's metadata server, which a TPU need not have.
+    alone = isinstance(error, ValueError | OSError)
+    if name == _LOOKS_LIKE_TPU and alone:
+      logging.warning(
+        'this machine has a TPU, but nothing says that it belongs to several '
+        '(%s): going on alone. If it does, set %s',
+        error,
+        _VARIABLES,
+      )
+      return
     raise errors.UserError(
       'this process could not join the others '
       f'({address or "address from the environment"}): {error}'
@@ -96,16 +116,23 @@ def announced(environment: Mapping[str, str]) -> str | None:
     return 'Cloud TPU'
   on_tpu = glob.glob('/dev/accel*') or os.path.exists('/dev/vfio/0')
   if on_tpu and importlib.util.find_spec('libtpu'):
-    return 'Cloud TPU'
+    return _LOOKS_LIKE_TPU
   return None
 
 
-def _from_variables(environment) -> list[Any]:
-  number = environment.get(
-    'JAX_PROCESS_ID', environment.get('JOB_COMPLETION_INDEX')
+def _from_variables(environment: Mapping[str, str]) -> list[Any]:
+  def first(*names: str) -> str | None:
+    return next((environment[n] for n in names if n in environment), None)
+
+  number = first(
+    'JAX_PROCESS_ID', 'JOB_COMPLETION_INDEX', 'OMPI_COMM_WORLD_RANK'
   )
-  address = environment.get('JAX_COORDINATOR_ADDRESS')
-  count = environment.get('JAX_NUM_PROCESSES')
+  address = first('JAX_COORDINATOR_ADDRESS')
+  count = first('JAX_NUM_PROCESSES', 'OMPI_COMM_WORLD_SIZE')
+  if address is None and _one_machine_of_open_mpi_5(environment):
+    # The same in all of them, and another in the job beside this one.
+    job = zlib.crc32(environment.get('PMIX_NAMESPACE', '').encode())
+    address = f'localhost:{_FIRST_PORT + job % _PORTS}'
   if address is None:
     # An indexed Job alone is no cluster: exports are arrays of such jobs.
     return [None] * 3
@@ -114,6 +141,25 @@ def _from_variables(environment) -> list[Any]:
     None if count is None else int(count),
     None if number is None else int(number),
   ]
+
+
+def _one_machine_of_open_mpi_5(environment: Mapping[str, str]) -> bool:
+  """Returns whether mpirun started several processes here, and no others.
+
+  Of version 5, that is: where older ones say more, JAX understands it.
+  """
+  size = environment.get('OMPI_COMM_WORLD_SIZE', '1')
+  return (
+    size != '1'
+    and size == environment.get('OMPI_COMM_WORLD_LOCAL_SIZE')
+    and 'OMPI_MCA_orte_hnp_uri' not in environment
+  )
+
+
+def _local_devices(environment: Mapping[str, str]) -> list[int] | None:
+  """Returns the GPU of a process of Open MPI, as JAX would choose it."""
+  rank = environment.get('OMPI_COMM_WORLD_LOCAL_RANK')
+  return None if rank is None else [int(rank)]
 
 
 @contextlib.contextmanager

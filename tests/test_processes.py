@@ -32,9 +32,13 @@ def joined(monkeypatch):
   monkeypatch.setattr(
     processes.jax.distributed, 'initialize', lambda **k: calls.append(k)
   )
+  alone(monkeypatch)
+  return calls
+
+
+def alone(monkeypatch):
   for name in ('JAX_COORDINATOR_ADDRESS', 'SLURM_STEP_NODELIST'):
     monkeypatch.delenv(name, raising=False)
-  return calls
 
 
 def test_alone_nothing_is_joined(joined):
@@ -64,6 +68,73 @@ def test_who_cannot_be_reached_is_named(monkeypatch):
   monkeypatch.setattr(processes.jax.distributed, 'initialize', refuse)
   with pytest.raises(errors.UserError, match=r'node7:1234.*deadline exceeded'):
     processes.initialize('node7:1234', 2, 1)
+
+
+@pytest.mark.parametrize(
+  ('error', 'goes_on'),
+  [
+    # What JAX raises where it finds no cluster, where there is no metadata
+    # server, and where the server named peers, of whom one is absent.
+    (ValueError('coordinator_address should be defined.'), True),
+    (OSError('metadata.google.internal: name or service not known'), True),
+    (RuntimeError('Failed to recognize coordinator address t1v-0'), False),
+  ],
+)
+def test_a_tpu_that_nobody_counts_among_several_goes_on_alone(
+  monkeypatch, caplog, error, goes_on
+):
+  def refuse(**_):
+    raise error
+
+  alone(monkeypatch)
+  monkeypatch.delenv('TPU_WORKER_HOSTNAMES', raising=False)
+  monkeypatch.setattr(processes.glob, 'glob', lambda _: ['/dev/accel0'])
+  monkeypatch.setattr(processes.importlib.util, 'find_spec', lambda _: True)
+  monkeypatch.setattr(processes.jax.distributed, 'initialize', refuse)
+  if goes_on:
+    processes.initialize()
+    assert 'going on alone' in caplog.text
+  else:
+    with pytest.raises(errors.UserError, match='t1v-0'):
+      processes.initialize()
+
+
+def open_mpi_5(monkeypatch, **changes):
+  alone(monkeypatch)
+  variables = {
+    'OMPI_COMM_WORLD_SIZE': '4',
+    'OMPI_COMM_WORLD_LOCAL_SIZE': '4',
+    'OMPI_COMM_WORLD_RANK': '2',
+    'OMPI_COMM_WORLD_LOCAL_RANK': '2',
+    'PMIX_NAMESPACE': 'prterun-node-7@1',
+    **changes,
+  }
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+
+
+def test_processes_of_open_mpi_5_meet_on_their_machine(joined, monkeypatch):
+  for rank in '02':
+    open_mpi_5(monkeypatch, OMPI_COMM_WORLD_RANK=rank)
+    processes.initialize()
+  open_mpi_5(monkeypatch, PMIX_NAMESPACE='prterun-node-8@1')
+  processes.initialize()
+  first, second, other = (call['coordinator_address'] for call in joined)
+  assert first == second != other
+  assert first.startswith('localhost:')
+  assert [call['process_id'] for call in joined] == [0, 2, 2]
+  assert [call['num_processes'] for call in joined] == [4] * 3
+  assert joined[0]['local_device_ids'] == [2]
+
+
+def test_open_mpi_5_over_machines_is_told_where_process_0_is(
+  joined, monkeypatch
+):
+  open_mpi_5(monkeypatch, OMPI_COMM_WORLD_LOCAL_SIZE='2')
+  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'node7:1234')
+  processes.initialize()
+  assert joined[0]['coordinator_address'] == 'node7:1234'
+  assert (joined[0]['num_processes'], joined[0]['process_id']) == (4, 2)
 
 
 def read(path):

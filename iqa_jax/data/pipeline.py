@@ -49,6 +49,22 @@ def builder_class(name: str) -> type:
   return module.Builder
 
 
+@functools.cache
+def tensorflow() -> Any:
+  """Returns TensorFlow, which reads here: the accelerators are JAX's alone.
+
+  A build of it that sees them would take all of their memory.
+  """
+  import tensorflow as tf
+
+  for kind in ('GPU', 'TPU'):
+    try:
+      tf.config.set_visible_devices([], kind)
+    except RuntimeError:  # somebody is using it already, and them
+      logging.warning('TensorFlow was in use before and may hold a %s', kind)
+  return tf
+
+
 class Source:
   """Prepared records of one or more datasets, by random access.
 
@@ -123,6 +139,7 @@ def open_source(
     DataError: files are missing, damaged, or not those of existing records.
     ValueError: no such dataset or builder configuration.
   """
+  tensorflow()  # before the builders come upon it
   data = config.data
   manual = manual_dir if manual_dir is not None else data.manual_dir
   names = [(n, manual) for n in (name or data.name).split('+')]
@@ -254,9 +271,9 @@ def _read_table(builder, split: str, reader) -> dict[str, np.ndarray]:
 
 
 def _scan(builder, reader) -> dict[str, np.ndarray]:
-  import tensorflow as tf
   import tensorflow_datasets as tfds
 
+  tf = tensorflow()
   features = builder.info.features
 
   def metadata(record):
@@ -685,8 +702,7 @@ def _image_batches(
   source, plan, slots, image_size, share, cells
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the pictures of each non-empty slot list (see `_shapes`)."""
-  import tensorflow as tf
-
+  tf = tensorflow()
   order = np.concatenate([np.zeros(0, np.int64), *slots]).astype(np.int64)
   if not len(order):
     return
