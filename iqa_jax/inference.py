@@ -67,13 +67,13 @@ class Loaded:
 def load(workdir: str | os.PathLike) -> Loaded:
   """Loads the best model of a run directory.
 
-  In a run of several processes each reads it, so they must all see it.
+  In a run of several processes process 0 reads it and sends it to the others.
 
   Raises:
     RunDirectoryError: there is none, or it is damaged, or its weights are not
       those of the model that its record describes.
   """
-  saved = run_directory.load_model(workdir)
+  saved = processes.load_model(workdir)
   where = f'{workdir}/model/model.json'
   try:
     config = config_lib.from_json(json.dumps(saved.record['config']))

@@ -21,24 +21,28 @@ for `HEARTBEAT_SECONDS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import glob
 import importlib.util
 import json
 import os
-from typing import Any
+from typing import Any, TypeVar
 import zlib
 
 from absl import logging
+from flax import traverse_util
 import jax
 import numpy as np
 
 from iqa_jax import errors, run_directory
 
+_T = TypeVar('_T')
+
 HEARTBEAT_SECONDS = 60
 # Where JAX looks for a port, too: the end of the ephemeral ones.
 _FIRST_PORT, _PORTS = 61440, 4096
+_FOREVER_MS = 7 * 24 * 3600 * 1000
 _LOOKS_LIKE_TPU = 'its TPU'
 _VARIABLES = 'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID'
 
@@ -170,19 +174,71 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
     RunDirectoryError: another run is writing there (in every process).
   """
   with contextlib.ExitStack() as stack:
-    refusal: Exception | None = None
-    if jax.process_index() == 0:
-      try:
-        stack.enter_context(run_directory.lock(workdir))
-      except (run_directory.RunDirectoryError, OSError) as error:
-        refusal = error
-    if jax.process_count() > 1:
-      message = broadcast_json(str(refusal) if refusal else None)
-      if message and refusal is None:
-        refusal = run_directory.RunDirectoryError(message)
-    if refusal is not None:
-      raise refusal
+    first(lambda: stack.enter_context(run_directory.lock(workdir)))
     yield
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """Lets no process go before all have done what is inside.
+
+  One that ends by itself waits for the others `HEARTBEAT_SECONDS` and then
+  gives them up, while process 0 may write a report for longer. A process that
+  raises doesn't wait: the others are ended as if it had died.
+  """
+  yield
+  if jax.process_count() > 1:
+    from orbax.checkpoint import multihost
+
+    # Not a collective of devices: those have timeouts of their own.
+    everybody = multihost.get_barrier_sync_fn(
+      processes=set(range(jax.process_count()))
+    )
+    everybody(key='iqa_jax.end', timeout_ms=_FOREVER_MS)
+
+
+def first(function: Callable[[], _T]) -> _T | None:
+  """Calls `function` in process 0 alone; returns its value there, else None.
+
+  Raises:
+    RunDirectoryError: in the other processes, where process 0 raised a
+      UserError or an OSError; there it is raised as it is.
+  """
+  value, refusal = None, None
+  if jax.process_index() == 0:
+    try:
+      value = function()
+    except (errors.UserError, OSError) as error:
+      refusal = error
+  message = broadcast_json(str(refusal) if refusal else None)
+  if message is not None:
+    raise refusal or run_directory.RunDirectoryError(message)
+  return value
+
+
+def load_model(workdir: str | os.PathLike) -> run_directory.SavedModel:
+  """Returns a run's best model in every process; process 0 alone reads it.
+
+  Raises:
+    RunDirectoryError: as of run_directory.load_model, in every process.
+  """
+  saved = first(lambda: run_directory.load_model(workdir))
+  if jax.process_count() == 1:
+    assert saved is not None
+    return saved
+  flat, head = {}, None
+  if saved is not None:
+    flat = traverse_util.flatten_dict(saved.variables, sep='/')
+    layout = {k: (v.shape, str(v.dtype)) for k, v in flat.items()}
+    head = (saved.record, saved.digest, layout)
+  record, digest, layout = broadcast_json(head)
+  sent = broadcast(
+    {k: flat.get(k, np.zeros(*layout[k])) for k in sorted(layout)}
+  )
+  variables = {k: np.asarray(v) for k, v in sent.items()}
+  return run_directory.SavedModel(
+    traverse_util.unflatten_dict(variables, sep='/'), record, digest
+  )
 
 
 def broadcast_json(value: Any) -> Any:

@@ -230,7 +230,9 @@ def _build(
   spec = _spec(model, variables, prefix, config.data.image_size)
   count = sum(len(plan.index) for plan in plans)
   maps = _allocate((count, *spec.shape[1:]), spec.dtype, folder)
-  if maps is None:
+  # One that has photographs where the others have maps would not keep step.
+  room = processes.gather({'room': np.array([maps is not None])})['room']
+  if maps is None or not room.all():
     _none(f'there is no room for {count} maps of {prefix}')
     return None
   logging.info(
@@ -308,7 +310,13 @@ def _allocate(shape, dtype, folder) -> np.ndarray | None:
   size = math.prod(shape) * np.dtype(dtype).itemsize
   if size < _MEMORY_SHARE * machine.available_memory():
     return np.empty(shape, dtype)
-  if size > shutil.disk_usage(folder).free:
+  try:
+    # It may be of process 0's machine alone.
+    os.makedirs(folder, exist_ok=True)
+    if size > shutil.disk_usage(folder).free:
+      return None
+  except OSError as error:
+    logging.warning('%s cannot hold a feature cache: %s', folder, error)
     return None
   with tempfile.TemporaryFile(dir=folder) as handle:
     handle.truncate(size)

@@ -159,6 +159,7 @@ def _schedule(images: int, size: int, width: float, cache_gb: float):
 
   from iqa_jax import config as config_lib
   from iqa_jax.training import feature_cache, loop
+  from iqa_jax.training import run as run_lib
 
   config = config_lib.default()
   config.data.image_size = size
@@ -168,7 +169,7 @@ def _schedule(images: int, size: int, width: float, cache_gb: float):
   config.train.batch_size = config.eval.batch_size = images
   source = _Drawn(images + images // 4, size)
   pipeline: Any = source
-  loop.pipeline = feature_cache.pipeline = pipeline
+  loop.pipeline = run_lib.pipeline = feature_cache.pipeline = pipeline
   splits = {
     'train': np.arange(images),
     'validation': np.arange(images, images + images // 4),

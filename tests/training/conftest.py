@@ -2,7 +2,7 @@
 
 import pytest
 
-from iqa_jax.training import feature_cache, loop, standardization
+from iqa_jax.training import feature_cache, loop, run, standardization
 from tests.training import memory_data
 
 
@@ -10,6 +10,7 @@ from tests.training import memory_data
 def memory(monkeypatch):
   """Training reads from `memory_data`; returns that module."""
   monkeypatch.setattr(loop, 'pipeline', memory_data)
+  monkeypatch.setattr(run, 'pipeline', memory_data)
   monkeypatch.setattr(feature_cache, 'pipeline', memory_data)
   monkeypatch.setattr(standardization, 'pipeline', memory_data)
   return memory_data

@@ -7,6 +7,7 @@ import pytest
 from iqa_jax import config as config_lib
 from iqa_jax import inference, models
 from iqa_jax.training import feature_cache, loop, standardization
+from iqa_jax.training import run as run_lib
 from iqa_jax.training import step as step_lib
 
 SIZE, TRAIN = 32, np.arange(11)
@@ -79,7 +80,7 @@ def test_a_run_with_a_cache_sends_each_view_through_the_trunk_once(
   assert source.reads == 2 * 11 + 5
   loaded = inference.load(tmp_path)
   start = loaded.variables['params']
-  fresh = loop._Run(config, tmp_path, source, splits).initial_variables()
+  fresh = run_lib.Run(config, tmp_path, source, splits).initial_variables()
   expected = standardization.fit(
     loaded.model, {**fresh, 'params': start}, source, TRAIN, config
   )
