@@ -149,10 +149,15 @@ def _read_pillow(path, file, min_size):
       wanted = min(2 * min_size / shorter, 1.0)
       image.draft('RGB', (int(width * wanted), int(height * wanted)))
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    upright = upright_rgb(image)
     if upright.size != image.size and upright.size == image.size[::-1]:
       width, height = height, width
-    return _to_rgb(upright), height, width
+    return upright, height, width
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+  """Returns an image as Pillow opened it, upright and of mode RGB."""
+  return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
