@@ -23,7 +23,7 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 from PIL import Image
 
-from iqa_jax import errors, labels, processes, trained
+from iqa_jax import errors, labels, machine, trained
 from iqa_jax.explain.explainer import Explainer
 from iqa_jax.explain.explanation import Explanation
 from iqa_jax.judging import operating_points
@@ -157,7 +157,7 @@ class Grader:
   def _judge(self, photos: Iterable[photo.Source]) -> Iterator[Verdict]:
     """Yields verdicts in order; photographs are prepared ahead by threads."""
     sources, waiting = iter(photos), deque()
-    workers = processes.cpu_count()
+    workers = machine.cpu_count()
     size = self._explainer(0).batch_size
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
       while True:
@@ -279,7 +279,11 @@ class Grader:
 
   def _uncertain(self, p: float) -> bool:
     """Whether p lies in the band that a person should look at."""
-    bands = [m.judges.band for m in self.members if m.judges.band]
+    bands = [
+      m.judges.uncertain_band
+      for m in self.members
+      if m.judges.uncertain_band is not None
+    ]
     if not bands:
       return False
     return bool(

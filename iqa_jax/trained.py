@@ -16,7 +16,7 @@ import numpy as np
 
 from iqa_jax import config as config_lib
 from iqa_jax import devices, models, run_directory
-from iqa_jax.judging.operating_record import OperatingRecord
+from iqa_jax.judging.verdicts import OperatingRecord
 from iqa_jax.tasks import Task
 
 
@@ -45,12 +45,7 @@ class Trained:
   @functools.cached_property
   def judges(self) -> OperatingRecord:
     """How its probabilities become verdicts."""
-    return OperatingRecord.from_record(self.record)
-
-  @property
-  def flip_tta(self) -> bool:
-    """Whether the operating point is one of flip-averaged logits."""
-    return bool(self.record.get('operating_point', {}).get('flip_tta'))
+    return OperatingRecord.from_model(self.record)
 
   def judged(self, variables: Any, x: Any, logits: Any) -> Any:
     """Returns the logits that the operating point is one of.
@@ -59,21 +54,21 @@ class Trained:
       variables: of the model.
       x: normalised images [b, s, s, 3].
       logits: theirs, [b, k]; averaged with those of the mirror images where
-        `flip_tta` says so.
+        `judges.flip_tta` says so.
     """
-    if not self.flip_tta:
+    if not self.judges.flip_tta:
       return logits
     return (logits + self.model.apply(variables, x[:, :, ::-1])) / 2
 
-  def criterion_threshold(self, name: str) -> float:
-    """The operating point of a criterion, on its probability; 0.5 without."""
-    points = self.record.get('criteria_operating_points', {})
-    return points.get(name, {}).get('threshold', 0.5)
+  @functools.cached_property
+  def raw_threshold(self) -> float:
+    """The operating point on the uncalibrated probability."""
+    return self.judges.raw_threshold
 
   def p_inadequate(self, logits: np.ndarray) -> np.ndarray:
     """Returns the calibrated probability [n] of the verdict inadequate."""
     p = np.asarray(self.task.p_inadequate(jnp.asarray(logits)))
-    return self.judges.calibrate(p)
+    return self.judges.judge(p).p_calibrated
 
 
 def load(workdir: str | os.PathLike) -> Trained:
@@ -94,7 +89,7 @@ def load(workdir: str | os.PathLike) -> Trained:
     image_size = int(saved.record['image_size'])
     expected = models.shapes(model, image_size)
     # Refuses a damaged record now, not in the middle.
-    OperatingRecord.from_record(saved.record).calibrate(np.array([0.5]))
+    OperatingRecord.from_model(saved.record)
   except (KeyError, TypeError, ValueError) as error:
     raise run_directory.RunDirectoryError(
       f'{where} does not describe a model: {error}'

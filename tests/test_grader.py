@@ -50,9 +50,7 @@ def expected(run, pixels):
     member.model.apply(member.variables, models.normalize(image))
   )[0].astype(np.float64)
   odds = logits[1] - logits[0]
-  p = calibration.sigmoid(
-    CALIBRATION['scale'] * odds + CALIBRATION['offset']
-  )
+  p = calibration.sigmoid(CALIBRATION['scale'] * odds + CALIBRATION['offset'])
   return odds, float(p)
 
 

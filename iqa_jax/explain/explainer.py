@@ -137,7 +137,7 @@ class Explainer:
         self.trained.task,
         target,
         logits,
-        threshold=self.trained.judges.raw_threshold,
+        threshold=self.trained.raw_threshold,
         labels=labels,
       )
     )
@@ -186,7 +186,7 @@ class Explainer:
       cam.choose_targets,
       task,
       self.target,
-      threshold=trained.judges.raw_threshold,
+      threshold=trained.raw_threshold,
     )
 
     def look(variables, images):

@@ -85,7 +85,7 @@ class Explanation:
   def panel(
     self, *, colors: str = 'viridis', opacity: float = 0.55
   ) -> Image.Image:
-    """Returns photograph and overlay side by side, with words; see `overlay`."""
+    """Returns photograph and overlay side by side, as `overlay`, in words."""
     return overlay.panel(
       self.photo.image,
       cam.scale(self.raw),

@@ -39,6 +39,10 @@ _ANCHORS = {
 COLORS = ('viridis', 'inferno', 'jet')
 LEVELS = (0.25, 0.5, 0.75)  # of the colour bar, where contours are drawn
 
+EMPTY = (
+  'Empty map: nothing in this layer speaks for what is explained, so there is '
+  'nothing to colour.'
+)
 _INK, _PALE, _PAPER = (238, 240, 243), (168, 176, 188), (22, 25, 31)
 _AMBER, _TEAL = (255, 176, 84), (92, 214, 192)
 _PANEL_SIDE = 560  # height in pixels of the two pictures of a panel
