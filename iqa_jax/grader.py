@@ -20,6 +20,7 @@ import itertools
 import os
 from typing import Any, TypeAlias, overload
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -88,7 +89,9 @@ class Grader:
     return self.members[0].image_size
 
   @overload
-  def judge(self, photos: photo.Source) -> Verdict: ...
+  def judge(  # type: ignore[overload-overlap]
+    self, photos: photo.Source
+  ) -> Verdict: ...
 
   @overload
   def judge(self, photos: Iterable[photo.Source]) -> Iterator[Verdict]: ...
@@ -156,7 +159,8 @@ class Grader:
 
   def _judge(self, photos: Iterable[photo.Source]) -> Iterator[Verdict]:
     """Yields verdicts in order; photographs are prepared ahead by threads."""
-    sources, waiting = iter(photos), deque()
+    sources = iter(photos)
+    waiting: deque[concurrent.futures.Future[_Ready | Verdict]] = deque()
     workers = machine.cpu_count()
     size = self._explainer(0).batch_size
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -231,7 +235,10 @@ class Grader:
     ]
     task = self.members[0].task
     odds = np.stack([task.log_odds(one[None]) for one in logits])
-    outputs = [np.asarray(task.probabilities(one[None]))[0] for one in logits]
+    outputs = [
+      np.asarray(task.probabilities(jnp.asarray(one[None])))[0]
+      for one in logits
+    ]
     p = float(np.mean(each))
     return Verdict(
       **seen,
@@ -307,8 +314,9 @@ def load(
   """
   if workdir is None:
     workdir = bundled_directory()
-  several = not isinstance(workdir, (str, os.PathLike))
-  folders = list(workdir) if several else [workdir]
+  folders: Sequence[Path] = (
+    [workdir] if isinstance(workdir, (str, os.PathLike)) else workdir
+  )
   return Grader(
     [trained.load(os.path.expanduser(folder)) for folder in folders],
     batch_size=batch_size,

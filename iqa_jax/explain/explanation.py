@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from iqa_jax import tasks
-from iqa_jax.explain import cam, overlay
+from iqa_jax.explain import cam
+from iqa_jax.explain import overlay as pictures
 from iqa_jax.judging.verdict import Verdict
 from iqa_jax.photograph import geometry
 from iqa_jax.photograph.photo import Photo
@@ -72,7 +73,7 @@ class Explanation:
       colors: one of overlay.COLORS.
       opacity: of the strongest evidence, 0 to 1.
     """
-    return overlay.overlay(
+    return pictures.overlay(
       self.photo.image,
       cam.scale(self.raw),
       self.affine,
@@ -86,7 +87,7 @@ class Explanation:
     self, *, colors: str = 'viridis', opacity: float = 0.55
   ) -> Image.Image:
     """Returns photograph and overlay side by side, as `overlay`, in words."""
-    return overlay.panel(
+    return pictures.panel(
       self.photo.image,
       cam.scale(self.raw),
       self.affine,
@@ -108,9 +109,9 @@ class Explanation:
       'empty_map': self.empty,
     }
 
-  def _caption(self) -> overlay.Caption:
+  def _caption(self) -> pictures.Caption:
     p = self.verdict.p_inadequate
-    return overlay.Caption(
+    return pictures.Caption(
       name=self.photo.name,
       verdict=self.verdict.verdict,
       probability='' if p is None else f'P(inadequate) = {p:.3f}',
@@ -118,7 +119,7 @@ class Explanation:
       target=f'evidence for {tasks.evidence_for(self.target)}',
       source=f'{self.method}, {self.layer}',
       bar=f'most in this photograph ({self.raw.max():.3g})',
-      note=overlay.EMPTY if self.empty else '',
+      note=pictures.EMPTY if self.empty else '',
     )
 
   def _repr_png_(self) -> bytes:

@@ -55,7 +55,7 @@ class Photo:
       )
     return self._prepared[size, field]
 
-  def _repr_png_(self) -> bytes:
+  def _repr_png_(self) -> bytes | None:
     return self.image._repr_png_()
 
   def __repr__(self) -> str:
