@@ -16,9 +16,8 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import config as config_lib
-from iqa_jax import models, processes, run_directory
+from iqa_jax import devices, models, processes, run_directory
 from iqa_jax.tasks import Task
-from iqa_jax.training import step as step_lib
 
 _IN_FLIGHT = 2  # batches computed while the host reads the next ones
 
@@ -88,7 +87,7 @@ def load(workdir: str | os.PathLike) -> Loaded:
   _check(saved.variables, expected, f'{workdir}/model')
   return Loaded(
     model=model,
-    variables=step_lib.place(saved.variables),
+    variables=devices.place(saved.variables),
     task=task,
     config=config,
     record=saved.record,
@@ -136,7 +135,7 @@ def make_predictor(
   start: str | None = None,
   flip_tta: bool = False,
 ) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
-  """Returns a pmapped (variables, inputs [d, b, ...]) -> (logits, spread).
+  """Returns (variables, inputs [d, b, ...]) -> (logits, spread), compiled.
 
   Inputs are uint8 images, or the maps of feature point `start`. It runs on
   this process's devices alone, so processes needn't keep step.
@@ -153,7 +152,7 @@ def make_predictor(
     p = jax.vmap(task.p_inadequate)(logits)
     return logits.mean(0), p.std(0)
 
-  return jax.pmap(forward, in_axes=(None, 0), devices=jax.local_devices())
+  return devices.parallel(forward, in_axes=(None, 0))
 
 
 def predict_with(
@@ -172,9 +171,7 @@ def predict_with(
   def collect():
     batch, results = waiting.popleft()
     size = len(batch['mask'])
-    logits, spread = (
-      np.asarray(r).reshape(-1, *r.shape[2:])[:size] for r in results
-    )
+    logits, spread = devices.joined(results, size)
     collected.append(
       {
         'mask': np.asarray(batch['mask']) > 0,
@@ -187,7 +184,7 @@ def predict_with(
 
   for batch in batches:
     inputs = 'features' if 'features' in batch else 'image'
-    sharded = step_lib.shard({k: batch[k] for k in (inputs, 'mask')})
+    sharded = devices.shard({k: batch[k] for k in (inputs, 'mask')})
     waiting.append((batch, predictor(variables, sharded[inputs])))
     if len(waiting) > _IN_FLIGHT:
       collect()
