@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iqa_jax import models, processes
+from iqa_jax import devices, models, processes
 from iqa_jax.tasks import Task
 from iqa_jax.trained import Trained
 from iqa_jax.trained import load as load
-from iqa_jax.training import step as step_lib
 
 Loaded = Trained  # its name until all call it so
 _IN_FLIGHT = 2  # batches computed while the host reads the next ones
@@ -60,7 +59,7 @@ def make_predictor(
   start: str | None = None,
   flip_tta: bool = False,
 ) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
-  """Returns a pmapped (variables, inputs [d, b, ...]) -> (logits, spread).
+  """Returns (variables, inputs [d, b, ...]) -> (logits, spread), compiled.
 
   Inputs are uint8 images, or the maps of feature point `start`. It runs on
   this process's devices alone, so processes needn't keep step.
@@ -77,7 +76,7 @@ def make_predictor(
     p = jax.vmap(task.p_inadequate)(logits)
     return logits.mean(0), p.std(0)
 
-  return jax.pmap(forward, in_axes=(None, 0), devices=jax.local_devices())
+  return devices.parallel(forward, in_axes=(None, 0))
 
 
 def predict_with(
@@ -96,9 +95,7 @@ def predict_with(
   def collect():
     batch, results = waiting.popleft()
     size = len(batch['mask'])
-    logits, spread = (
-      np.asarray(r).reshape(-1, *r.shape[2:])[:size] for r in results
-    )
+    logits, spread = devices.joined(results, size)
     collected.append(
       {
         'mask': np.asarray(batch['mask']) > 0,
@@ -111,7 +108,7 @@ def predict_with(
 
   for batch in batches:
     inputs = 'features' if 'features' in batch else 'image'
-    sharded = step_lib.shard({k: batch[k] for k in (inputs, 'mask')})
+    sharded = devices.shard({k: batch[k] for k in (inputs, 'mask')})
     waiting.append((batch, predictor(variables, sharded[inputs])))
     if len(waiting) > _IN_FLIGHT:
       collect()
