@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from iqa_jax import errors, labels, machine, trained
+from iqa_jax.explain import ruler
 from iqa_jax.explain.explainer import Explainer
 from iqa_jax.explain.explanation import Explanation
 from iqa_jax.judging import operating_points
@@ -33,6 +34,7 @@ from iqa_jax.photograph import geometry, images, photo
 from iqa_jax.trained import Trained
 
 Path: TypeAlias = 'str | os.PathLike[str]'
+_ONE = (str, os.PathLike, bytes, np.ndarray, Image.Image, photo.Photo)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,15 @@ class Grader:
     """Side in pixels of what the (first) network takes in."""
     return self.members[0].image_size
 
+  @property
+  def batch_size(self) -> int:
+    """Photographs that run together, over all devices."""
+    return self._explainer(0).batch_size
+
+  def prepare(self, photograph: photo.Photo) -> None:
+    """Prepares a photograph ahead, in whatever thread: it is kept with it."""
+    self._ready(photograph)
+
   @overload
   def judge(  # type: ignore[overload-overlap]
     self, photos: photo.Source
@@ -108,25 +119,40 @@ class Grader:
       ahead by no more than a few batches. A file that can't be used is a
       verdict whose `status` and `reason` say why.
     """
-    if isinstance(photos, (str, os.PathLike, np.ndarray, Image.Image)) or (
-      isinstance(photos, photo.Photo)
-    ):
+    if isinstance(photos, _ONE):
       return next(self._judge([photos]))
     return self._judge(photos)
 
-  def explain(
+  @overload
+  def explain(  # type: ignore[overload-overlap]
     self,
-    source: photo.Source,
+    photos: photo.Source,
     *,
     method: str | None = None,
     layer: str | None = None,
     target: str | None = None,
     placement: str = 'network',
-  ) -> Explanation:
+  ) -> Explanation: ...
+
+  @overload
+  def explain(
+    self,
+    photos: Sequence[photo.Source],
+    *,
+    method: str | None = None,
+    layer: str | None = None,
+    target: str | None = None,
+    placement: str = 'network',
+  ) -> list[Explanation]: ...
+
+  def explain(
+    self, photos, *, method=None, layer=None, target=None, placement='network'
+  ):
     """Says where the network found its evidence.
 
     Args:
-      source: a photograph, see photo.read.
+      photos: a photograph, see photo.read, or a list of some, which are held
+        in memory together.
       method: one of cam.METHODS; None as the run's configuration says.
       layer: a feature point of the network; None likewise.
       target: 'predicted' (evidence for the verdict), 'margin' (for
@@ -134,35 +160,53 @@ class Grader:
       placement: 'network' lays cells where they look; 'pytorch_grad_cam' as
         that library does.
 
+    Returns:
+      The Explanation, or a list of them.
+
     Raises:
-      ImageError: the photograph can't be used.
+      ImageError: a photograph can't be used.
       InvalidValue: no such method, layer, target or placement.
     """
-    photograph = photo.read(source)
+    if isinstance(photos, _ONE):
+      [found] = self.explain(
+        [photos], method=method, layer=layer, target=target, placement=placement
+      )
+      return found
+    photographs = [photo.read(source) for source in photos]
+    if not photographs:
+      return []
     member = self.members[0]
     explainer = self._explainer(0, method, layer, target, placement)
-    ready = self._ready(photograph)
-    prepared = ready.prepared[_input(member)]
-    seen = explainer.look(prepared.image[None])
-    logits = [seen.logits, *self._logits([ready], first=1)]
-    return Explanation(
-      photo=photograph,
-      verdict=self._verdict(ready, [one[0] for one in logits]),
-      raw=seen.raw[0],
-      method=explainer.methods[0],
-      layer=explainer.layer,
-      target=member.task.targets[int(seen.targets[0])],
-      size=member.image_size,
-      affine=prepared.affine,
-      placement=explainer.placement,
-    )
+    ready = [self._ready(photograph) for photograph in photographs]
+    prepared = [one.prepared[_input(member)] for one in ready]
+    seen = explainer.look(np.stack([one.image for one in prepared]))
+    logits = [seen.logits, *self._logits(ready, first=1)]
+    return [
+      Explanation(
+        photo=photographs[i],
+        verdict=self._verdict(
+          one, [member_logits[i] for member_logits in logits]
+        ),
+        raw=seen.raw[i],
+        method=explainer.methods[0],
+        layer=explainer.layer,
+        target=member.task.targets[int(seen.targets[i])],
+        size=member.image_size,
+        affine=prepared[i].affine,
+        placement=explainer.placement,
+        landmarks=ruler.to_original(
+          seen.landmarks[i], prepared[i].affine, member.image_size
+        ),
+      )
+      for i, one in enumerate(ready)
+    ]
 
   def _judge(self, photos: Iterable[photo.Source]) -> Iterator[Verdict]:
     """Yields verdicts in order; photographs are prepared ahead by threads."""
     sources = iter(photos)
     waiting: deque[concurrent.futures.Future[_Ready | Verdict]] = deque()
     workers = machine.cpu_count()
-    size = self._explainer(0).batch_size
+    size = self.batch_size
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
       while True:
         ahead = size + workers - len(waiting)

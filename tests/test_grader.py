@@ -78,6 +78,7 @@ def test_every_way_of_handing_it_over_is_the_same(grader, pixels, tmp_path):
     picture,
     tmp_path / 'a.png',
     str(tmp_path / 'a.tif'),
+    (tmp_path / 'a.png').read_bytes(),
     tmp_path / 'a.dcm',
     iqa.read(one, name='a'),
   ]
@@ -186,8 +187,10 @@ def test_an_explanation_is_of_the_verdict_and_lies_on_its_photograph(
 
 
 def test_what_is_explained_by_default_is_the_verdict(grader, pixels):
-  for one in pixels:
+  together = grader.explain(pixels)
+  for one, other in zip(pixels, together, strict=True):
     found = grader.explain(one)
+    np.testing.assert_allclose(found.raw, other.raw, atol=1e-6)
     margin = {'inadequate': 'margin', 'adequate': 'adequate_margin'}
     assert found.target == margin[found.verdict.verdict]
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from iqa_jax import tasks
-from iqa_jax.explain import cam
+from iqa_jax.explain import cam, ruler
 from iqa_jax.explain import overlay as pictures
 from iqa_jax.judging.verdict import Verdict
 from iqa_jax.photograph import geometry
@@ -34,6 +34,8 @@ class Explanation:
     affine: float64 [2, 3], prepared (x, y, 1) -> (x, y) of the photograph.
     placement: where the map's cells look, in pixels of the prepared square;
       None for cells that share it evenly.
+    landmarks: float [5], optic disc x, y, disc diameter, fovea x, y in pixels
+      of the photograph; NaN of models that locate none.
   """
 
   photo: Photo
@@ -45,6 +47,7 @@ class Explanation:
   size: int
   affine: np.ndarray
   placement: Placement | None
+  landmarks: np.ndarray
 
   @property
   def empty(self) -> bool:
@@ -69,11 +72,13 @@ class Explanation:
   ) -> Image.Image:
     """Returns the photograph with the positive evidence laid over it.
 
+    Disc, fovea and the field's distances are drawn where they are known.
+
     Args:
       colors: one of overlay.COLORS.
       opacity: of the strongest evidence, 0 to 1.
     """
-    return pictures.overlay(
+    picture = pictures.overlay(
       self.photo.image,
       cam.scale(self.raw),
       self.affine,
@@ -82,6 +87,8 @@ class Explanation:
       colors=colors,
       opacity=opacity,
     )
+    self.draw_ruler(picture)
+    return picture
 
   def panel(
     self, *, colors: str = 'viridis', opacity: float = 0.55
@@ -96,7 +103,20 @@ class Explanation:
       placement=self.placement,
       colors=colors,
       opacity=opacity,
+      decorate=self.draw_ruler,
     )
+
+  def draw_ruler(self, picture: Image.Image) -> None:
+    """Draws disc, fovea and distances onto the photograph at any size."""
+    view = self.verdict.field
+    if view is None:
+      return
+    sx, sy = (
+      picture.width / self.photo.width,
+      picture.height / self.photo.height,
+    )
+    marks = self.landmarks * [sx, sy, (sx * sy) ** 0.5, sx, sy]
+    ruler.draw(picture, marks, view.scaled(sx, sy))
 
   def to_dict(self) -> dict[str, Any]:
     """Returns the verdict's row and what the map is, without its values."""

@@ -129,6 +129,25 @@ def overlay(
   return picture
 
 
+def layer(
+  size: tuple[int, int],
+  shown: np.ndarray,
+  affine: np.ndarray,
+  prepared_size: int,
+  *,
+  placement: Placement | None = None,
+  colors: str = 'viridis',
+  opacity: float = 0.55,
+) -> Image.Image:
+  """Returns what `overlay` lays over a photograph of `size`, alone, RGBA."""
+  picture = Image.new('RGBA', size)
+  box, levels = _laid(shown, affine, prepared_size, size, placement)
+  if levels is not None:
+    levels.putpalette(_palette_with_alpha(colors, opacity), 'RGBA')
+    picture.paste(levels.convert('RGBA'), box[:2])
+  return picture
+
+
 def contour(
   photograph: Image.Image,
   shown: np.ndarray,

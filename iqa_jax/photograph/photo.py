@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import TypeAlias
 
@@ -11,7 +12,9 @@ from PIL import Image
 from iqa_jax import errors
 from iqa_jax.photograph import geometry, images, prepare
 
-Source: TypeAlias = 'str | os.PathLike[str] | np.ndarray | Image.Image | Photo'
+Source: TypeAlias = (
+  'str | os.PathLike[str] | bytes | np.ndarray | Image.Image | Photo'
+)
 
 
 class Photo:
@@ -70,9 +73,9 @@ def read(source: Source, name: str | None = None) -> Photo:
   Photo('dark', 800x600)
 
   Args:
-    source: path of a JPEG, PNG, TIFF or (with the extra `dicom`) DICOM file;
-      uint8 array [h, w, 3], RGB, or [h, w], grey; an image of Pillow; or a
-      Photo, which is returned as it is.
+    source: path of a JPEG, PNG, TIFF or (with the extra `dicom`) DICOM file,
+      or such a file's bytes; uint8 array [h, w, 3], RGB, or [h, w], grey; an
+      image of Pillow; or a Photo, which is returned as it is.
     name: how results call it; None for the path, or ''.
 
   Raises:
@@ -94,6 +97,9 @@ def read(source: Source, name: str | None = None) -> Photo:
         'needed',
       )
     return Photo(image, name or '')
+  if isinstance(source, bytes):
+    photograph = images.decode(io.BytesIO(source), name or 'photograph')
+    return Photo(photograph.image, name or '')
   path = os.fspath(source)
   photograph = images.read(path)
   return Photo(photograph.image, path if name is None else name)
