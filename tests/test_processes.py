@@ -142,10 +142,11 @@ def read(path):
     return dict(saved)
 
 
-def start_two(workdir, cache):
+def start_two(workdir, cache, other=None):
   address = f'localhost:{spawn.free_port()}'
   return [
-    spawn.start(workdir, address, 2, i, devices=2, cache=cache) for i in (0, 1)
+    spawn.start(folder, address, 2, i, devices=2, cache=cache)
+    for i, folder in enumerate((workdir, other or workdir))
   ]
 
 
@@ -184,6 +185,28 @@ def test_two_processes_of_two_devices_train_as_one_of_one(
       np.testing.assert_allclose(
         found[key], expected[key], rtol=1e-5, atol=1e-5, err_msg=key
       )
+
+
+@pytest.mark.slow
+def test_machines_that_share_nothing_end_together(tmp_path, monkeypatch):
+  """However long process 0 writes its report."""
+  # Longer than a process waits by itself for others that are still at work.
+  monkeypatch.setenv('DRIVER_REPORT', '15')
+  (tmp_path / 'a').mkdir()
+  outputs = [
+    spawn.finish(process)
+    for process in start_two(
+      tmp_path / 'a', tmp_path / 'cache', tmp_path / 'nothing' / 'b'
+    )
+  ]
+  assert [code for code, _ in outputs] == [0, 0], outputs
+  # The second had the model to predict with, and keeps nothing of the run.
+  first = read(tmp_path / 'a' / 'end0.npz')['logits']
+  second = read(tmp_path / 'nothing' / 'b' / 'end1.npz')['logits']
+  np.testing.assert_array_equal(first, second)
+  assert [p.name for p in (tmp_path / 'nothing' / 'b').iterdir()] == [
+    'end1.npz'
+  ]
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from iqa_jax import errors, inference, processes
+from iqa_jax import devices, errors, inference, processes
 from iqa_jax.data import pipeline
 from iqa_jax.training import (
   checkpoints,
@@ -139,7 +139,7 @@ class Trainer:
     progress, number = self.progress, self.progress.phase
     learning = self.run.learning(number)
     if progress.epoch == progress.batch == 0:
-      self.state = step_lib.place(self.run.begin_phase(self.state, number))
+      self.state = devices.place(self.run.begin_phase(self.state, number))
     if self._is_over():
       return
     phase = self._open_phase(learning)
@@ -191,7 +191,7 @@ class Trainer:
       config,
       cache,
     )
-    self.state = step_lib.place(
+    self.state = devices.place(
       self.state.replace(batch_stats=fitted['batch_stats'])
     )
     update = step_lib.make_train_step(
@@ -360,7 +360,7 @@ class Trainer:
     progress.epoch += 1
     progress.total_epochs += 1
     progress.batch = progress.known = progress.right = 0
-    self.state = step_lib.place(
+    self.state = devices.place(
       state.replace(
         loss_sum=jnp.zeros_like(state.loss_sum),
         weight_sum=jnp.zeros_like(state.weight_sum),

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import config as config_lib
-from iqa_jax import errors, models, processes, run_directory
+from iqa_jax import devices, errors, models, processes, run_directory
 from iqa_jax.data import pipeline
 from iqa_jax.models import pretrained
 from iqa_jax.tasks import Task
@@ -58,7 +58,7 @@ class Run:
     labels = pipeline.planned_labels(source, splits['train'], config, epochs)
     self.task = Task.from_config(config, labels)
     outputs = self.task.num_outputs
-    self.model = models.from_config(config, outputs, axis_name=step_lib.AXIS)
+    self.model = models.from_config(config, outputs, axis_name=devices.AXIS)
     self.shapes = models.shapes(self.model, config.data.image_size)
     self.steps_per_epoch = math.ceil(
       len(self.plan(0).index) / config.train.batch_size
@@ -158,7 +158,7 @@ def start(
       progress.epoch + 1,
       progress.batch,
     )
-    return step_lib.place(state), progress
+    return devices.place(state), progress
   variables = run.initial_variables()
   # The file may be on process 0's machine alone.
   loaded = processes.first(
@@ -167,7 +167,7 @@ def start(
   variables, origin = loaded or (variables, None)
   state = step_lib.create_state(processes.broadcast(variables))
   origin = processes.broadcast_json(origin)
-  return step_lib.place(state), history.Progress(pretrained=origin)
+  return devices.place(state), history.Progress(pretrained=origin)
 
 
 def _check(config, splits) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from iqa_jax import config as config_lib
-from iqa_jax import machine, models
+from iqa_jax import devices, machine, models
 from iqa_jax.tasks import Task
 from iqa_jax.training import feature_cache, phases
 from iqa_jax.training import step as step_lib
@@ -19,7 +19,7 @@ SPLITS = {'train': np.arange(11), 'validation': np.arange(11, 16)}
 @pytest.fixture(scope='module')
 def network():
   model = models.create(
-    'vgg16', 2, width=0.06, depth=0.1, head='mlp', axis_name=step_lib.AXIS
+    'vgg16', 2, width=0.06, depth=0.1, head='mlp', axis_name=devices.AXIS
   )
   variables = models.init(model, jax.random.key(0), SIZE)
   return model, jax.tree.map(np.asarray, variables)
@@ -64,7 +64,7 @@ def train(network, memory, source, config, cache, epochs=2):
     steps_per_epoch=3,
   )
   state = step_lib.begin_phase(step_lib.create_state(variables), learning)
-  state = step_lib.place(state)
+  state = devices.place(state)
   update = step_lib.make_train_step(
     model, Task(), learning, start=cache.prefix if cache else None
   )
@@ -244,7 +244,7 @@ def test_training_from_any_frozen_point_is_training(
 def test_a_head_that_averages_has_averages_cached(memory, tmp_path, head):
   """46 MB instead of 9 GB of the full EyeQ, and the same training."""
   model = models.create(
-    'vgg16', 2, width=0.06, depth=0.1, head=head, axis_name=step_lib.AXIS
+    'vgg16', 2, width=0.06, depth=0.1, head=head, axis_name=devices.AXIS
   )
   variables = models.init(model, jax.random.key(0), SIZE)
   network = model, jax.tree.map(np.asarray, variables)
