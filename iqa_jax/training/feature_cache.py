@@ -169,9 +169,9 @@ def for_phase(
     )
 
   def size(prefix: str) -> float:
-    spec = _spec(model, variables, prefix, config.data.image_size)
     count = sum(len(plan.index) for plan in plans)
-    return count * math.prod(spec.shape) * spec.dtype.itemsize / 1e9
+    side = config.data.image_size
+    return count * gigabytes(model, variables, prefix, side)
 
   budget = config.train.cache_gb
   repeated = phases[number].epochs > len(views)
@@ -196,6 +196,21 @@ def for_phase(
   if size(shared) + size(own) > budget:
     return held, held
   return build(own, held) or held, held
+
+
+def gigabytes(
+  model: nn.Module, variables: Any, prefix: str, size: int
+) -> float:
+  """Returns what a feature point's maps of one photograph take, in 1e9 bytes.
+
+  Args:
+    model: the classifier.
+    variables: its variables, or their shapes.
+    prefix: the feature point.
+    size: side of the images in pixels.
+  """
+  spec = _spec(model, variables, prefix, size)
+  return math.prod(spec.shape) * spec.dtype.itemsize / 1e9
 
 
 def _none(reason: str) -> tuple[None, None]:
