@@ -296,6 +296,22 @@ def test_slurm_requeues_what_was_interrupted_only(
   assert cache.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize('script', ['slurm_train.sh', 'slurm_export.sh'])
+def test_slurm_runs_again_until_it_is_done(tools, script):
+  """Preempted twice and at its time limit once, then complete."""
+  (tools / 'srun.code').write_text('143\n130\n143\n0\n')
+  codes = []
+  while not codes or calls(tools)[-1] == ['scontrol', 'requeue', '42']:
+    assert len(codes) < 9, 'it never ends'
+    # A scheduler that starts what is in its queue, as it was submitted.
+    done = launch(tools, script, SLURM_JOB_ID='42', SLURM_ARRAY_TASK_ID='3')
+    codes.append(done.returncode)
+  assert codes == [143, 130, 143, 0]
+  started = [call for call in calls(tools) if call[0] == 'srun']
+  assert len(started) == 4
+  assert all(call == started[0] for call in started)
+
+
 def test_slurm_job_is_the_script_itself_with_its_arguments(tools):
   done = launch(tools, 'slurm_train.sh', '--config.a=b c', CONFIG='x')
   assert not done.returncode, done.stderr
