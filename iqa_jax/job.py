@@ -78,14 +78,14 @@ def run(
 
 
 def _run(config, workdir, mode, ensemble, evaluation_dir) -> None:
-  from iqa_jax.data import pipeline
+  from iqa_jax.data import source as source_lib
   from iqa_jax.data import splits as splits_lib
   from iqa_jax.evaluation import evaluate
   from iqa_jax.training import loop
 
   if mode != 'evaluate':
     _claim(config, workdir)
-  source = pipeline.open_source(config)
+  source = source_lib.open_source(config)
   splits = splits_lib.assign(source.table, config)
   logging.info(
     '%s: %s',

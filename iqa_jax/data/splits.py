@@ -34,7 +34,7 @@ def assign(
 
   Args:
     table: 'dataset', 'split', 'image_id', 'patient_id', 'camera', 'quality',
-      'grade' and 'criteria' of every example (pipeline.Source.table).
+      'grade' and 'criteria' of every example (source.Source.table).
     config: the run's; reads `data` and `task`.
 
   Raises:

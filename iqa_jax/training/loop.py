@@ -36,7 +36,7 @@ import tqdm
 
 from iqa_jax import config as config_lib
 from iqa_jax import errors, inference, models, processes, run_directory
-from iqa_jax.data import pipeline
+from iqa_jax.data import plan as plan_lib
 from iqa_jax.models import pretrained
 from iqa_jax.tasks import Task
 from iqa_jax.training import (
@@ -145,7 +145,7 @@ class _Run:
     self.splits = splits
     # Of a few epochs: what is drawn at random evens out.
     epochs = min(sum(p.epochs for p in config.train.phases), _COUNTED_EPOCHS)
-    labels = pipeline.planned_labels(source, splits['train'], config, epochs)
+    labels = plan_lib.planned_labels(source, splits['train'], config, epochs)
     self.task = Task.from_config(config, labels)
     outputs = self.task.num_outputs
     self.model = models.from_config(config, outputs, axis_name=step_lib.AXIS)
@@ -163,7 +163,7 @@ class _Run:
     return models.init(self.model, key, self.config.data.image_size)
 
   def plan(self, epoch: int) -> Any:
-    return pipeline.plan_train(
+    return plan_lib.plan_train(
       self.source, self.splits['train'], self.config, epoch
     )
 
@@ -447,7 +447,7 @@ class _Stop(Exception):
 
 def _make_validation(run, cache, signals) -> Callable[[Any], dict]:
   """Returns a function from variables to loss, AUC and balanced accuracy."""
-  plan = pipeline.plan_eval(run.source, run.splits['validation'])
+  plan = plan_lib.plan_eval(run.source, run.splits['validation'])
   predictor = inference.make_predictor(
     run.model, run.task, start=cache.prefix if cache else None
   )

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import models, processes
-from iqa_jax.data import pipeline
+from iqa_jax.data import plan as plan_lib
 from iqa_jax.models.classifier import HEAD_INPUT
 from iqa_jax.training import feature_cache, phases
 from iqa_jax.training import step as step_lib
@@ -70,7 +70,7 @@ def fit(
 
   measure = jax.pmap(moments, in_axes=(None, 0, 0), devices=jax.local_devices())
   placed = step_lib.place(variables)
-  plan = pipeline.plan_eval(source, np.unique(indices))
+  plan = plan_lib.plan_eval(source, np.unique(indices))
   batches = feature_cache.read(
     source, plan, config, cache, batch_size=config.eval.batch_size
   )

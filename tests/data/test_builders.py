@@ -14,7 +14,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from iqa_jax import config as config_lib
-from iqa_jax.data import building, pipeline, records
+from iqa_jax.data import building, records
+from iqa_jax.data import source as source_lib
 from iqa_jax.data.brset import brset_dataset_builder
 from iqa_jax.data.eyeq import eyeq_dataset_builder
 from iqa_jax.photograph import images
@@ -72,7 +73,7 @@ def open_eyeq(tmp_path, **changes):
   config.data.manual_dir = str(tmp_path / 'download')
   config.data.data_dir = str(tmp_path / 'records')
   config.data.update(changes)
-  return pipeline.open_source(config)
+  return source_lib.open_source(config)
 
 
 @pytest.fixture
@@ -237,7 +238,7 @@ import hashlib
 import sys
 from absl import logging
 from iqa_jax import config as config_lib
-from iqa_jax.data import pipeline
+from iqa_jax.data import source as source_lib
 from iqa_jax.data.fundus_sim import fundus_sim_dataset_builder as sim
 sim.Builder.BUILDER_CONFIGS.append(
   sim.Config(name='tiny', description='Ten.', size=32, counts=(6, 2, 2)))
@@ -246,7 +247,7 @@ config.data.data_dir, config.data.builder_config = sys.argv[1], 'tiny'
 logging.set_verbosity(logging.INFO)
 print('ready', flush=True)
 sys.stdin.readline()
-source = pipeline.open_source(config)
+source = source_lib.open_source(config)
 digest = hashlib.sha256()
 for name, image in zip(source.table['image_id'], source.images(range(10))):
   digest.update(str(name).encode() + image.tobytes())
