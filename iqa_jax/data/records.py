@@ -15,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from iqa_jax import errors, labels
-from iqa_jax.photograph import images, prepare
+from iqa_jax.photograph import colour, images, prepare
 
 # Chroma at full resolution: subsampling would touch colour, an illumination
 # cue. See iqa_jax/data/README.md for what this quality was shown to keep.
@@ -138,7 +138,10 @@ def _own_bytes(path) -> io.BytesIO | None:
   """Returns a file's bytes if they are what the pipeline decodes."""
   with Image.open(path) as image:
     upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    if image.format == 'JPEG' and image.mode in ('RGB', 'L') and upright:
+    plain = image.mode in ('RGB', 'L') and not colour.profile_of(
+      image.mode, image.info.get('icc_profile')
+    )
+    if image.format == 'JPEG' and plain and upright:
       return io.BytesIO(pathlib.Path(path).read_bytes())
   return None
 
