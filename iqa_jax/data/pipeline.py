@@ -195,7 +195,7 @@ def _image_batches(
     )
 
   def decode(record, step):
-    example = source._features.deserialize_example(
+    example = source.features.deserialize_example(
       record, decoders={'image': _skip()}
     )
     image = decoding.decode(tf, example['image'], step['box'], through)

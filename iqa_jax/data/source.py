@@ -15,12 +15,18 @@ from absl import logging
 import ml_collections
 import numpy as np
 
+from iqa_jax import config as config_lib
 from iqa_jax import errors, labels, run_directory
-from iqa_jax.data import building
+from iqa_jax.data import building, records
 from iqa_jax.data.records import DataError
 
-_TEXT = ('image_id', 'patient_id', 'camera', 'eye', 'sex')
-_DATASETS = ('brset', 'eyeq', 'fundus_sim')
+_TEXT = ('image_id', 'patient_id', 'camera', 'site', 'eye', 'sex')
+_DATASETS = ('brset', 'csv', 'eyeq', 'fundus_sim')
+_COMMON_CONFIG = '512'  # every dataset has it; fundus_sim's own default hasn't
+_RECORDS_ALONE = (
+  '. To go on from the records alone, which hold all that a run needs, leave '
+  'out --config.data.manual_dir'
+)
 
 
 def builder_class(name: str) -> type:
@@ -44,10 +50,13 @@ class Source:
 
   Attributes:
     table: arrays over all examples: 'dataset', 'split', 'image_id',
-      'patient_id', 'camera', 'eye', 'sex' str; 'age', 'quality', 'grade',
-      'field_found', 'size', 'height', 'width' int64; 'original' bool;
+      'patient_id', 'camera', 'site', 'eye', 'sex' str; 'age', 'quality',
+      'grade', 'field_found', 'size', 'height', 'width' int64; 'original' bool;
       'criteria' int64 [n, 4]; 'affine' float64 [n, 2, 3]; 'landmarks' float32
-      [n, 5]. 'quality' is the verdict by `config.task.usable`.
+      [n, 5]. 'quality' is the verdict, of a photograph that has but a
+      grade by `usable`; of several datasets 'patient_id' begins with
+      'DATASET:'.
+    features: of the records (records.features).
     description: facts for the report: where from, how many, what is missing.
   """
 
@@ -55,7 +64,7 @@ class Source:
     from array_record.python import array_record_data_source
 
     tables, self._readers, self._starts = [], [], []
-    self._features = builders[0].info.features
+    self.features = builders[0].info.features
     self.description: list[dict[str, Any]] = []
     start = 0
     for builder in builders:
@@ -72,10 +81,16 @@ class Source:
     self.table: dict[str, np.ndarray] = {
       key: np.concatenate([t[key] for t in tables]) for key in tables[0]
     }
-    graded = self.table['grade'] >= 0
-    self.table['quality'][graded] = [
-      labels.quality_of_grade(g, usable) for g in self.table['grade'][graded]
+    check_sizes(self.table)
+    grade, quality = self.table['grade'], self.table['quality']
+    graded = (grade >= 0) & (quality == labels.UNKNOWN)
+    quality[graded] = [
+      labels.quality_of_grade(g, usable) for g in grade[graded]
     ]
+    if len(builders) > 1:
+      # Two datasets may number their patients alike.
+      each = zip(self.table['dataset'], self.table['patient_id'], strict=True)
+      self.table['patient_id'] = np.array([f'{d}:{p}' for d, p in each])
 
   def read(self, indices: np.ndarray) -> list[bytes]:
     """Returns the serialised records of the examples."""
@@ -90,68 +105,78 @@ class Source:
         found[i] = record
     return found
 
-  def images(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields the stored images of examples, uint8 [h, w, 3], in order."""
-    for index in indices:
-      [record] = self.read(np.asarray([index]))
-      yield self._features.deserialize_example_np(record)['image']
 
-
-def open_source(
-  config: ml_collections.ConfigDict,
-  name: str | None = None,
-  manual_dir: str | None = None,
-) -> Source:
+def open_source(config: ml_collections.ConfigDict) -> Source:
   """Opens the datasets that a run needs and builds those that are missing.
 
   Args:
     config: the run's; reads `data` and `task.usable`.
-    name: dataset(s) joined by '+'; None for `data.name` and `data.test_name`.
-    manual_dir: where the downloaded files lie; None for the configuration's.
 
   Raises:
     DataError: files are missing, damaged, or not those of existing records.
     ValueError: no such dataset or builder configuration.
   """
   data = config.data
-  manual = manual_dir if manual_dir is not None else data.manual_dir
-  names = [(n, manual) for n in (name or data.name).split('+')]
-  if name is None and data.test_name and data.test_name not in dict(names):
-    names.append((data.test_name, data.test_manual_dir or manual))
-  return Source(
-    [_built(n, folder, config) for n, folder in names], config.task.usable
-  )
+  folders = {
+    name: config_lib.of_dataset(data.manual_dir, name)
+    for name in data.name.split('+')
+  }
+  if data.test_name and data.test_name not in folders:
+    folders[data.test_name] = config_lib.of_dataset(
+      data.test_manual_dir or data.manual_dir, data.test_name
+    )
+  kind = config_lib.of_dataset(data.builder_config, '')
+  if not kind and len(folders) > 1:
+    kind = _COMMON_CONFIG
+  builders = [
+    build(
+      name,
+      folder,
+      config_lib.of_dataset(data.builder_config, name) or kind,
+      config,
+    )
+    for name, folder in folders.items()
+  ]
+  return Source(builders, config.task.usable)
 
 
-def _built(name: str, manual_dir: str, config):
+def build(name: str, manual_dir: str, builder_config: str, config):
   kind = builder_class(name)
   arguments: dict[str, Any] = {}
+  folder = None
   if issubclass(kind, building.PhotographBuilder):
     arguments['allow_missing'] = config.data.allow_missing
     folder = pathlib.Path(manual_dir).expanduser() if manual_dir else None
-  else:
-    folder = None
+  if name == 'csv':
+    arguments['columns'] = dict(config.data.csv)
+  names = [c.name for c in kind.BUILDER_CONFIGS]  # type: ignore[attr-defined]
+  if builder_config and builder_config not in names:
+    raise errors.InvalidValue(
+      f'data.builder_config={builder_config!r} is none of {name}: '
+      f'{", ".join(names)}'
+    )
   root = pathlib.Path(config.data.data_dir or '~/tensorflow_datasets')
   root = root.expanduser()
   make = functools.partial(
-    kind,
-    data_dir=str(root),
-    config=config.data.builder_config or None,
-    **arguments,
+    kind, data_dir=str(root), config=builder_config or None, **arguments
   )
-  if folder is not None and not (folder.is_dir() and any(folder.iterdir())):
-    raise DataError(f'data.manual_dir={folder} is no folder, or an empty one')
   builder = make()
+  if folder is not None and not (folder.is_dir() and any(folder.iterdir())):
+    raise DataError(
+      f'data.manual_dir={folder} is no folder, or an empty one'
+      + (_RECORDS_ALONE if builder.is_prepared() else '')
+    )
   if not builder.is_prepared():
     root.mkdir(parents=True, exist_ok=True)
     with _only_one(root / f'.{name}.lock'):
       builder = make()  # anew: another process may have built it meanwhile
       if not builder.is_prepared():
-        _build(builder, folder)
+        _prepare(builder, folder)
         return builder
   if arguments:
     _check_complete(builder, config.data.allow_missing)
-  _check_same_files(builder, folder)
+  if folder is not None:
+    _check_same_files(builder, folder)
   return builder
 
 
@@ -163,7 +188,7 @@ def _only_one(path: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def _build(builder, folder) -> None:
+def _prepare(builder, folder) -> None:
   import tensorflow_datasets as tfds
 
   name = builder.name
@@ -193,15 +218,38 @@ def _check_complete(builder, allow_missing: bool) -> None:
 
 
 def _check_same_files(builder, folder) -> None:
-  if folder is None:
+  entries = builder.entries(folder)
+  metadata = builder.info.metadata or {}
+  if metadata.get('fingerprint') == building.fingerprint(entries):
     return
-  wanted = building.fingerprint(builder.entries(folder))
-  built = (builder.info.metadata or {}).get('fingerprint')
-  if built and built != wanted:
+  absent = {e.image_id for rows in entries.values() for e in rows if not e.path}
+  removed = sorted(absent - set(metadata.get('left_out', ())))
+  if removed:
     raise DataError(
-      f'the records in {builder.data_dir} were built from other labels or '
-      f'photographs than those in {folder}: delete that folder to build '
-      'again, or give another --config.data.data_dir'
+      f'{len(removed)} photographs that the records in {builder.data_dir} were '
+      f'built from are no longer in {folder}: {", ".join(removed[:10])}'
+      f'{_RECORDS_ALONE}'
+    )
+  raise DataError(
+    f'the records in {builder.data_dir} were built from other labels or '
+    f'photographs than those in {folder}: give another '
+    '--config.data.data_dir, or delete that folder to build again'
+    f'{_RECORDS_ALONE}'
+  )
+
+
+def check_sizes(table: dict[str, np.ndarray]) -> None:
+  """Raises DataError if some records were prepared at another size."""
+  sizes = {
+    str(name): int(table['size'][table['dataset'] == name][0])
+    for name in np.unique(table['dataset'])
+  }
+  if len(set(sizes.values())) > 1:
+    raise DataError(
+      'the datasets were prepared at different sizes, which a network could '
+      f'tell apart: {", ".join(f"{k} {v} px" for k, v in sizes.items())}; give '
+      'each a builder config of one size, e.g. --config.data.builder_config='
+      f'{",".join(f"{k}=512" for k in sizes)}'
     )
 
 
@@ -223,11 +271,9 @@ def _read_table(builder, split: str, reader) -> dict[str, np.ndarray]:
   stamp = [(p.name, p.stat().length) for p in paths]
   key = hashlib.sha256(repr(stamp).encode()).hexdigest()[:12]
   cached = pathlib.Path(builder.data_dir) / f'table-{split}-{key}.npz'
-  try:
-    with np.load(cached, allow_pickle=False) as saved:
-      return dict(saved)
-  except (OSError, ValueError):
-    pass
+  saved = _saved_table(cached, len(reader))
+  if saved is not None:
+    return saved
   table = _scan(builder, reader)
   count = len(table['image_id'])
   table['dataset'] = np.full(count, builder.name)
@@ -241,6 +287,22 @@ def _read_table(builder, split: str, reader) -> dict[str, np.ndarray]:
   except OSError:
     logging.info('%s is read-only; its table is read anew each time', cached)
   return table
+
+
+def _saved_table(path: pathlib.Path, count: int) -> dict | None:
+  """Returns a table that `_read_table` has kept, None where there is none."""
+  if not path.exists():
+    return None
+  try:
+    with np.load(path, allow_pickle=False) as saved:
+      table = dict(saved)
+    if all(len(table[key]) == count for key in (*records.METADATA, 'original')):
+      return table
+    problem = 'it has other columns or rows'
+  except Exception as error:  # a damaged archive raises anything
+    problem = str(error)
+  logging.warning('%s is damaged (%s): made anew', path, problem)
+  return None
 
 
 def _scan(builder, reader) -> dict[str, np.ndarray]:

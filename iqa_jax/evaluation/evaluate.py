@@ -225,7 +225,10 @@ def _predict(models, config, source, indices, split, flip_tta) -> Columns:
   table = source.table
   columns: Columns = {
     key: table[key][index]
-    for key in ('image_id', 'dataset', 'patient_id', 'camera', 'eye', 'grade')
+    for key in (
+      *('image_id', 'dataset', 'patient_id', 'camera', 'site', 'eye', 'grade'),
+    )
+    if key in table
   }
   columns['split'] = np.full(len(index), split)
   columns['quality'] = table['quality'][index]

@@ -64,7 +64,9 @@ def to_rgb(image: Image.Image, declared: Depth | None = None) -> Image.Image:
   if mode.startswith(('I', 'F')):
     return _grey(np.asarray(image), declared.top)
   # What Pillow, which keeps the upper eight bits, makes black.
-  if declared.cut and (declared.top or np.quantile(image, _MOST) <= 15):
+  if declared.cut and (
+    declared.top or np.quantile(np.asarray(image), _MOST) <= 15
+  ):
     raise ValueError(
       'colours of 12 bits unscaled in 16: save them scaled, or as 8 bits'
     )
@@ -76,13 +78,15 @@ def to_rgb(image: Image.Image, declared: Depth | None = None) -> Image.Image:
     image = image.convert('RGB')
   profile = profile_of(image.mode, info.get('icc_profile'))
   if profile is not None:
-    image = ImageCms.profileToProfile(
+    converted = ImageCms.profileToProfile(
       image,
       profile,
       ImageCms.createProfile('sRGB'),
       ImageCms.Intent.RELATIVE_COLORIMETRIC,
       'RGB',
     )
+    assert converted is not None
+    return converted
   return image if image.mode == 'RGB' else image.convert('RGB')
 
 

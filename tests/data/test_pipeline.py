@@ -14,6 +14,7 @@ from iqa_jax.data import plan as plan_lib
 from iqa_jax.data import source as source_lib
 from iqa_jax.data.records import METADATA
 from iqa_jax.simulation import photograph
+from tests.data import dummy
 
 SIZE = 32
 _COUNT = 23
@@ -105,7 +106,7 @@ def test_every_image_is_scored_exactly_once(source):
 
 def test_a_batch_is_what_was_stored(source):
   plan = plan_lib.plan_eval(source, everything(source))
-  [stored] = source.images([7])
+  stored = dummy.stored(source, 7)
   batch = collect(source, plan, image_size=64)[0]
   np.testing.assert_array_equal(batch['image'][7], stored)
   last = collect(source, plan)[-1]
@@ -199,7 +200,7 @@ def turned(source, index, angle, shrink):
 
 
 def test_a_quarter_turn_is_exact(source):
-  [stored] = source.images([5])
+  stored = dummy.stored(source, 5)
   for quarters in (1, 2, 3):
     # Counterclockwise or clockwise is all one; twice must undo once back.
     image = turned(source, 5, quarters * np.pi / 2, 0.0).astype(int)
@@ -235,7 +236,7 @@ def test_landmarks_go_where_the_image_goes(source, monkeypatch, flip):
 
 
 def test_scaling_makes_the_whole_field_smaller(source):
-  [stored] = source.images([5])
+  stored = dummy.stored(source, 5)
   smaller = turned(source, 5, 0.0, 0.25)
   lit = lambda image: (image.max(2) > 20).any(0).sum()  # noqa: E731
   assert lit(smaller) == pytest.approx(0.75 * lit(stored), abs=2)
@@ -364,7 +365,7 @@ def test_faults_change_adequate_photographs_and_their_labels(source):
   assert (plan.fault[adequate] >= 0).all()
   assert (plan.fault[~adequate] == -1).all()
   assert set(plan.fault[adequate]) == {0, 3}
-  stored = list(source.images(plan.index))
+  stored = [dummy.stored(source, i) for i in plan.index]
   at = 0
   for batch in collect(source, plan, image_size=64):
     for k in np.nonzero(batch['mask'])[0]:
