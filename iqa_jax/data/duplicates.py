@@ -64,12 +64,11 @@ def pairs(codes: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:
     (i, j, agreement) with i < j; the agreement, from `SAME` to 1, is the share
     of equal signs less that of others.
   """
-  count = len(codes)
+  count, signs = len(codes), _LOW**2 - 1
   stacked = np.array(codes, np.float32).reshape(count, _LOW, _LOW)
   # The mean is the same in all positions, and tells nothing.
   stacked[:, 0, 0] = 0
   flat = stacked.reshape(count, _LOW**2)
-  flat /= np.float32(np.sqrt(_LOW**2 - 1))
   found: dict[tuple[int, int], float] = {}
   for first in tqdm.tqdm(
     range(0, count, _BLOCK), 'comparing photographs', unit='k', disable=None
@@ -77,10 +76,11 @@ def pairs(codes: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:
     block = stacked[first : first + _BLOCK]
     for position in _positions(block):
       agreement = position.reshape(len(block), _LOW**2) @ flat[first:].T
-      for i, j in zip(*np.nonzero(agreement >= SAME), strict=True):
+      for i, j in zip(*np.nonzero(agreement >= SAME * signs), strict=True):
         if i < j:
           pair = first + int(i), first + int(j)
-          found[pair] = max(found.get(pair, 0.0), float(agreement[i, j]))
+          value = float(agreement[i, j]) / signs
+          found[pair] = max(found.get(pair, 0.0), value)
   return [(i, j, value) for (i, j), value in sorted(found.items())]
 
 
