@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 import math
-import os
 
 import numpy as np
 
+from iqa_jax import machine
 from iqa_jax.data import decoding, planting
 from iqa_jax.data.plan import Plan
 from iqa_jax.data.records import DataError
@@ -248,7 +248,7 @@ def _image_batches(
   options = tf.data.Options()
   # In the shared pool, of a thread a core, those that wait for records keep
   # those that decode from running: half the speed, on and off.
-  options.threading.private_threadpool_size = 2 * (os.cpu_count() or 1) + 2
+  options.threading.private_threadpool_size = 2 * machine.cpu_count() + 2
   dataset = dataset.with_options(options)
   # A share may be short only where the plan ends.
   iterator = dataset.batch(share).prefetch(2).as_numpy_iterator()

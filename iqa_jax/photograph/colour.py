@@ -16,6 +16,8 @@ import io
 import numpy as np
 from PIL import Image, ImageCms
 
+from iqa_jax import errors
+
 _MOST = 0.999  # of the pixels
 _TOPS = (2**8 - 1, 2**12 - 1, 2**16 - 1, 2**32 - 1)
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281  # TIFF's tags
@@ -48,7 +50,7 @@ def depth(image: Image.Image) -> Depth:
 
 
 def to_rgb(image: Image.Image, declared: Depth | None = None) -> Image.Image:
-  """Returns a decoded image as mode RGB in sRGB, over black where transparent.
+  """Returns an image as mode RGB in sRGB, over black where transparent.
 
   An RGB image without a profile, or with sRGB's, is returned as it is.
 
@@ -57,7 +59,7 @@ def to_rgb(image: Image.Image, declared: Depth | None = None) -> Image.Image:
     declared: of its file.
 
   Raises:
-    ValueError: colours of 12 bits, unscaled, of which Pillow keeps four.
+    InvalidValue: colours of 12 bits, unscaled, of which Pillow keeps four.
   """
   mode, info = image.mode, image.info
   declared = declared or Depth()
@@ -67,7 +69,7 @@ def to_rgb(image: Image.Image, declared: Depth | None = None) -> Image.Image:
   if declared.cut and (
     declared.top or np.quantile(np.asarray(image), _MOST) <= 15
   ):
-    raise ValueError(
+    raise errors.InvalidValue(
       'colours of 12 bits unscaled in 16: save them scaled, or as 8 bits'
     )
   if mode in ('LA', 'PA', 'RGBA', 'RGBa', 'La') or 'transparency' in info:
