@@ -183,16 +183,49 @@ def _image_batches(
   order = np.concatenate([np.zeros(0, np.int64), *slots]).astype(np.int64)
   if not len(order):
     return
-  box = decoding.boxes(source.table, plan.index[order])
-  original = bool(source.table['original'][plan.index[order]].any())
-  through = max(image_size, prepare.SIZE)
-  faulty = bool(np.any(plan.fault[order] >= 0))
-  turned = bool(np.any(plan.angle[order]) or np.any(plan.shrink[order]))
+  decode = _decoder(tf, source, plan, order, image_size, cells)
 
   def fetch(indices):
     return tf.numpy_function(
       lambda i: np.array(source.read(i), dtype=object), [indices], tf.string
     )
+
+  steps = tf.data.Dataset.from_tensor_slices(
+    {
+      'flip': plan.flip[order],
+      'angle': plan.angle[order],
+      'shrink': plan.shrink[order],
+      'fault': plan.fault[order].astype(np.int32),
+      'seed': plan.seed[order].astype(np.int64),
+      'procedural': plan.procedural[order],
+      'box': decoding.boxes(source.table, plan.index[order]),
+    }
+  )
+  found = (
+    tf.data.Dataset.from_tensor_slices(plan.index[order])
+    .batch(min(_READ, share))
+    .map(fetch, num_parallel_calls=2, deterministic=True)
+    .unbatch()
+  )
+  dataset = tf.data.Dataset.zip(found, steps).map(
+    decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+  )
+  options = tf.data.Options()
+  # In the shared pool, of a thread a core, those that wait for records keep
+  # those that decode from running: half the speed, on and off.
+  options.threading.private_threadpool_size = 2 * machine.cpu_count() + 2
+  dataset = dataset.with_options(options)
+  # A share may be short only where the plan ends.
+  iterator = dataset.batch(share).prefetch(2).as_numpy_iterator()
+  yield from iterator
+
+
+def _decoder(tf, source, plan, order, image_size, cells):
+  """Returns the function from a record and its step of the plan to pictures."""
+  original = bool(source.table['original'][plan.index[order]].any())
+  through = max(image_size, prepare.SIZE)
+  faulty = bool(np.any(plan.fault[order] >= 0))
+  turned = bool(np.any(plan.angle[order]) or np.any(plan.shrink[order]))
 
   def decode(record, step):
     example = source.features.deserialize_example(
@@ -225,34 +258,7 @@ def _image_batches(
       for key, value in parts.items()
     }
 
-  steps = tf.data.Dataset.from_tensor_slices(
-    {
-      'flip': plan.flip[order],
-      'angle': plan.angle[order],
-      'shrink': plan.shrink[order],
-      'fault': plan.fault[order].astype(np.int32),
-      'seed': plan.seed[order].astype(np.int64),
-      'procedural': plan.procedural[order],
-      'box': box,
-    }
-  )
-  found = (
-    tf.data.Dataset.from_tensor_slices(plan.index[order])
-    .batch(min(_READ, share))
-    .map(fetch, num_parallel_calls=2, deterministic=True)
-    .unbatch()
-  )
-  dataset = tf.data.Dataset.zip(found, steps).map(
-    decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-  )
-  options = tf.data.Options()
-  # In the shared pool, of a thread a core, those that wait for records keep
-  # those that decode from running: half the speed, on and off.
-  options.threading.private_threadpool_size = 2 * machine.cpu_count() + 2
-  dataset = dataset.with_options(options)
-  # A share may be short only where the plan ends.
-  iterator = dataset.batch(share).prefetch(2).as_numpy_iterator()
-  yield from iterator
+  return decode
 
 
 def _skip():
