@@ -115,14 +115,14 @@ def _mirror(place: str, mode: str):
 
 def _run(config, workdir, mode, ensemble, output, push) -> None:
   from iqa_jax import processes
-  from iqa_jax.data import pipeline
+  from iqa_jax.data import source as source_lib
   from iqa_jax.data import splits as splits_lib
   from iqa_jax.evaluation import evaluate
   from iqa_jax.training import loop
 
   if mode != 'evaluate':
     processes.first(lambda: _claim(config, workdir))
-  source = pipeline.open_source(config)
+  source = source_lib.open_source(config)
   splits = splits_lib.assign(source.table, config)
   logging.info(
     '%s: %s',

@@ -19,6 +19,7 @@ MEASURES = ('auc', 'sensitivity', 'specificity', 'accuracy')
 TITLES = {
   'dataset': 'Dataset',
   'camera': 'Camera',
+  'site': 'Site',
   'eye': 'Eye',
   'grade': 'EyeQ grade',
   'fault': 'Sole failing criterion',
@@ -33,8 +34,8 @@ def run(columns: Columns) -> dict[str, Any]:
   Args:
     columns: 'quality' int (-1 unknown: left out), 'log_odds' or
       'p_inadequate' (`metrics.ranks`), 'p_calibrated', 'verdict' int,
-      'patient_id', and any of 'dataset', 'camera', 'eye', 'grade', the four
-      criteria, 'field_found', 'width', 'height'.
+      'patient_id', and any of 'dataset', 'camera', 'site', 'eye', 'grade', the
+      four criteria, 'field_found', 'width', 'height'.
 
   Returns:
     'groups': one {'breakdown', 'group', 'n', 'n_inadequate', 'n_patients',
@@ -51,7 +52,10 @@ def run(columns: Columns) -> dict[str, Any]:
   for breakdown, members in _partitions(columns):
     for group, inside in members.items():
       groups.append(_measure(columns, breakdown, group, inside))
-    if breakdown in ('camera', 'eye', 'field', 'size') and len(members) > 1:
+    if (
+      breakdown in ('camera', 'site', 'eye', 'field', 'size')
+      and len(members) > 1
+    ):
       shortcuts.append(_shortcut(columns, breakdown, members))
   return {
     'overall': overall,
@@ -106,7 +110,7 @@ def worst(
 
 def _partitions(columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields each breakdown that has labels: (name, {group: bool [n]})."""
-  for name in ('dataset', 'camera', 'eye'):
+  for name in ('dataset', 'camera', 'site', 'eye'):
     if name in columns:
       values = np.asarray(columns[name]).astype(str)
       names = [str(v) for v in np.unique(values) if v]

@@ -23,6 +23,8 @@ from iqa_jax import config as config_lib
 from iqa_jax import inference, labels, run_directory
 from iqa_jax import models as models_lib
 from iqa_jax.data import pipeline
+from iqa_jax.data import plan as plan_lib
+from iqa_jax.data import source as source_lib
 from iqa_jax.evaluation import assessment, breakdowns, examples, metrics, report
 from iqa_jax.judging import calibration, operating_points
 from iqa_jax.tasks import Task
@@ -38,7 +40,7 @@ CRITERIA_POINTS = 'criteria_operating_points'
 def run(
   config: ml_collections.ConfigDict,
   workdir: str | os.PathLike,
-  source: pipeline.Source,
+  source: source_lib.Source,
   splits: Mapping[str, np.ndarray],
   *,
   ensemble: Sequence[str] = (),
@@ -194,7 +196,7 @@ def _describe(models, folders, flip_tta) -> dict[str, Any]:
 
 def _predict(models, config, source, indices, split, flip_tta) -> Columns:
   """Returns the predictions of a split beside its labels."""
-  plan = pipeline.plan_eval(source, indices)
+  plan = plan_lib.plan_eval(source, indices)
   rows = []
   for loaded in models:
     batches = pipeline.batches(
@@ -223,7 +225,10 @@ def _predict(models, config, source, indices, split, flip_tta) -> Columns:
   table = source.table
   columns: Columns = {
     key: table[key][index]
-    for key in ('image_id', 'dataset', 'patient_id', 'camera', 'eye', 'grade')
+    for key in (
+      *('image_id', 'dataset', 'patient_id', 'camera', 'site', 'eye', 'grade'),
+    )
+    if key in table
   }
   columns['split'] = np.full(len(index), split)
   columns['quality'] = table['quality'][index]

@@ -56,6 +56,7 @@ def draw(
     columns: of a split, see evaluate.
   """
   from iqa_jax.data import pipeline
+  from iqa_jax.data import plan as plan_lib
   from iqa_jax.explain import cam, overlay
   from iqa_jax.explain.subject import Subject
 
@@ -73,7 +74,7 @@ def draw(
   )
   batches = pipeline.batches(
     source,
-    pipeline.plan_eval(source, indices[rows]),
+    plan_lib.plan_eval(source, indices[rows]),
     image_size=size,
     batch_size=min(8, len(rows)),
     cells=models.cells(config),

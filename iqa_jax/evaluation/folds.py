@@ -21,6 +21,7 @@ _TEXT = (
   'split',
   'patient_id',
   'camera',
+  'site',
   'eye',
   'verdict',
 )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from iqa_jax import config as config_lib
 from iqa_jax import errors
 from iqa_jax import labels as L
 from iqa_jax.data import tables
@@ -356,7 +357,8 @@ def of_run(
     sizes = photograph.SIZES
     at = sizes[data.builder_config or next(iter(sizes))]
     return drawn(limit or 200, size, drawn_at=at, seed=seed)
-  folder = os.path.expanduser(data.test_manual_dir or data.manual_dir)
+  folder = config_lib.of_dataset(data.test_manual_dir or data.manual_dir, name)
+  folder = os.path.expanduser(folder)
   table = pathlib.Path(workdir) / 'predictions.csv'
   if not folder or not os.path.isdir(folder) or not table.is_file():
     raise errors.InvalidValue(

@@ -27,6 +27,7 @@ import tqdm
 
 from iqa_jax import devices, machine, models, processes
 from iqa_jax.data import pipeline
+from iqa_jax.data import plan as plan_lib
 
 _MEMORY_SHARE = 0.5  # of what is available; the rest is for everything else
 
@@ -145,7 +146,7 @@ def for_phase(
   own = prefixes[number]
   if own is None:
     return None, None
-  views = pipeline.finite_views(config)
+  views = plan_lib.finite_views(config)
   if views is None:
     return _none('the augmentation is not a finite set of views')
   if not config.train.cache_gb:
@@ -158,10 +159,10 @@ def for_phase(
   if total <= len(views):
     return _none(f'{total} epochs see an image hardly more than once')
   plans = [
-    pipeline.plan_views(source, np.unique(train), config, view)
+    plan_lib.plan_views(source, np.unique(train), config, view)
     for view in views
   ]
-  plans.append(pipeline.plan_eval(source, np.unique(validation)))
+  plans.append(plan_lib.plan_eval(source, np.unique(validation)))
 
   def build(prefix: str, base: FeatureCache | None) -> FeatureCache | None:
     return _build(

@@ -25,7 +25,7 @@ import numpy as np
 import tqdm
 
 from iqa_jax import devices, errors, inference, processes
-from iqa_jax.data import pipeline
+from iqa_jax.data import plan as plan_lib
 from iqa_jax.training import (
   checkpoints,
   diagnosis,
@@ -234,7 +234,7 @@ class Trainer:
   ) -> Callable[[Any], dict[str, float | None]]:
     """Returns a function from variables to `measure` of validation."""
     run = self.run
-    plan = pipeline.plan_eval(run.source, run.splits['validation'])
+    plan = plan_lib.plan_eval(run.source, run.splits['validation'])
     predictor = inference.make_predictor(
       run.model, run.task, start=cache.prefix if cache else None
     )

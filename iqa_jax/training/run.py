@@ -16,7 +16,7 @@ import numpy as np
 
 from iqa_jax import config as config_lib
 from iqa_jax import devices, errors, models, processes, run_directory
-from iqa_jax.data import pipeline
+from iqa_jax.data import plan as plan_lib
 from iqa_jax.models import pretrained
 from iqa_jax.tasks import Task
 from iqa_jax.training import checkpoints, history, phases
@@ -55,7 +55,7 @@ class Run:
     self.splits = splits
     # Of a few epochs: what is drawn at random evens out.
     epochs = min(sum(p.epochs for p in config.train.phases), _COUNTED_EPOCHS)
-    labels = pipeline.planned_labels(source, splits['train'], config, epochs)
+    labels = plan_lib.planned_labels(source, splits['train'], config, epochs)
     self.task = Task.from_config(config, labels)
     outputs = self.task.num_outputs
     self.model = models.from_config(config, outputs, axis_name=devices.AXIS)
@@ -75,7 +75,7 @@ class Run:
 
   def plan(self, epoch: int) -> Any:
     """Returns the plan of an epoch, counted over all phases."""
-    return pipeline.plan_train(
+    return plan_lib.plan_train(
       self.source, self.splits['train'], self.config, epoch
     )
 

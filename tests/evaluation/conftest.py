@@ -19,6 +19,7 @@ def simulated_run(tmp_path, monkeypatch):
   """
   from iqa_jax import inference
   from iqa_jax.data import pipeline
+  from iqa_jax.data import plan as plan_lib
 
   def make(task_name='quality', count=800, seed=1, workdir='run', **changes):
     source = simulated.Source(count)
@@ -79,6 +80,6 @@ def simulated_run(tmp_path, monkeypatch):
 
   monkeypatch.setattr(inference, 'load', load)
   monkeypatch.setattr(inference, 'predict', predict)
-  monkeypatch.setattr(pipeline, 'plan_eval', lambda source, index: index)
+  monkeypatch.setattr(plan_lib, 'plan_eval', lambda source, index: index)
   monkeypatch.setattr(pipeline, 'batches', lambda source, plan, **_: plan)
   return make

@@ -10,7 +10,7 @@ from iqa_jax import labels
 
 
 class Source:
-  """The part of data.pipeline.Source that evaluation reads."""
+  """The part of data.source.Source that evaluation reads."""
 
   def __init__(self, count: int, seed: int = 0):
     rng = np.random.default_rng(seed)

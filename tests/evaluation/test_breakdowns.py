@@ -23,6 +23,7 @@ def columns(n=2000, seed=0):
     'p_inadequate': p,
     'p_calibrated': p,
     'camera': rng.choice(['A', 'B'], n).astype('<U8'),
+    'site': np.where(np.arange(n) % 3, 'north', 'south'),
     'eye': np.where(np.arange(n) % 2, 'right', 'left'),
     'grade': np.where(truth, rng.integers(1, 3, n), 0),
     'field_found': np.ones(n, int),
@@ -44,7 +45,7 @@ def of(found, breakdown, group):
 def test_counts_add_up_and_shares_are_those_of_the_group():
   c = columns()
   found = breakdowns.run(c)
-  for name in ('camera', 'eye', 'grade', 'field', 'size'):
+  for name in ('camera', 'site', 'eye', 'grade', 'field', 'size'):
     rows = [g for g in found['groups'] if g['breakdown'] == name]
     assert sum(g['n'] for g in rows) == 2000, name
     assert sum(g['n_inadequate'] for g in rows) == c['quality'].sum()

@@ -152,6 +152,7 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
   from iqa_jax import config as config_lib
   from iqa_jax import inference
   from iqa_jax.data import pipeline
+  from iqa_jax.data import plan as plan_lib
   from iqa_jax.explain import subject as subject_lib
   from iqa_jax.tasks import Task
 
@@ -183,7 +184,7 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
       }
 
   monkeypatch.setattr(subject_lib, 'Subject', Subject)
-  monkeypatch.setattr(pipeline, 'plan_eval', lambda source, index: index)
+  monkeypatch.setattr(plan_lib, 'plan_eval', lambda source, index: index)
   monkeypatch.setattr(pipeline, 'batches', batches)
   config = config_lib.default()
   config.explain.examples = n

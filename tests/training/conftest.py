@@ -9,8 +9,7 @@ from tests.training import memory_data
 @pytest.fixture
 def memory(monkeypatch):
   """Training reads from `memory_data`; returns that module."""
-  monkeypatch.setattr(loop, 'pipeline', memory_data)
-  monkeypatch.setattr(run, 'pipeline', memory_data)
+  for module in (loop, run, feature_cache, standardization):
+    monkeypatch.setattr(module, 'plan_lib', memory_data)
   monkeypatch.setattr(feature_cache, 'pipeline', memory_data)
-  monkeypatch.setattr(standardization, 'pipeline', memory_data)
   return memory_data

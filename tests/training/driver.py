@@ -24,7 +24,8 @@ if os.environ.get('DRIVER_BUCKET'):
   bucket.install(os.environ['DRIVER_BUCKET'])
 
 # The real pipeline would import TensorFlow, which takes longer than the run.
-sys.modules['iqa_jax.data.pipeline'] = memory_data  # type: ignore[assignment]
+for name in ('pipeline', 'plan'):
+  sys.modules[f'iqa_jax.data.{name}'] = memory_data  # type: ignore[assignment]
 
 from absl import logging  # noqa: E402
 import jax  # noqa: E402
