@@ -6,18 +6,36 @@ function is compiled once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iqa_jax import inference, models
+from iqa_jax import errors, inference, models
 from iqa_jax.explain import additive, cam
 from iqa_jax.judging import calibration
+from iqa_jax.models import evidence
 from iqa_jax.photograph import prepare
+
+OWN = 'evidence'  # the method of heads whose maps are the judgement
+
+
+class Seen(NamedTuple):
+  """What one pass says of photographs.
+
+  Attributes:
+    logits: float32 [n, k].
+    maps: {method: raw maps float32 [n, h, w]} of each one's target.
+    criteria: {local criterion: raw maps float32 [n, g, g]}, whatever the
+      target, of a head of evidence; {} of others.
+  """
+
+  logits: np.ndarray
+  maps: dict[str, np.ndarray]
+  criteria: dict[str, np.ndarray]
 
 
 class Subject:
@@ -25,10 +43,16 @@ class Subject:
 
   Args:
     loaded: of inference.load.
-    methods: some of cam.METHODS.
-    layer: the explained feature point; None for the model's default.
+    methods: some of cam.METHODS, or OWN of a network that has a head of
+      evidence.
+    layer: the explained feature point; None for the model's default. OWN looks
+      at the evidence, whatever this is.
     placement: of placement.NAMES, how maps lie on the photographs.
     batch_size: photographs at a time.
+    tick: called with the number of photographs whenever some are done.
+
+  Raises:
+    ValueError: the network has no such layer, or no maps of its own.
   """
 
   def __init__(
@@ -39,17 +63,21 @@ class Subject:
     layer: str | None = None,
     placement: str = 'network',
     batch_size: int = 16,
+    tick: Callable[[int], object] = lambda count: None,
   ):
     self.loaded = loaded
     self.methods = tuple(methods)
     self.layer = layer or loaded.model.default_layer
     self.placed = placement
     self.placement = cam.placed(loaded.model, self.layer, placement)
-    self._batch_size = batch_size
+    self.batch_size, self.tick = batch_size, tick
     model, task = loaded.model, loaded.task
-    explain = functools.partial(
-      cam.explain, model, task=task, layer=self.layer, methods=self.methods
-    )
+    has_own = isinstance(model.head, evidence.Head)
+    if OWN in self.methods and not has_own:
+      raise errors.InvalidValue(
+        f'this network has no maps of its own; leave out the method {OWN}'
+      )
+    gradient = tuple(m for m in self.methods if m != OWN)
 
     @jax.jit
     def predict(variables, images):
@@ -57,14 +85,33 @@ class Subject:
       return loaded.judged(variables, x, model.apply(variables, x))
 
     @jax.jit
-    def maps(variables, images, targets):
-      return explain(variables, models.normalize(images), targets).maps
+    def explain(variables, images, targets):
+      x = models.normalize(images)
+      # XLA sees that all of these begin with the same pass.
+      logits = loaded.judged(variables, x, model.apply(variables, x))
+      asked = functools.partial(cam.explain, model, variables, x, targets)
+      maps, criteria = {}, {}
+      if gradient:
+        maps = asked(task=task, layer=self.layer, methods=gradient).maps
+      if OWN in self.methods:
+        # Grad-CAM of the evidence is the evidence, weighted as the head does.
+        point = evidence.POINTS[-1]
+        [maps[OWN]] = asked(task=task, layer=point).maps.values()
+        cells = model.apply(variables, x, stop=point)
+        places = evidence.local(cells.shape[-1])
+        criteria = {
+          name: cells[..., i]
+          for name, i in zip(evidence.LOCAL, places, strict=True)
+        }
+      return Seen(logits, maps, criteria)
 
     @jax.jit
-    def likelihoods(logits):
-      return task.likelihoods(logits)
+    def likelihood(variables, images, targets):
+      found = task.likelihoods(predict(variables, images))
+      return jnp.take_along_axis(found, targets[:, None], 1)[:, 0]
 
-    self._predict, self._maps, self._likelihoods = predict, maps, likelihoods
+    self._predict, self._explain = predict, explain
+    self._likelihood = likelihood
 
   @property
   def threshold(self) -> float:
@@ -84,13 +131,18 @@ class Subject:
     variables = self.loaded.variables if variables is None else variables
     return self._batched(functools.partial(self._predict, variables), images)
 
-  def score(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Returns the probability [n] of each image's own target [n].
+  @property
+  def likelihood(self) -> jax.tree_util.Partial:
+    """The probability of each image's own target, for perturbation.Perturber.
 
-    That of the class, of the fault, or (margins) of the verdict.
+    A function of images as the network takes them (`input`) and targets [b]:
+    that of the class, of the fault, or (margins) of the verdict.
     """
-    found = np.asarray(self._likelihoods(self.logits(images)))
-    return found[np.arange(len(found)), targets]
+    return jax.tree_util.Partial(self._likelihood, self.loaded.variables)
+
+  def score(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns the probability [n] of each image's own target [n]."""
+    return self._batched(self.likelihood, images, np.asarray(targets, np.int32))
 
   def p_inadequate(self, logits: np.ndarray) -> np.ndarray:
     """Returns the calibrated probability [n] of the verdict inadequate."""
@@ -127,22 +179,48 @@ class Subject:
     self, images: np.ndarray, targets: np.ndarray, variables: Any = None
   ) -> dict[str, np.ndarray]:
     """Returns {method: raw maps float32 [n, h, w]}."""
+    return self.explain(images, targets, variables).maps
+
+  def explain(
+    self, images: np.ndarray, targets: np.ndarray, variables: Any = None
+  ) -> Seen:
+    """Returns logits and raw maps of images [n, s, s, 3] of 0..255."""
     variables = self.loaded.variables if variables is None else variables
     return self._batched(
-      functools.partial(self._maps, variables),
+      functools.partial(self._explain, variables),
       images,
       np.asarray(targets, np.int32),
     )
 
+  def enlarged(
+    self, name: str, maps: np.ndarray, size: tuple[int, int]
+  ) -> np.ndarray:
+    """Returns raw maps [n, h, w] at `size`, each cell where it looks.
+
+    Args:
+      name: a method; those that are none of this network's (occlusion, the
+        evidence) share the picture evenly.
+      maps: its maps.
+      size: (height, width).
+    """
+    looks = name in self.methods and name != OWN
+    return cam.enlarge(maps, size, self.placement if looks else None)
+
+  def input(self, images: np.ndarray) -> np.ndarray:
+    """Returns images [n, s, s, 3] with their field where the network takes it.
+
+    Perturbed photographs keep the field of what they were made of.
+    """
+    if not self.loaded.model.takes_field or images.shape[-1] > 3:
+      return images
+    shown = np.clip(np.rint(images), 0, 255).astype(np.uint8)
+    return np.stack([prepare.with_field(i) for i in shown])
+
   def _batched(self, function, *arrays):
-    count, size = len(arrays[0]), self._batch_size
+    count, size = len(arrays[0]), self.batch_size
     if not count:
       raise ValueError('there is no image to look at')
-    images = arrays[0]
-    if self.loaded.model.takes_field and images.shape[-1] == 3:
-      # Perturbed photographs come without; they still show their field.
-      shown = np.clip(np.rint(images), 0, 255).astype(np.uint8)
-      arrays = (np.stack([prepare.with_field(i) for i in shown]), *arrays[1:])
+    arrays = (self.input(arrays[0]), *arrays[1:])
     parts = []
     for first in range(0, count, size):
       batch = [a[first : first + size] for a in arrays]
@@ -151,4 +229,5 @@ class Subject:
       batch = [np.concatenate([b, b[:1].repeat(short, 0)]) for b in batch]
       found = jax.device_get(function(*batch))
       parts.append(jax.tree.map(lambda x, n=size - short: x[:n], found))
+      self.tick(size - short)
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
