@@ -55,9 +55,9 @@ def mean(
   }
   if count < 2:
     return found
-  middle = values.mean()
+  middle = float(values.mean())
   away = np.bincount(column, values - middle) / n
-  error = np.sqrt((away @ away) * count / (count - 1))
+  error = float(np.sqrt((away @ away) * count / (count - 1)))
   low, high = bounds
   unseen = 1 - 0.025 ** (1 / count)
   if np.isinf(low):

@@ -97,7 +97,7 @@ class Subject:
         # Grad-CAM of the evidence is the evidence, weighted as the head does.
         point = evidence.POINTS[-1]
         [maps[OWN]] = asked(task=task, layer=point).maps.values()
-        cells = model.apply(variables, x, stop=point)
+        cells: Any = model.apply(variables, x, stop=point)
         places = evidence.local(cells.shape[-1])
         criteria = {
           name: cells[..., i]
