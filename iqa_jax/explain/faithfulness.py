@@ -155,10 +155,20 @@ def drop_and_increase(
   Returns:
     The relative fall of the score [n], 0 where it rises, and whether it rises.
   """
-  keep = cam.scale(maps, 'image')
+  keep = positive_share(maps)
   after = ask(blend, (images, other), targets, enumerate(keep))
   drop = np.maximum(before - after, 0) / np.maximum(before, 1e-12)
   return drop, (after > before).astype(float)
+
+
+def positive_share(maps: np.ndarray) -> np.ndarray:
+  """Returns positive evidence over its maximum, float32 [n, h, w] of 0..1.
+
+  However small it is; 0 of an empty map.
+  """
+  positive = np.maximum(np.nan_to_num(np.asarray(maps, np.float64)), 0)
+  most = positive.max((1, 2), keepdims=True)
+  return (positive / np.where(most > 0, most, 1)).astype(np.float32)
 
 
 def energy(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from iqa_jax.explain.faithfulness import order
 from iqa_jax.explain.perturbation import Perturber
 
-SHARES = (0.2, 0.5, 0.8)  # of the pixels; the paper has nine
+SHARES = (0.3, 0.7)  # of the pixels; the paper has nine
 _NOISE = 0.01 * 255
 # Of the imputation: sweeps a level, then steps on the finest.
 _SMOOTHING, _CG_STEPS = 6, 100

@@ -186,11 +186,13 @@ class Subject:
   ) -> Seen:
     """Returns logits and raw maps of images [n, s, s, 3] of 0..255."""
     variables = self.loaded.variables if variables is None else variables
-    return self._batched(
+    seen = self._batched(
       functools.partial(self._explain, variables),
       images,
       np.asarray(targets, np.int32),
     )
+    # JAX sorts what goes through it by name.
+    return seen._replace(maps={name: seen.maps[name] for name in self.methods})
 
   def enlarged(
     self, name: str, maps: np.ndarray, size: tuple[int, int]

@@ -8,7 +8,8 @@ Writes contact sheets: adequate.png, faults.png (every fault at rising
 severity; it counts as inadequate from 0.5 on), image_field.png (with the three
 measured distances) and, with --real, beside_real.png, simulated and real
 photographs side by side. --photographs writes that many single files and
-labels.csv, as if downloaded, to try the export on.
+labels.csv, as if downloaded, to try the export on; --pixel_labels writes what
+each of their pixels is, as iqa_jax.evaluate_explanations reads it.
 """
 
 import csv
@@ -23,6 +24,9 @@ _OUTPUT = flags.DEFINE_string('output', None, 'folder to write to')
 _REAL = flags.DEFINE_string('real', None, 'folder of real photographs')
 _PHOTOGRAPHS = flags.DEFINE_integer(
   'photographs', 0, 'single photographs to write', lower_bound=0
+)
+_PIXEL_LABELS = flags.DEFINE_string(
+  'pixel_labels', None, 'folder for an indexed PNG of each of --photographs'
 )
 _SIZE = flags.DEFINE_integer('size', 256, 'side in pixels', lower_bound=64)
 _SEED = flags.DEFINE_integer('seed', 0, 'of the first', lower_bound=0)

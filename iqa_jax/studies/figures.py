@@ -8,9 +8,10 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
-from iqa_jax.explain import cam, faithfulness
-from iqa_jax.studies import planted
+from iqa_jax.explain import faithfulness
+from iqa_jax.studies import planted, show
 from iqa_jax.studies.methods import CRITERION_MAP
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; the head's
@@ -100,6 +101,7 @@ def _curves(result, curves):
       axis.set_xlabel(f'pixels {"removed" if less else "shown"}, %', fontsize=8)
       _tidy(axis)
     row[0].set_ylabel('probability of the target', fontsize=8)
+    row[0].ticklabel_format(axis='y', useOffset=False)
   handles, labels = axes[0, 0].get_legend_handles_labels()
   figure.legend(
     handles, labels, loc='outside lower center', ncols=5, fontsize=7,
@@ -146,7 +148,7 @@ def _planted(result):
     ('energy_over_area', 'energy over area of the field', 1.0),
     ('hits', 'pointing-game hits', None),
   )
-  names = list(
+  names = show.ordered(
     dict.fromkeys(n for g in groups.values() for n in g['measures']['auc'])
   )
   figure = _figure(6.8, 0.26 * len(names) + 1.5)
@@ -182,7 +184,7 @@ def _planted(result):
   axes[0].set_yticks(range(len(names)), names, fontsize=8)
   axes[0].invert_yaxis()
   axes[1].set_xscale('symlog', linthresh=1)
-  axes[1].set_xticks([0, 1, 3, 10], ['0', '1', '3', '10'])
+  axes[1].set_xticks([0, 1, 3, 10, 30], ['0', '1', '3', '10', '30'])
   axes[2].set_xlim(-0.03, 1.03)
   seen = 'in' if result['seen_in_training'] else 'not in'
   found = result['planted']
@@ -200,7 +202,7 @@ def _kinds(result):
   """Pixel AUC, kind by kind and method by method, as a table of colours."""
   found = result['planted']
   kinds = {k: v for k, v in found['kinds'].items() if 'measures' in v}
-  names = list(
+  names = show.ordered(
     dict.fromkeys(n for v in kinds.values() for n in v['measures']['auc'])
   )
   values = np.asarray(
@@ -245,33 +247,50 @@ def _kinds(result):
 
 def _examples(kinds, group):
   """One row a fault: the photograph, then each method's evidence on it."""
-  names = list(kinds[0].shown['maps'])
-  columns = ['fault', *names]
-  figure = _figure(1.05 * len(columns), 1.1 * len(kinds) + 0.6)
-  axes = figure.subplots(len(kinds), len(columns), squeeze=False)
-  for row, kind in zip(axes, kinds, strict=True):
-    grey = kind.shown['image'].mean(-1) / 255
-    for axis in row:
-      axis.set_xticks([])
-      axis.set_yticks([])
-      axis.spines[:].set_visible(False)
-    row[0].imshow(kind.shown['image'])
-    row[0].set_ylabel(kind.name.replace('_', ' '), fontsize=7)
-    for axis, name in zip(row[1:], names, strict=True):
-      value = kind.shown['maps'][name]
-      axis.imshow(0.35 * grey, cmap='gray', vmin=0, vmax=1)
-      axis.imshow(cam.scale(value), cmap='inferno', alpha=0.75, vmin=0, vmax=1)
-      axis.contour(kind.shown['mask'], [0.5], colors='#56B4E9', linewidths=0.7)
-      if cam.status(value) == 'empty':
-        axis.text(
-          0.5, 0.5, 'empty', color='white', ha='center', fontsize=7,
-          transform=axis.transAxes,
-        )  # fmt: skip
-  for axis, name in zip(axes[0], columns, strict=True):
-    axis.set_title(name.replace(' of the ', '\nof the '), fontsize=7)
-  figure.suptitle(
-    f'Planted faults of {group} kinds, their masks (blue) and the evidence '
+  names = show.ordered(kinds[0].shown['maps'])
+  rows = [
+    np.concatenate(
+      [
+        kind.shown['image'] / 255,
+        *(_tile(kind.shown, kind.shown['maps'][name]) for name in names),
+      ],
+      1,
+    )
+    for kind in kinds
+  ]
+  # One picture: so many axes would take a minute to lay out.
+  mosaic = np.concatenate(rows)
+  side = mosaic.shape[0] / len(kinds)
+  figure = _figure(1.0 * (len(names) + 1) + 0.9, 1.0 * len(kinds) + 1.1)
+  axis = figure.subplots()
+  axis.imshow(mosaic, interpolation='nearest')
+  titles = ['fault', *(name.replace(' of the ', '\nof the ') for name in names)]
+  axis.xaxis.tick_top()
+  axis.set_xticks(
+    (np.arange(len(titles)) + 0.5) * side - 0.5, titles, fontsize=7
+  )
+  axis.set_yticks(
+    (np.arange(len(kinds)) + 0.5) * side - 0.5,
+    [kind.name.replace('_', ' ') for kind in kinds],
+    fontsize=7,
+  )
+  axis.tick_params(length=0)
+  axis.spines[:].set_visible(False)
+  axis.set_title(
+    f'Planted faults of {group} kinds, their outlines (blue) and the evidence '
     'for inadequate, each map from 0 to its maximum',
     fontsize=8,
   )
   return figure
+
+
+def _tile(shown, value) -> np.ndarray:
+  """Returns a map over its photograph in grey, the fault outlined."""
+  import matplotlib
+
+  grey = shown['image'].mean(-1, keepdims=True) / 255
+  seen = faithfulness.positive_share(value[None])[0]
+  tile = 0.1 * grey + 0.9 * matplotlib.colormaps['inferno'](seen)[..., :3]
+  fault = shown['mask'] >= 0.5
+  tile[fault ^ ndimage.binary_dilation(fault)] = (0.34, 0.71, 0.91)
+  return np.clip(tile, 0, 1)

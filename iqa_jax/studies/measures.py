@@ -13,7 +13,7 @@ import numpy as np
 
 from iqa_jax import labels as L
 from iqa_jax.evaluation import means
-from iqa_jax.explain import cam, faithfulness, perturbation, road
+from iqa_jax.explain import faithfulness, perturbation, road
 from iqa_jax.explain.subject import Subject
 from iqa_jax.studies import methods as methods_lib
 from iqa_jax.studies.photographs import Photographs
@@ -157,7 +157,12 @@ def mirrored(
 def _alike(a, b, people) -> dict[str, Any]:
   return {
     'spearman': means.mean(faithfulness.spearman(a, b), people),
-    'ssim': means.mean(faithfulness.ssim(cam.scale(a), cam.scale(b)), people),
+    'ssim': means.mean(
+      faithfulness.ssim(
+        faithfulness.positive_share(a), faithfulness.positive_share(b)
+      ),
+      people,
+    ),
   }
 
 

@@ -61,6 +61,20 @@ def asker(subject: Subject) -> perturbation.Perturber:
   )
 
 
+def cost(names: Sequence[str]) -> int:
+  """Returns the passes a photograph that gradient-free methods need.
+
+  Raises:
+    ValueError: no such method.
+  """
+  for name in names:
+    if name not in GRADIENT_FREE:
+      raise errors.InvalidValue(
+        f'method {name!r} is none of {", ".join(NAMES)}'
+      )
+  return sum(GRADIENT_FREE[name] for name in names)
+
+
 def gradient_free(
   subject: Subject,
   images: np.ndarray,
@@ -78,16 +92,9 @@ def gradient_free(
     targets: int [n].
     names: the methods.
     seed: of RISE's masks.
-
-  Raises:
-    ValueError: no such method.
   """
   found = {}
   for name in names:
-    if name not in GRADIENT_FREE:
-      raise errors.InvalidValue(
-        f'method {name!r} is none of {", ".join(NAMES)}'
-      )
     ask, pictures = asker(subject), subject.input(images)
     fill = perturbation.baseline(pictures, inside, 'mean')
     if name == 'occlusion':

@@ -169,7 +169,7 @@ def rank(maps: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
       area, precision = _curves(wrong[seen], values[seen])
       found[f'auc{suffix}'][i] = area
       found[f'average_precision{suffix}'][i] = precision
-      if not suffix and seen.any():
+      if not suffix and np.isfinite(area):
         found['bad'][i] = wrong[seen].mean()
   return found
 

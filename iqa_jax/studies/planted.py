@@ -190,8 +190,8 @@ def _local() -> int:
 
 def passes(count: int, gradient_free: Sequence[str]) -> int:
   """Returns how many passes `measure` needs for so many photographs."""
-  each = sum(methods_lib.GRADIENT_FREE[name] for name in gradient_free)
-  return count * (len(L.LOCAL_CRITERIA) + len(kinds()) + each)
+  each = len(L.LOCAL_CRITERIA) + len(kinds()) + methods_lib.cost(gradient_free)
+  return count * each
 
 
 def _target(subject: Subject, criterion: str) -> str:

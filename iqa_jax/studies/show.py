@@ -50,8 +50,10 @@ def overview(results: Iterable[Mapping[str, Any]]) -> str:
       for what in ('deletion', 'insertion')
     )
     rows = []
-    names = _names(
-      {n: 0 for g in planted.GROUPS for n in groups[g]['measures']['auc']}
+    names = ordered(
+      dict.fromkeys(
+        n for g in planted.GROUPS for n in groups[g]['measures']['auc']
+      )
     )
     for name in names:
       cells = [name]
@@ -116,7 +118,7 @@ def _planted(result) -> list[str]:
     return []
   found = result['planted']
   local = [k for k in found['kinds'].values() if 'measures' in k]
-  names = _names({n: 0 for k in local for n in k['measures']['auc']})
+  names = ordered(dict.fromkeys(n for k in local for n in k['measures']['auc']))
   lines = [
     '## Kind by kind',
     '',
@@ -159,7 +161,7 @@ def _pixels(result) -> list[str]:
   ]
   rows = []
   for name, found in result['pixels'].items():
-    for method in _names(found['auc']):
+    for method in ordered(found['auc']):
       cells = (
         told(found[m][method])
         for m in (
@@ -185,7 +187,7 @@ def _pixels(result) -> list[str]:
 
 def _removal(result) -> list[str]:
   first = next(iter(result['measures'].values()))
-  names = _names(first)
+  names = ordered(first)
   rows = [
     [measure, *(told(of_measure[n]) for n in names)]
     for measure, of_measure in result['measures'].items()
@@ -276,8 +278,8 @@ def _network(result: Mapping[str, Any]) -> str:
   return f'{result["network"]}, head {result["head"]}'
 
 
-def _names(found: Mapping[str, Any]) -> list[str]:
-  """Returns the maps in order: the head's own, other methods, controls."""
+def ordered(found: Iterable[str]) -> list[str]:
+  """Returns maps in order: the head's own, other methods, controls."""
   last = faithfulness.CONTROLS
   order = {CRITERION_MAP: 0.5, 'evidence': 0}
   names = [n for n in found if n not in last]

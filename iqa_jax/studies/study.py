@@ -213,7 +213,7 @@ def _pixels(subject, photographs, logits, maps, target) -> dict[str, Any]:
 def _passes(subject, photographs, clean, gradient_free, baselines, steps):
   """Returns about how many passes the rest of a study needs."""
   count = len(photographs)
-  free = sum(methods_lib.GRADIENT_FREE.get(name, 0) for name in gradient_free)
+  free = methods_lib.cost(gradient_free)
   maps = len(subject.methods) + len(gradient_free) + len(faithfulness.CONTROLS)
   parts = len(subject.loaded.model.points) + 1
   return (
