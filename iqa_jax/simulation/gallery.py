@@ -165,8 +165,11 @@ def _write_photographs(output, count, size, seed) -> None:
   from PIL import Image
 
   from iqa_jax import labels
-  from iqa_jax.simulation import photograph
+  from iqa_jax.simulation import photograph, pixel_labels
 
+  told = _PIXEL_LABELS.value and pathlib.Path(_PIXEL_LABELS.value).expanduser()
+  if told:
+    told.mkdir(parents=True, exist_ok=True)
   rows = []
   for i in tqdm.trange(count, desc='drawing', unit='photograph', disable=None):
     name = None if i % 2 else labels.CRITERIA[i // 2 % 4]
@@ -175,6 +178,9 @@ def _write_photographs(output, count, size, seed) -> None:
     )
     file = f'simulated_{seed + i:07d}.jpg'
     Image.fromarray(drawn.image).save(output / file, quality=95)
+    if told:
+      pixels = pixel_labels.of_drawn(drawn)
+      pixel_labels.write((told / file).with_suffix('.png'), pixels)
     rows.append(
       [file, labels.QUALITY[drawn.quality], drawn.eye]
       + [labels.QUALITY[c] for c in drawn.criteria]

@@ -18,6 +18,7 @@ from scipy import ndimage
 from iqa_jax import errors
 from iqa_jax import labels as L
 from iqa_jax.photograph import images, inputs, prepare
+from iqa_jax.simulation import pixel_labels as labels_lib
 from iqa_jax.studies import label_table, pixel_truth
 
 # Beyond all seeds of the dataset.
@@ -177,7 +178,7 @@ def drawn(
     return {
       'image': prepare.resize(found.image, size),
       'truth': pixel_truth.nearest(
-        pixel_truth.of_drawn(found), drawn_at * centres / size
+        labels_lib.of_drawn(found), drawn_at * centres / size
       ),
       'inside': found.view.scaled(shrink, shrink).inside(
         centres[None, :], centres[:, None]

@@ -1,15 +1,14 @@
 """What each pixel of a photograph is, and how well a map ranks them.
 
 One indexed PNG a photograph, of its stem, as in FunPiQ (MICCAI 2026): 0
-background, 1 good, 2 usable, 3 bad. Planted and simulated faults are written
-in the same way (`of_fault`, `write`), so that all are measured alike.
+background, 1 good, 2 usable, 3 bad. Planted and simulated faults are told in
+the same way (simulation.pixel_labels), so that all are measured alike.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,47 +16,11 @@ from sklearn import metrics
 
 from iqa_jax import errors
 from iqa_jax.explain import cam
-from iqa_jax.simulation import faults
+from iqa_jax.simulation.pixel_labels import BACKGROUND, BAD, GOOD, USABLE
 
-BACKGROUND, GOOD, USABLE, BAD = range(4)
-# Of a fault's mask: from here on its pixels are usable, and bad.
-_SLIGHT, _CLEAR = 0.1, 0.5
-_COLOURS = (0, 0, 0, 60, 160, 90, 240, 200, 60, 210, 50, 50)
 _ASPECT = 0.01  # relative difference of aspect ratios that is still rounding
 _GRID = 112  # rankings look at about so many pixels along a side
 _LEAST = 10  # pixels of either kind, of that grid
-
-
-def of_fault(
-  mask: np.ndarray, inside: np.ndarray, severity: float = 1.0
-) -> np.ndarray:
-  """Returns what the pixels are of a photograph with a fault, uint8 [h, w].
-
-  Args:
-    mask: [h, w] of 0..1, how strongly each pixel is affected.
-    inside: bool [h, w], the field of view.
-    severity: of the fault; below faults.THRESHOLD its pixels are usable.
-  """
-  worst = BAD if severity >= faults.THRESHOLD else USABLE
-  labels = np.where(mask >= _SLIGHT, USABLE, GOOD)
-  labels = np.where(mask >= _CLEAR, worst, labels)
-  return np.where(inside, labels, BACKGROUND).astype(np.uint8)
-
-
-def of_drawn(drawn: Any) -> np.ndarray:
-  """Returns what the pixels of a simulation.photograph.Drawn are, [h, w]."""
-  labels = of_fault(np.zeros(drawn.inside.shape), drawn.inside)
-  for kind, mask in drawn.defects.items():
-    severity = drawn.severities[kind]
-    labels = np.maximum(labels, of_fault(mask, drawn.inside, severity))
-  return labels
-
-
-def write(path: str | os.PathLike, labels: np.ndarray) -> None:
-  """Writes what pixels are, uint8 [h, w] of 0..3, as an indexed PNG."""
-  image = Image.fromarray(labels).convert('P')
-  image.putpalette(_COLOURS)
-  image.save(path)
 
 
 def path(folder: pathlib.Path, photograph: str | os.PathLike) -> pathlib.Path:

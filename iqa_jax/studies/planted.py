@@ -20,7 +20,7 @@ from iqa_jax import labels as L
 from iqa_jax.evaluation import means
 from iqa_jax.explain import faithfulness
 from iqa_jax.explain.subject import Subject
-from iqa_jax.simulation import faults, unfamiliar
+from iqa_jax.simulation import faults, pixel_labels, unfamiliar
 from iqa_jax.studies import measures, pixel_truth
 from iqa_jax.studies import methods as methods_lib
 from iqa_jax.studies.photographs import Photographs
@@ -116,8 +116,8 @@ def write(
     for i, name in enumerate(photographs.ids):
       file = f'{kind}_{name}.png'
       Image.fromarray(images[i]).save(places[0] / file)
-      labels = pixel_truth.of_fault(masks[i], photographs.inside[i])
-      pixel_truth.write(places[1] / file, labels)
+      labels = pixel_labels.of_fault(masks[i], photographs.inside[i])
+      pixel_labels.write(places[1] / file, labels)
   return len(kinds()) * len(photographs)
 
 
@@ -208,7 +208,7 @@ def _look(subject, images, criterion) -> methods_lib.Look:
 def _score(maps, before, masks, inside, area) -> measures.Values:
   """Returns {measure: {name: float [n]}}, and the hits."""
   labels = np.stack(
-    [pixel_truth.of_fault(m, i) for m, i in zip(masks, inside, strict=True)]
+    [pixel_labels.of_fault(m, i) for m, i in zip(masks, inside, strict=True)]
   )
   values: measures.Values = {}
   for name, of_map in maps.items():

@@ -7,13 +7,14 @@ from sklearn import metrics
 
 from iqa_jax import errors
 from iqa_jax.simulation import photograph as simulated
+from iqa_jax.simulation import pixel_labels
 from iqa_jax.studies import photographs, pixel_truth
 
 
 def _maps_and_labels(count=3, size=112):
   rng = np.random.default_rng(0)
   labels = rng.integers(0, 4, (count, size, size)).astype(np.uint8)
-  maps = rng.random(labels.shape).round(2) + 0.2 * (labels == pixel_truth.BAD)
+  maps = rng.random(labels.shape).round(2) + 0.2 * (labels == pixel_labels.BAD)
   return maps, labels  # rounded: with ties
 
 
@@ -31,7 +32,7 @@ def test_ranks_are_those_of_scikit_learn():
         metrics.average_precision_score(truth, values), abs=1e-9
       )
   # What lies outside the field does not matter.
-  moved = np.where(labels == pixel_truth.BACKGROUND, 99, maps)
+  moved = np.where(labels == pixel_labels.BACKGROUND, 99, maps)
   again = pixel_truth.rank(moved, labels)
   np.testing.assert_array_equal(found['auc'], again['auc'])
 
@@ -66,7 +67,7 @@ def test_large_maps_are_looked_at_on_a_grid():
 
 def test_an_indexed_png_comes_back(tmp_path):
   labels = np.arange(4, dtype=np.uint8).repeat(6).reshape(4, 6)
-  pixel_truth.write(tmp_path / 'a.png', labels)
+  pixel_labels.write(tmp_path / 'a.png', labels)
   with Image.open(tmp_path / 'a.png') as image:
     assert image.mode == 'P'
   np.testing.assert_array_equal(pixel_truth.read(tmp_path / 'a.png'), labels)
@@ -87,22 +88,22 @@ def test_labels_follow_the_photograph_to_its_prepared_square(tmp_path, shrink):
   image = np.where(inside[..., None], (150, 80, 50), 0).astype(np.uint8)
   labels = inside.astype(np.uint8)
   spot = (slice(100, 140), slice(200, 260))
-  image[spot], labels[spot] = 255, pixel_truth.BAD
+  image[spot], labels[spot] = 255, pixel_labels.BAD
   files, folder = tmp_path / 'photographs', tmp_path / 'labels'
   files.mkdir()
   folder.mkdir()
   Image.fromarray(image).save(files / 'one.png')
-  pixel_truth.write(folder / 'one.png', labels[::shrink, ::shrink])
+  pixel_labels.write(folder / 'one.png', labels[::shrink, ::shrink])
   found = photographs.read(str(files), 112, pixel_labels=folder)
   assert len(found) == 1
   bright = found.images[0].min(-1) > 150
-  bad = found.truth[0] == pixel_truth.BAD
+  bad = found.truth[0] == pixel_labels.BAD
   assert 300 < bad.sum()
   assert (bright & bad).sum() / (bright | bad).sum() > 0.93
   # And so does the field.
   assert ((found.truth[0] > 0) == found.inside[0]).mean() > 0.97
   # Another photograph's labels are refused.
-  pixel_truth.write(folder / 'one.png', labels[:, ::2])
+  pixel_labels.write(folder / 'one.png', labels[:, ::2])
   with pytest.raises(errors.UserError, match='not of a photograph of 420 x'):
     photographs.read(str(files), 112, pixel_labels=folder)
   (folder / 'one.png').unlink()
@@ -112,12 +113,12 @@ def test_labels_follow_the_photograph_to_its_prepared_square(tmp_path, shrink):
 
 def test_drawn_photographs_know_their_pixels():
   drawn = simulated.draw(3, 128, broken=('artifacts',), distractors=False)
-  labels = pixel_truth.of_drawn(drawn)
+  labels = pixel_labels.of_drawn(drawn)
   [mask] = drawn.defects.values()
   np.testing.assert_array_equal(labels == 3, (mask >= 0.5) & drawn.inside)
   np.testing.assert_array_equal(labels == 0, ~drawn.inside)
-  slight = pixel_truth.of_fault(mask, drawn.inside, 0.3)
-  assert slight.max() == pixel_truth.USABLE
+  slight = pixel_labels.of_fault(mask, drawn.inside, 0.3)
+  assert slight.max() == pixel_labels.USABLE
   found = photographs.drawn(2, 64, drawn_at=128)
   assert found.truth.shape == (2, 64, 64)
   assert found.take([1]).truth.shape == (1, 64, 64)

@@ -11,10 +11,10 @@ import pytest
 
 from iqa_jax import models, run_directory
 from iqa_jax.explain.subject import Subject
+from iqa_jax.simulation import pixel_labels
 from iqa_jax.studies import (
   figures,
   methods,
-  pixel_truth,
   planted,
   show,
   study,
@@ -226,8 +226,8 @@ def test_planted_faults_are_written_and_read_again(tmp_path):
   assert len(found) == count
   _, masks = planted.plant(clean, 'dust', 0.8, 0)
   at = list(found.ids).index('dust_made-0')
-  labels = pixel_truth.of_fault(masks[0], clean.inside[0])
-  assert (labels == pixel_truth.BAD).any()
+  labels = pixel_labels.of_fault(masks[0], clean.inside[0])
+  assert (labels == pixel_labels.BAD).any()
   # The photograph is cut to its field, a pixel or two.
   agree = (found.truth[at] == labels)[clean.inside[0] & found.inside[at]]
   assert agree.mean() > 0.9
