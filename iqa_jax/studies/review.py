@@ -162,7 +162,7 @@ def _group(subject, photographs, logits, constants, name, index) -> Group:
   elif by_criterion and name in L.CRITERIA:
     column = subject.loaded.task.outputs.index(name)
     p = subject.score(photographs.images[index], np.full(len(index), column))
-    threshold = subject.criterion_threshold(name)
+    threshold = subject.trained.judges.criterion_threshold(name)
     right, target = p >= threshold, name
   else:
     p, threshold = p_inadequate, subject.threshold
