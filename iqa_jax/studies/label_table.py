@@ -52,7 +52,7 @@ def read(
       )
     if split and row.get('split') != split:
       continue
-    if 'dr_grade' in row:
+    if any(column.lower() == 'dr_grade' for column in row):
       row = {**row, 'grade': row.get('quality', ''), 'quality': ''}
     named = _EYEPACS.fullmatch(stem(pathlib.PurePosixPath(name).name))
     patient, eye = named.groups() if named else ('', '')
