@@ -1,154 +1,170 @@
-"""A trained network under study: its scores and maps of many photographs.
-
-Everything runs in batches of one size, the last one padded, so that each
-function is compiled once.
-"""
+"""An Explainer for studies: a head's own maps, and scores of changed pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iqa_jax import inference, models
-from iqa_jax.explain import additive, cam
-from iqa_jax.judging import calibration
+from iqa_jax import devices, errors, models
+from iqa_jax.explain import cam
+from iqa_jax.explain.explainer import Explainer
+from iqa_jax.models import evidence
 from iqa_jax.photograph import prepare
+from iqa_jax.trained import Trained
+
+OWN = 'evidence'  # the method of heads whose maps are the judgement
 
 
-class Subject:
-  """Asks a trained network about photographs.
+class Look(NamedTuple):
+  """What one pass says of photographs.
+
+  Attributes:
+    logits: float32 [n, k].
+    maps: {method: raw maps float32 [n, h, w]} of each one's target.
+    criteria: {local criterion: raw maps float32 [n, g, g]}, whatever the
+      target, of a head of evidence if its OWN maps are wanted; else {}.
+  """
+
+  logits: np.ndarray
+  maps: dict[str, np.ndarray]
+  criteria: dict[str, np.ndarray]
+
+
+class Subject(Explainer):
+  """Asks a trained network about photographs, and about changed ones.
 
   Args:
-    loaded: of inference.load.
-    methods: some of cam.METHODS.
-    layer: the explained feature point; None for the model's default.
+    loaded: the model.
+    methods: some of cam.METHODS, or OWN of a network that has a head of
+      evidence.
+    layer: the explained feature point; None for the model's default. OWN looks
+      at the evidence, whatever this is.
     placement: of placement.NAMES, how maps lie on the photographs.
     batch_size: photographs at a time.
+    tick: called with the number of photographs whenever some are done.
+
+  Raises:
+    ValueError: the network has no such layer, or no maps of its own.
   """
 
   def __init__(
     self,
-    loaded: inference.Loaded,
+    loaded: Trained,
     *,
     methods: Sequence[str] = ('gradcam',),
     layer: str | None = None,
     placement: str = 'network',
     batch_size: int = 16,
+    tick: Callable[[int], object] = lambda count: None,
   ):
-    self.loaded = loaded
-    self.methods = tuple(methods)
-    self.layer = layer or loaded.model.default_layer
-    self.placed = placement
-    self.placement = cam.placed(loaded.model, self.layer, placement)
-    self._batch_size = batch_size
-    model, task = loaded.model, loaded.task
-    explain = functools.partial(
-      cam.explain, model, task=task, layer=self.layer, methods=self.methods
-    )
-
-    @jax.jit
-    def predict(variables, images):
-      x = models.normalize(images)
-      return loaded.judged(variables, x, model.apply(variables, x))
-
-    @jax.jit
-    def maps(variables, images, targets):
-      return explain(variables, models.normalize(images), targets).maps
-
-    @jax.jit
-    def likelihoods(logits):
-      return task.likelihoods(logits)
-
-    self._predict, self._maps, self._likelihoods = predict, maps, likelihoods
+    self.gradient = tuple(m for m in methods if m != OWN)
+    super().__init__(
+      loaded, methods=self.gradient, layer=layer, placement=placement,
+      batch_size=batch_size,
+    )  # fmt: skip
+    self.methods, self.tick = tuple(methods), tick
+    if OWN in methods and not isinstance(loaded.model.head, evidence.Head):
+      raise errors.InvalidValue(
+        f'this network has no maps of its own; leave out the method {OWN}'
+      )
 
   @property
-  def threshold(self) -> float:
-    """The operating point, on the calibrated probability; 0.5 without one."""
-    return self.loaded.record.get('operating_point', {}).get('threshold', 0.5)
-
-  def criterion_threshold(self, name: str) -> float:
-    """The operating point of a criterion, on its probability; 0.5 without."""
-    points = self.loaded.record.get('criteria_operating_points', {})
-    return points.get(name, {}).get('threshold', 0.5)
-
-  def logits(self, images: np.ndarray, variables: Any = None) -> np.ndarray:
-    """Returns logits [n, k] of images [n, s, s, 3] of 0..255.
-
-    Averaged with the mirror images' where the operating point is one of such.
-    """
-    variables = self.loaded.variables if variables is None else variables
-    return self._batched(functools.partial(self._predict, variables), images)
-
-  def score(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Returns the probability [n] of each image's own target [n].
-
-    That of the class, of the fault, or (margins) of the verdict.
-    """
-    found = np.asarray(self._likelihoods(self.logits(images)))
-    return found[np.arange(len(found)), targets]
-
-  def p_inadequate(self, logits: np.ndarray) -> np.ndarray:
-    """Returns the calibrated probability [n] of the verdict inadequate."""
-    p = np.asarray(self.loaded.task.p_inadequate(jnp.asarray(logits)))
-    return calibration.apply(self.loaded.record.get('calibration'), p)
-
-  def targets(
-    self, target: str, logits: np.ndarray, labels: Any = None
-  ) -> np.ndarray:
-    """Returns what is to be explained, int [n]; see cam.choose_targets."""
-    task = self.loaded.task
-    if target == 'predicted':
-      p_inadequate = self.p_inadequate(logits)
-      return np.asarray(task.predicted_targets(p_inadequate, self.threshold))
-    return np.asarray(cam.choose_targets(task, target, logits, labels=labels))
-
-  def constants(self) -> dict[str, float]:
-    """Returns {target: additive.constants} where maps add up to the score."""
-    model, task = self.loaded.model, self.loaded.task
-    method, layer = self.methods[0], self.layer
-    additive_ones = [
-      target
-      for target in task.targets
-      if not additive.obstacle(
-        model, task, method=method, layer=layer, target=target
-      )
-    ]
-    if not additive_ones:
-      return {}
-    found = additive.constants(model, self.loaded.variables, task)
-    return {t: float(found[task.targets.index(t)]) for t in additive_ones}
+  def loaded(self) -> Trained:
+    """The model."""
+    return self.trained
 
   def maps(
     self, images: np.ndarray, targets: np.ndarray, variables: Any = None
   ) -> dict[str, np.ndarray]:
-    """Returns {method: raw maps float32 [n, h, w]}."""
-    variables = self.loaded.variables if variables is None else variables
-    return self._batched(
-      functools.partial(self._maps, variables),
-      images,
-      np.asarray(targets, np.int32),
-    )
+    """Returns {method: raw maps float32 [n, h, w]} of each image's target."""
+    return self.explain(images, targets, variables).maps
 
-  def _batched(self, function, *arrays):
-    count, size = len(arrays[0]), self._batch_size
-    if not count:
-      raise ValueError('there is no image to look at')
-    images = arrays[0]
-    if self.loaded.model.takes_field and images.shape[-1] == 3:
-      # Perturbed photographs come without; they still show their field.
-      shown = np.clip(np.rint(images), 0, 255).astype(np.uint8)
-      arrays = (np.stack([prepare.with_field(i) for i in shown]), *arrays[1:])
-    parts = []
-    for first in range(0, count, size):
-      batch = [a[first : first + size] for a in arrays]
-      short = size - len(batch[0])
-      # Repeats an image: zeros could be a network's only NaN.
-      batch = [np.concatenate([b, b[:1].repeat(short, 0)]) for b in batch]
-      found = jax.device_get(function(*batch))
-      parts.append(jax.tree.map(lambda x, n=size - short: x[:n], found))
-    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+  def explain(
+    self, images: np.ndarray, targets: np.ndarray, variables: Any = None
+  ) -> Look:
+    """Returns logits and raw maps of images [n, s, s, 3] of 0..255."""
+    variables = self.trained.variables if variables is None else variables
+    seen = self._batched(
+      self._everything, variables, images, np.asarray(targets, np.int32)
+    )
+    # JAX sorts what goes through it by name.
+    return seen._replace(maps={name: seen.maps[name] for name in self.methods})
+
+  @functools.cached_property
+  def _everything(self) -> Callable[..., Any]:
+    trained, model, task = self.trained, self.trained.model, self.trained.task
+
+    def everything(variables, images, targets):
+      x = models.normalize(images)
+      # XLA sees that all of these begin with the same pass.
+      logits = trained.judged(variables, x, model.apply(variables, x))
+      explain = functools.partial(
+        cam.explain, model, variables, x, targets, task=task
+      )
+      maps, criteria = {}, {}
+      if self.gradient:
+        maps = explain(layer=self.layer, methods=self.gradient).maps
+      if OWN in self.methods:
+        # Grad-CAM of the evidence is the evidence, weighted as the head does.
+        point = evidence.POINTS[-1]
+        [maps[OWN]] = explain(layer=point).maps.values()
+        cells: Any = model.apply(variables, x, stop=point)
+        places = evidence.local(cells.shape[-1])
+        criteria = {
+          name: cells[..., i]
+          for name, i in zip(evidence.LOCAL, places, strict=True)
+        }
+      return Look(logits, maps, criteria)
+
+    return devices.parallel(everything, in_axes=(None, 0, 0))
+
+  @functools.cached_property
+  def likelihood(self) -> jax.tree_util.Partial:
+    """The probability of each image's own target, for perturbation.Perturber.
+
+    A function of images as the network takes them (`input`) and targets [b]:
+    that of the class, of the fault, or (margins) of the verdict.
+    """
+    trained, task = self.trained, self.trained.task
+
+    def likelihood(variables, images, targets):
+      x = models.normalize(images)
+      logits = trained.judged(variables, x, trained.model.apply(variables, x))
+      found = task.likelihoods(logits)
+      return jnp.take_along_axis(found, targets[:, None], 1)[:, 0]
+
+    return jax.tree_util.Partial(likelihood, trained.variables)
+
+  def enlarged(
+    self, name: str, maps: np.ndarray, size: tuple[int, int]
+  ) -> np.ndarray:
+    """Returns raw maps [n, h, w] at `size`, each cell where it looks.
+
+    Args:
+      name: a method; those that are none of this network's (occlusion), and
+        the evidence, share the picture evenly.
+      maps: its maps.
+      size: (height, width).
+    """
+    looks = name in self.gradient
+    return cam.enlarge(maps, size, self.placement if looks else None)
+
+  def input(self, images: np.ndarray) -> np.ndarray:
+    """Returns images [n, s, s, 3] with their field where the network takes it.
+
+    Perturbed photographs keep the field of what they were made of.
+    """
+    if not self.trained.model.takes_field or images.shape[-1] > 3:
+      return images
+    shown = np.clip(np.rint(images), 0, 255).astype(np.uint8)
+    return np.stack([prepare.with_field(i) for i in shown])
+
+  def _batched(self, function, variables, images, *others):
+    found = super()._batched(function, variables, images, *others)
+    self.tick(len(images))
+    return found

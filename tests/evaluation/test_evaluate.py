@@ -183,9 +183,8 @@ class Known(subject_lib.Subject):
   """A network whose logits are known of photographs that hold their index."""
 
   def __init__(self, loaded):
-    self.loaded, self.methods, self.layer = loaded, ('gradcam',), 'map'
+    self.trained, self.methods, self.layer = loaded, ('gradcam',), 'map'
     self.placement = None
-    self._likelihoods = loaded.task.likelihoods
 
   def logits(self, images, variables=None):
     high, low = images[:, 0, 0, :2].astype(int).T
