@@ -136,7 +136,8 @@ def _refuse_twice(table: Table, keys: Sequence[str]) -> None:
     first[key] = row
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+  """Returns an image's name without folder and extension."""
   return _EXTENSION.sub('', re.split(r'[/\\]', name)[-1])
 
 
@@ -148,7 +149,7 @@ def align(table: Table, truth: Table) -> np.ndarray:
   """
   ours, theirs = list(table.names), list(truth.names)
   if set(ours) != set(theirs):
-    ours, theirs = [_stem(n) for n in ours], [_stem(n) for n in theirs]
+    ours, theirs = [stem(n) for n in ours], [stem(n) for n in theirs]
     _refuse_twice(table, ours)
     _refuse_twice(truth, theirs)
   for having, lacking, these, those in (
@@ -193,7 +194,7 @@ def patients(
   if column:
     notes.append(f'patients: column {column} of {table.base}')
     return np.array(table.columns[column])[order]
-  found = [_EYEPACS.fullmatch(_stem(name)) for name in truth.names]
+  found = [_EYEPACS.fullmatch(stem(name)) for name in truth.names]
   if all(found):
     notes.append('patients: from the names (NUMBER_left, NUMBER_right)')
     return np.array([match[1] for match in found if match])
@@ -212,7 +213,7 @@ def eyes(truth: Table, kept: np.ndarray) -> np.ndarray | None:
   column = truth.column(['eye'])
   if column:
     return np.array(truth.columns[column])[kept]
-  sides = [_EYEPACS.fullmatch(_stem(truth.names[i])) for i in kept]
+  sides = [_EYEPACS.fullmatch(stem(truth.names[i])) for i in kept]
   if not all(sides):
     return None
   return np.array([match[2] for match in sides if match])
