@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from scipy import special
 
 from iqa_jax import config as config_lib
 from iqa_jax import inference, labels, run_directory
@@ -196,17 +195,9 @@ def _mean_scores(
       axis=0,
     ),
     'p_inadequate': each.mean(axis=0),
-    'log_odds': _mean_log_odds(odds),
+    'log_odds': task.mean_log_odds(odds),
     'spread': np.sqrt(within + each.var(axis=0)),
   }
-
-
-def _mean_log_odds(odds: np.ndarray) -> np.ndarray:
-  """Returns the log-odds [n] of the mean probability of odds [members, n]."""
-  if len(odds) == 1:
-    return odds[0]
-  inadequate = special.logsumexp(special.log_expit(odds), axis=0)
-  return inadequate - special.logsumexp(special.log_expit(-odds), axis=0)
 
 
 def _fit(
