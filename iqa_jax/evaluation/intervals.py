@@ -16,8 +16,6 @@ from iqa_jax.evaluation import delong, metrics, resampling
 from iqa_jax.judging import calibration
 
 _Z = stats.norm.ppf(0.975)
-FEW = 10  # images of a class, or patients, below which a group can't tell
-WIDE = 0.2  # an interval wider than this can't tell either
 # Patients of a class, below which one in twenty of it can't be seen.
 _TWENTIETH = round(1 / (1 - metrics.FIXED))
 _FIXED_ON = {
@@ -318,21 +316,6 @@ def auc(
   error = np.sqrt(max(variance, 0.0))
   quantile = _auc_quantile([truth == 1], [score], patient)
   return float(value), *bent(value, error * quantile, (0.0, 1.0))
-
-
-def too_small(truth: np.ndarray, patient: np.ndarray) -> str:
-  """Returns why a group of images can't tell anything, '' where it can."""
-  counts = {
-    'inadequate images': int((truth == 1).sum()),
-    'adequate images': int((truth == 0).sum()),
-    'patients': len(np.unique(patient)),
-  }
-  few = [
-    f'{n} {what[:-1] if n == 1 else what}'
-    for what, n in counts.items()
-    if n < FEW
-  ]
-  return ', '.join(few)
 
 
 def _auc_quantile(
