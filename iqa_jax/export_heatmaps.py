@@ -119,7 +119,10 @@ _MERGE = flags.DEFINE_bool(
   'merge', False, 'put the finished shards together: manifest, contact sheet'
 )
 _OVERWRITE = flags.DEFINE_bool(
-  'overwrite', False, 'replace an export of another model or other settings'
+  'overwrite',
+  False,
+  'replace an export of another model or other settings, or drop photographs '
+  'that --images no longer names',
 )
 _PROGRESS = flags.DEFINE_bool('progress', True, 'show a progress bar')
 _CACHE = flags.DEFINE_string(
@@ -140,9 +143,10 @@ def main() -> None:
   # It tells of every platform that it does not find.
   logging.get_absl_logger().manager.getLogger('jax').setLevel('WARNING')
 
-  from iqa_jax.export import export
+  from iqa_jax.export import run
+  from iqa_jax.export.options import Options
 
-  options = export.Options(
+  options = Options(
     workdir=os.path.expanduser(_WORKDIR.value or ''),
     images=_IMAGES.value or '',
     output=os.path.expanduser(_OUTPUT.value or ''),
@@ -171,10 +175,10 @@ def main() -> None:
     compilation_cache=_CACHE.value,
   )
   if _MERGE.value:
-    count = export.merge(options)
+    count = run.merge(options)
     logging.info('%s: %d photographs', options.output, count)
     return
-  summary = export.run(options)
+  summary = run.run(options)
   logging.info(
     '%s: %d photographs (%s)',
     options.output,

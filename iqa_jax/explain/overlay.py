@@ -262,7 +262,7 @@ def panel(
   placement: Placement | None = None,
   colors: str = 'viridis',
   opacity: float = 0.55,
-  decorate: Callable[[Image.Image], None] | None = None,
+  decorate: Callable[[Image.Image], object] | None = None,
 ) -> Image.Image:
   """Returns photograph and overlay side by side, with caption and colour bar.
 

@@ -66,7 +66,9 @@ def sheet(tmp_path):
   return tmp_path
 
 
-def write(folder: pathlib.Path, records=RECORDS, page: int = 100) -> int:
+def write(
+  folder: pathlib.Path, records=RECORDS, page: int = 100, share: float = 1.0
+) -> int:
   return contact_sheet.write(
     folder,
     lambda: iter(records),
@@ -75,6 +77,7 @@ def write(folder: pathlib.Path, records=RECORDS, page: int = 100) -> int:
     scaling='image',
     colors='viridis',
     page=page,
+    share=share,
   )
 
 
@@ -137,7 +140,37 @@ def test_sample_is_said_to_be_one(sheet):
   without = {**record('z.jpg', 0.2), 'files': {}}
   write(sheet, [*RECORDS, *[without] * 20])
   text = ' '.join(_Reader((sheet / 'index.html').read_text()).text.split())
-  assert 'a random sample of 5 photographs' in text
+  assert 'a random sample of 6 photographs' in text
+
+
+def test_sample_is_one_of_failed_photographs_too(sheet):
+  records = [failure(f'{i}.jpg', 'missing', '') for i in range(2000)]
+  records += [record(f'{i}.png', i / 2000) for i in range(2000)]
+  assert write(sheet, records, page=10_000, share=0.05) == 1
+  page = _Reader((sheet / 'index.html').read_text())
+  cards = [a for _, a in page.tags if 'card' in (a.get('class') or '').split()]
+  failed = sum(c['data-status'] == 'missing' for c in cards)
+  assert 60 < failed < 140 and 60 < len(cards) - failed < 140
+  text = ' '.join(page.text.split())
+  assert f'a random sample of {len(cards)} photographs' in text
+  assert '2,000 not usable' in text
+
+
+def test_many_pages_name_few_others_and_all_are_within_reach(sheet):
+  records = [failure(f'{i:04}.jpg', 'missing', '') for i in range(700)]
+  assert write(sheet, records, page=1) == 700
+  links = {}
+  for path in sheet.glob('index*.html'):
+    tags = _Reader(path.read_text()).tags
+    links[path.name] = {
+      a['href'] for tag, a in tags if tag == 'a' and 'index' in a['href']
+    }
+  assert max(map(len, links.values())) < 30
+  reached, edge = {'index.html'}, {'index.html'}
+  for _ in range(8):
+    edge = set.union(*(links[name] for name in edge)) - reached
+    reached |= edge
+  assert len(reached) == 700
 
 
 @pytest.fixture(scope='session')
