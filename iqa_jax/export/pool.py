@@ -39,8 +39,11 @@ class Network(Protocol):
   def load(self) -> None:
     """Makes it ready; called in the thread that computes."""
 
-  def explain(self, pixels: Sequence[np.ndarray], size: int) -> tuple:
-    """Returns arrays [n, ...] of n images, computed in a batch of `size`."""
+  def explain(self, pixels: Sequence[np.ndarray], size: int) -> Any:
+    """Returns what it says of images, computed in a batch of `size`.
+
+    It can be indexed by their numbers.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Judged:
   Attributes:
     key: of the photograph.
     prepared: without its pixels.
-    found: of Network.explain, without the first axis.
+    found: of Network.explain, of this photograph.
     draw: takes the drawing; where it is not called, nothing is drawn, and no
       event of this photograph follows.
   """
@@ -257,7 +260,7 @@ class _Stream:
       future = self._pool.submit(self._compute, pixels, self._batch)
       self._batches.append((photos, future))
 
-  def _compute(self, pixels: list[np.ndarray], size: int) -> tuple:
+  def _compute(self, pixels: list[np.ndarray], size: int) -> Any:
     start = time.process_time()
     found = self._pool.network.explain(pixels, size)
     self._pool.seconds['network'] += time.process_time() - start
@@ -295,8 +298,7 @@ class _Stream:
       photo.prepared = dataclasses.replace(
         photo.prepared, image=np.empty(0, np.uint8)
       )
-      one = type(found)(*(values[i] for values in found))
-      yield Judged(photo.key, photo.prepared, one, photo)
+      yield Judged(photo.key, photo.prepared, found[i], photo)
       if photo.drawing is not None:
         self._drawings.append(photo)
         continue

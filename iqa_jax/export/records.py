@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from iqa_jax.explain import overlay, ruler
 from iqa_jax.export import messages
-from iqa_jax.export.model import Explained, Model
+from iqa_jax.export.model import Model
 from iqa_jax.export.scale import Scale
 from iqa_jax.photograph import inputs
 
-_EMPTY = (
-  'Empty map: nothing in this layer speaks for what is explained, so there is '
-  'nothing to colour.'
-)
+if TYPE_CHECKING:
+  from iqa_jax.explain.explainer import Seen
 
 Record = dict[str, Any]
 
 
 def judged(
-  key: str, prepared: messages.Prepared, found: Explained, model: Model
+  key: str, prepared: messages.Prepared, found: Seen, model: Model
 ) -> Record:
   """Returns what the network says of a photograph.
 
@@ -59,7 +57,7 @@ def judged(
     'p_calibrated': p if model.calibrated else None,
     'verdict': verdict,
     'uncertain': uncertain if model.band is not None else None,
-    'target': model.targets[int(found.target)],
+    'target': model.targets[int(found.targets)],
     'raw_min': float(found.raw.min()),
     'raw_max': float(found.raw.max()),
     'raw_sum': float(found.raw.sum(dtype=np.float64)),
@@ -90,7 +88,7 @@ def drawn(record: Record, answer: messages.Drawn) -> Record:
 def drawing(
   record: Record,
   prepared: messages.Prepared,
-  found: Explained,
+  found: Seen,
   model: Model,
   *,
   scale: Scale,
@@ -101,7 +99,7 @@ def drawing(
 
   constant = 0.0
   if scale.how == 'logit':
-    constant = model.constants[int(found.target)]
+    constant = model.constants[record['target']]
   shown, bar = scale.shown(found.raw, constant)
   p, how = record['p_calibrated'], 'calibrated'
   if not model.calibrated:
@@ -119,7 +117,7 @@ def drawing(
       target=f'evidence for {tasks.evidence_for(record["target"])}',
       source=f'{model.method}, {record["layer"]}',
       bar=bar,
-      note=_EMPTY if record['empty_map'] else '',
+      note=overlay.EMPTY if record['empty_map'] else '',
     ),
     landmarks=ruler.to_original(found.landmarks, prepared.affine, model.size),
     thumbnail=thumbnail,

@@ -21,6 +21,7 @@ from typing import Any
 from absl import logging
 import tqdm
 
+from iqa_jax import machine
 from iqa_jax.export import contact_sheet, manifest, messages, records, scale
 from iqa_jax.export import ledger as ledger_lib
 from iqa_jax.export import options as options_lib
@@ -326,7 +327,7 @@ class _Export:
 
 
 def _workers(options: Options) -> int:
-  return options.workers or len(os.sched_getaffinity(0))
+  return options.workers or machine.cpu_count()
 
 
 def _worker_settings(options, model, temporary) -> messages.Settings:

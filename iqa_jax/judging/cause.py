@@ -83,9 +83,7 @@ def find(
     no cause. Then a Finding of every one of labels.CRITERIA.
   """
   if not isinstance(probabilities, Mapping):
-    probabilities = dict(
-      zip(labels.LOCAL_CRITERIA, probabilities, strict=True)
-    )
+    probabilities = dict(zip(labels.LOCAL_CRITERIA, probabilities, strict=True))
   known = {k: v for k, v in probabilities.items() if v is not None}
   affected: dict[str, float] = {}
   if evidence is not None and field_share is not None:
