@@ -69,9 +69,10 @@ _PLACEMENT = flags.DEFINE_enum(
 )
 _SCALING = flags.DEFINE_enum(
   'scaling',
-  'image',
+  None,
   ['image', 'logit', 'dataset'],
-  'what the colours mean: image (from none to the most in each photograph), or '
+  'what the colours mean (default: logit of heads of evidence, else image): '
+  'image (from none to the most in each photograph), or '
   'the same in all photographs: logit (what the logit would be if all of the '
   'photograph looked like this place; of gradcam, hirescam and xgradcam at the '
   'layer that a linear head averages, for a class or criterion), dataset (raw '
@@ -88,6 +89,12 @@ _COLORS = flags.DEFINE_enum(
   'viridis',
   ['viridis', 'inferno', 'jet'],
   'colour map; jet covers the whole picture, like the pictures of earlier work',
+)
+_LANGUAGE = flags.DEFINE_enum(
+  'language',
+  'en',
+  ['en', 'pt'],
+  'of the advice to photographers, from models that know causes',
 )
 _OPACITY = flags.DEFINE_float('opacity', 0.55, 'of the strongest evidence')
 _QUALITY = flags.DEFINE_integer('quality', 90, 'of JPEG files, 1 to 95')
@@ -158,6 +165,7 @@ def main() -> None:
     placement=_PLACEMENT.value,
     scaling=_SCALING.value,
     color_max=_COLOR_MAX.value,
+    language=_LANGUAGE.value,
     colors=_COLORS.value,
     opacity=_OPACITY.value,
     quality=_QUALITY.value,

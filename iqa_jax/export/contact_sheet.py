@@ -13,7 +13,7 @@ import pathlib
 from typing import Any
 from urllib import parse
 
-from iqa_jax import run_directory
+from iqa_jax import labels, run_directory
 from iqa_jax.export import manifest
 from iqa_jax.photograph import inputs
 
@@ -86,6 +86,7 @@ def write(
       scale=_SCALES[scaling],
       colors=colors,
       targets=sorted({c['target'] for c in these if c['target']}),
+      causes=sorted({c['cause'] for c in these if c['cause']}),
       statuses=sorted({(c['status'], c['reason_short']) for c in these}),
       names=', '.join(outputs),
     )
@@ -151,6 +152,9 @@ def _card(record: Mapping[str, Any]) -> dict[str, Any]:
     'calibrated': record.get('p_calibrated') is not None,
     'threshold': record.get('operating_point'),
     'uncertain': bool(record.get('uncertain')),
+    'cause': record.get('cause', ''),
+    'advice': record.get('advice', ''),
+    'criteria': _criteria(record),
     'target': record.get('target', ''),
     'source': f'{record.get("method")}, {record.get("layer")}',
     'empty': bool(record.get('empty_map')),
@@ -161,6 +165,19 @@ def _card(record: Mapping[str, Any]) -> dict[str, Any]:
     'thumbnail': files['thumbnail'][0] if ok else '',
     'link': parse.quote(opened),
   }  # fmt: skip
+
+
+def _criteria(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Returns name, probability and share of the criteria that are known."""
+  return [
+    {
+      'name': name.replace('_', ' '),
+      'p': record[f'p_{name}'],
+      'share': record.get(f'share_{name}'),
+    }
+    for name in labels.CRITERIA
+    if record.get(f'p_{name}') is not None
+  ]
 
 
 def _p(record: Mapping[str, Any]) -> float:

@@ -40,8 +40,13 @@ class ManifestError(errors.UserError):
   """An output directory holds another export, is in use, or is unfinished."""
 
 
-def columns(logits: Sequence[str]) -> list[str]:
-  """Returns the manifest's columns for a model with these outputs."""
+def columns(logits: Sequence[str], criteria: Sequence[str] = ()) -> list[str]:
+  """Returns the manifest's columns.
+
+  Args:
+    logits: the model's outputs.
+    criteria: those that it knows something of.
+  """
   names = [
     'path',
     'status',
@@ -56,6 +61,9 @@ def columns(logits: Sequence[str]) -> list[str]:
     'operating_point',
     'verdict',
     'uncertain',
+    *(('cause', 'advice') if criteria else ()),
+    *(f'p_{name}' for name in criteria),
+    *(f'share_{name}' for name in criteria),
     'target',
     'method',
     'layer',
@@ -301,9 +309,10 @@ def write(
   path: str | os.PathLike,
   records: Iterable[Mapping[str, Any]],
   logits: Sequence[str],
+  criteria: Sequence[str] = (),
 ) -> int:
   """Writes the manifest atomically and returns its number of rows."""
-  names = columns(logits)
+  names = columns(logits, criteria)
   count = 0
   with (
     run_directory.atomic_path(path) as temporary,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from iqa_jax.explain import overlay
+from iqa_jax.explain import panel
 from iqa_jax.photograph import geometry
 from iqa_jax.photograph.placement import Placement
 
@@ -85,7 +85,7 @@ class Drawing:
   shown: np.ndarray
   raw: np.ndarray
   placement: Placement | None
-  caption: overlay.Caption
+  caption: panel.Caption
   landmarks: np.ndarray
   thumbnail: bool
   facts: dict[str, Any]

@@ -36,6 +36,10 @@ class Model:
     threshold: the operating point, of the calibrated probability.
     band: the probabilities at which a person should look; None for none.
     judged: the records that a verdict depends on.
+    criteria: those whose probability of a fault the network tells.
+    criterion_thresholds: from which on such a fault is called.
+    language: of advice.
+    scaling: one of options.SCALINGS.
   """
 
   def __init__(self, options: Options):
@@ -51,6 +55,11 @@ class Model:
       self.outputs = tuple(map(str, record['outputs']))
       self.size = int(record['image_size'])
       self.takes_field = record['config']['model']['head'] == 'evidence'
+      self.criteria: tuple[str, ...] = ()
+      if record['config']['task']['name'] == 'criteria':
+        self.criteria = self.outputs
+      elif self.takes_field:
+        self.criteria = labels.LOCAL_CRITERIA
       self.digest = str(record['sha256'])
       self.method = options.method or str(explain['method'])
       self.layer = options.layer or str(explain['layer']) or None
@@ -64,8 +73,26 @@ class Model:
     self.calibrated = self._judges.calibration is not None
     self.threshold = self._judges.threshold
     self.band = self._judges.uncertain_band
+    self.criterion_thresholds = {
+      name: self._judges.criterion_threshold(name) for name in self.criteria
+    }
+    self.language = options.language
+    self.scaling = options.scaling or self._usual_scaling(record)
     self.judged: dict[str, Any] = {key: record.get(key) for key in FIELDS}
     self._options = options
+
+  def _usual_scaling(self, record: dict[str, Any]) -> str:
+    """Returns 'logit' of heads of evidence, where their maps are logits."""
+    additive = (
+      self.takes_field
+      and self.method in ('gradcam', 'hirescam', 'xgradcam')
+      and self.layer in (None, 'evidence')
+      and (
+        record['config']['task']['name'] == 'quality'
+        or self.target in self.outputs
+      )
+    )
+    return 'logit' if additive else 'image'
 
   def judge(self, p_inadequate: float) -> tuple[float, str, bool]:
     """Returns calibrated probability, verdict, and whether it is uncertain."""
@@ -94,7 +121,7 @@ class Model:
       raise ExportError('the model was replaced just now; start again')
     if self.target == 'labelled':
       raise errors.InvalidValue('--target=labelled: an export has no labels')
-    if options.scaling == 'logit':
+    if self.scaling == 'logit':
       why = additive.obstacle(
         loaded.model,
         loaded.task,

@@ -7,6 +7,7 @@ import dataclasses
 from iqa_jax import errors
 from iqa_jax.explain import overlay
 from iqa_jax.export import manifest
+from iqa_jax.judging import advice
 from iqa_jax.photograph import placement
 
 SCALINGS = ('image', 'logit', 'dataset')
@@ -42,9 +43,11 @@ class Options:
     layer: feature point; None likewise.
     target: 'predicted' or one of the task's targets; None likewise.
     placement: of placement.NAMES, how maps lie on the photographs.
-    scaling: one of SCALINGS.
+    scaling: one of SCALINGS; None for 'logit' of heads of evidence, 'image' of
+      others.
     color_max: what the top of the colour bar stands for ('logit': in logits;
       'dataset': in raw units); 0 for the default.
+    language: of the advice, one of advice.LANGUAGES.
     colors: one of overlay.COLORS.
     opacity: of the strongest evidence, 0 to 1.
     quality: of JPEGs, 1 to 95.
@@ -72,8 +75,9 @@ class Options:
   layer: str | None = None
   target: str | None = None
   placement: str = 'network'
-  scaling: str = 'image'
+  scaling: str | None = None
   color_max: float = 0.0
+  language: str = 'en'
   colors: str = 'viridis'
   opacity: float = 0.55
   quality: int = 90
@@ -122,7 +126,11 @@ def check(options: Options) -> None:
       f'{", ".join(manifest.KINDS)}'
     )
   overlay.palette(options.colors)
-  if options.scaling not in SCALINGS:
+  if options.language not in advice.LANGUAGES:
+    raise errors.InvalidValue(
+      f'--language={options.language} is none of {", ".join(advice.LANGUAGES)}'
+    )
+  if options.scaling not in (None, *SCALINGS):
     raise errors.InvalidValue(
       f'--scaling={options.scaling} is none of {", ".join(SCALINGS)}'
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from iqa_jax.explain import overlay, ruler
+from iqa_jax.explain import overlay, panel, ruler
 from iqa_jax.export.messages import Drawing, Settings
 from iqa_jax.photograph import geometry
 from iqa_jax.photograph import placement as placement_lib
@@ -89,7 +89,7 @@ class Pictures:
 
   def panel(self) -> Image.Image:
     """Returns photograph and overlay side by side, captioned."""
-    return overlay.panel(
+    return panel.draw(
       self._photograph,
       *self._map(),
       caption=self._drawing.caption,

@@ -84,7 +84,10 @@ def merge(options: Options) -> int:
       stack.enter_context(journal)
     try:
       count = manifest.write(
-        output / 'manifest.csv', manifest.merged(journals), settings['logits']
+        output / 'manifest.csv',
+        manifest.merged(journals),
+        settings['logits'],
+        settings.get('criteria', ()),
       )
     except OSError as error:
       raise ExportError(f'{output} cannot be written to: {error}') from error
@@ -277,7 +280,7 @@ class _Export:
 
     path = self._output / name
     try:
-      manifest.write(path, rows(), self._model.outputs)
+      manifest.write(path, rows(), self._model.outputs, self._model.criteria)
     except OSError as error:
       raise ExportError(
         f'{path} cannot be written: {error}; the journal holds what is done, '
@@ -348,7 +351,10 @@ def _worker_settings(options, model, temporary) -> messages.Settings:
 def _settings(options, model, root: str, color_max: float) -> dict[str, Any]:
   """Returns all that the outputs depend on, as JSON values."""
   text = json.dumps(model.judged, sort_keys=True)
-  return {
+  knows = {}
+  if model.criteria:
+    knows = {'criteria': list(model.criteria), 'language': model.language}
+  return knows | {
     'checkpoint': model.digest,
     'root': root,
     'logits': list(model.outputs),
@@ -359,7 +365,7 @@ def _settings(options, model, root: str, color_max: float) -> dict[str, Any]:
     'layer': model.layer or 'default',
     'target': model.target,
     'placement': options.placement,
-    'scaling': options.scaling,
+    'scaling': model.scaling,
     'color_max': color_max,
     'outputs': sorted(options.outputs),
     'colors': options.colors,

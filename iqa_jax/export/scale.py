@@ -68,11 +68,11 @@ def choose(
     ExportError: no photograph of the sample has a map.
   """
   top = options.color_max
-  if not top and options.scaling == 'logit':
+  if not top and model.scaling == 'logit':
     top = _LOGIT_TOP
-  if not top and options.scaling == 'dataset':
+  if not top and model.scaling == 'dataset':
     top = _of_dataset(options, model, pool, root, keys)
-  return Scale(options.scaling, top)
+  return Scale(model.scaling, top)
 
 
 def _of_dataset(options, model, pool, root, keys) -> float:

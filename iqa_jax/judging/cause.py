@@ -7,26 +7,14 @@ cells show it. Pure functions over NumPy arrays.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from iqa_jax import labels
 from iqa_jax.judging import advice, calibration
+from iqa_jax.judging.verdict import Criterion
 
 VISIBLE_SHARE = 0.05  # of the field; what is smaller is not called the cause
-
-
-class Finding(NamedTuple):
-  """What is found of one criterion.
-
-  Attributes:
-    probability: that it is at fault; NaN where the model doesn't know.
-    share: of the field of view that it affects; NaN likewise.
-  """
-
-  probability: float
-  share: float
 
 
 def shares(evidence: np.ndarray, field_share: np.ndarray) -> np.ndarray:
@@ -60,7 +48,7 @@ def find(
   field_share: np.ndarray | None = None,
   *,
   thresholds: Mapping[str, float] | None = None,
-) -> tuple[str, dict[str, Finding]]:
+) -> tuple[str, dict[str, Criterion]]:
   """Returns the cause of a verdict, and what is found of each criterion.
 
   The cause is the criterion whose probability is furthest above its threshold
@@ -80,39 +68,41 @@ def find(
   Returns:
     The cause: '' of an adequate photograph, and of any where the model knows
     nothing of causes; advice.UNKNOWN where it is inadequate and the model sees
-    no cause. Then a Finding of every one of labels.CRITERIA.
+    no cause. Then every one of labels.CRITERIA that the model knows
+    something of.
   """
   if not isinstance(probabilities, Mapping):
     probabilities = dict(zip(labels.LOCAL_CRITERIA, probabilities, strict=True))
-  known = {k: v for k, v in probabilities.items() if v is not None}
   affected: dict[str, float] = {}
   if evidence is not None and field_share is not None:
     found = shares(evidence, field_share).tolist()
     affected = dict(zip(labels.LOCAL_CRITERIA, found, strict=True))
-  criteria = {
-    name: Finding(
-      float(known.get(name, np.nan)), float(affected.get(name, np.nan))
-    )
+  told = {
+    name: Criterion(_known(probabilities.get(name)), _known(affected.get(name)))
     for name in labels.CRITERIA
   }
-  nothing = np.isnan(list(criteria.values())).all()
-  if verdict == labels.QUALITY[labels.ADEQUATE] or nothing:
+  criteria = {k: c for k, c in told.items() if c != Criterion()}
+  if verdict != labels.QUALITY[labels.INADEQUATE] or not criteria:
     return '', criteria
   return _cause(criteria, thresholds or {}), criteria
 
 
-def _cause(
-  criteria: Mapping[str, Finding], thresholds: Mapping[str, float]
-) -> str:
-  def excess(name: str) -> float:
-    p, threshold = criteria[name].probability, thresholds.get(name, 0.5)
-    odds = calibration.log_odds(np.array([p, threshold]))
-    return float(odds[0] - odds[1])
+def _known(value: float | None) -> float | None:
+  return None if value is None or np.isnan(value) else float(value)
 
-  above = [name for name in criteria if excess(name) >= 0]
+
+def _cause(
+  criteria: Mapping[str, Criterion], thresholds: Mapping[str, float]
+) -> str:
+  excess: dict[str, float] = {}
+  for name, criterion in criteria.items():
+    if criterion.p is not None:
+      bounds = np.array([criterion.p, thresholds.get(name, 0.5)])
+      p, threshold = calibration.log_odds(bounds)
+      excess[name] = p - threshold
+  above = [name for name in excess if excess[name] >= 0]
   if above:
-    return max(above, key=excess)
-  seen = [n for n, found in criteria.items() if found.share >= VISIBLE_SHARE]
-  if seen:
-    return max(seen, key=lambda name: criteria[name].share)
-  return advice.UNKNOWN
+    return max(above, key=lambda name: excess[name])
+  share = {name: criterion.share or 0.0 for name, criterion in criteria.items()}
+  largest = max(share, key=lambda name: share[name])
+  return largest if share[largest] >= VISIBLE_SHARE else advice.UNKNOWN
