@@ -15,7 +15,7 @@ import pathlib
 import textwrap
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from iqa_jax import errors
 from iqa_jax.photograph import placement as placement_lib
@@ -95,6 +95,7 @@ def overlay(
   placement: Placement | None = None,
   colors: str = 'viridis',
   opacity: float = 0.55,
+  within: np.ndarray | None = None,
   in_place: bool = False,
 ) -> Image.Image:
   """Returns the photograph with the map laid over where it belongs.
@@ -108,12 +109,17 @@ def overlay(
       for cells that share it evenly.
     colors: one of COLORS.
     opacity: of the strongest evidence ('jet': of everything), 0 to 1.
+    within: bool [s, s] over the prepared image, outside which nothing is shown;
+      of maps that are 0 there, whose cells are enlarged beyond the rim.
     in_place: whether `photograph` may be drawn on, which saves its copy.
   """
   picture = photograph if in_place else photograph.copy()
   box, levels = _laid(shown, affine, prepared_size, photograph.size, placement)
   if levels is None:
     return picture
+  if within is not None:
+    _, rim = _laid(within, affine, prepared_size, photograph.size, None)
+    levels = ImageChops.multiply(levels, rim)
   if colors != 'jet':
     # Where nothing is shown nothing needs to be blended.
     part = levels.getbbox()
@@ -254,6 +260,7 @@ def thumbnail(
   side: int = 192,
   colors: str = 'viridis',
   opacity: float = 0.55,
+  within: np.ndarray | None = None,
 ) -> Image.Image:
   """Returns prepared image and overlay beside each other, 2 `side` x `side`.
 
@@ -264,6 +271,7 @@ def thumbnail(
     side: of each of the two, in pixels.
     colors: one of COLORS.
     opacity: as of `overlay`.
+    within: as of `overlay`.
   """
   plain = Image.fromarray(prepared).resize(
     (side, side), Image.Resampling.BILINEAR, reducing_gap=2.0
@@ -279,6 +287,7 @@ def thumbnail(
     placement=placement,
     colors=colors,
     opacity=opacity,
+    within=within,
   )
   both.paste(colored, (side, 0))
   return both

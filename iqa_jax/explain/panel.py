@@ -92,6 +92,7 @@ def draw(
   placement: Placement | None = None,
   colors: str = 'viridis',
   opacity: float = 0.55,
+  within: np.ndarray | None = None,
   decorate: Callable[[Image.Image], object] | None = None,
 ) -> Image.Image:
   """Returns photograph and overlay side by side, with caption and colour bar.
@@ -103,7 +104,11 @@ def draw(
   """
   shrink = min(_SIDE / photograph.height, 1.5 * _SIDE / photograph.width, 1)
   plain, to_plain = _resized(photograph, shrink)
-  look: dict[str, Any] = {'colors': colors, 'opacity': opacity}
+  look: dict[str, Any] = {
+    'colors': colors,
+    'opacity': opacity,
+    'within': within,
+  }
   colored = overlay.overlay(
     plain, shown, affine * to_plain, prepared_size, placement=placement, **look
   )

@@ -48,6 +48,8 @@ class Pictures:
       'placement': drawing.placement,
       'colors': settings.colors,
       'opacity': settings.opacity,
+      # Networks that take the field find nothing outside.
+      'within': held.inside if settings.field else None,
     }
 
   def _map(self) -> tuple[np.ndarray, np.ndarray, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import matplotlib
@@ -200,3 +202,18 @@ def test_names_of_any_script_and_length_fit():
   panel.draw(image, np.zeros((7, 7)), affine, 130, caption=caption)
   assert len(panel._short(name, 40)) == 39
   assert panel._short(name, 400).isprintable()
+
+
+def test_nothing_is_shown_beyond_the_rim():
+  """However far the cells reach that touch it, and wherever it lies."""
+  image = Image.new('RGB', (300, 200))
+  affine = np.array([[1.6, 0, 60], [0, 1.6, 10]])
+  at = (np.arange(100) + 0.5) / 100 - 0.5
+  within = np.hypot(at[None], at[:, None]) < 0.4
+  shown = np.ones((5, 5))
+  drawn = functools.partial(overlay.overlay, image, shown, affine, 100)
+  clipped = np.asarray(drawn(within=within)).any(-1)
+  y, x = np.mgrid[:200, :300] + 0.5
+  inside = np.hypot(x - 140, y - 90) < 0.4 * 160
+  assert np.asarray(drawn()).any(-1).sum() > 1.2 * inside.sum()
+  assert (clipped != inside).sum() < 0.05 * inside.sum()

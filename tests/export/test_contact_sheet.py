@@ -118,6 +118,20 @@ def test_page_stands_alone_and_names_are_only_text(sheet):
   assert 'image file is truncated <b>' in page.text
 
 
+def test_card_says_the_cause_and_what_to_do(sheet):
+  told = {'cause': 'image_field', 'advice': 'Centre <b> it.',
+          'p_focus': 0.25, 'share_focus': 0.1,
+          'p_image_field': 0.75}  # fmt: skip
+  write(sheet, [record('a.jpg', 0.9, **told), record('b.jpg', 0.1)])
+  page = _Reader((sheet / 'index.html').read_text())
+  text = ' '.join(page.text.split())
+  assert 'image field Centre <b> it.' in text
+  assert '0.25 · 10 %' in text and '0.75' in text
+  assert text.count('Centre') == 1
+  options = [a.get('value') for tag, a in page.tags if tag == 'option']
+  assert 'image_field' in options
+
+
 def test_empty_map_is_commented(sheet):
   write(sheet)
   text = ' '.join(_Reader((sheet / 'index.html').read_text()).text.split())

@@ -32,6 +32,7 @@ from iqa_jax.export.options import (
   Options,
   Summary,
 )
+from iqa_jax.judging import advice
 from iqa_jax.models import heads
 from iqa_jax.photograph import geometry, images, prepare
 from tests.export import export_material as material
@@ -195,6 +196,59 @@ def test_located_landmarks_are_told_and_drawn_where_they_are(tmp_path):
   assert drawn[y - 1 : y + 2, x - 1 : x + 2].min(-1).max() > 180
   # The photograph itself is darker everywhere.
   assert images.read(path).pixels.min(-1).max() < 150
+
+
+def test_a_head_of_evidence_says_the_cause(tmp_path):
+  material.make_run(
+    tmp_path / 'run',
+    head='evidence',
+    head_scale=100.0,
+    operating_point={'rule': 'fixed', 'threshold': 0.05},
+  )
+  rng = np.random.default_rng(5)
+  for name in 'ab':
+    material.save(tmp_path / f'in/{name}.jpg', rng)
+  output = tmp_path / 'out'
+  some = options(tmp_path / 'run', tmp_path / 'in', output, language='pt')
+  run(some)
+  loaded = inference.load(tmp_path / 'run')
+  kinds = ('focus', 'illumination', 'artifacts')
+  for name, row in read(output / 'manifest.csv').items():
+    prepared = prepare.photograph(
+      images.read(tmp_path / 'in' / name).pixels, 48, field=True
+    )
+    x = models.normalize(prepared.image[None])
+    _, state = loaded.model.apply(
+      loaded.variables, x, mutable=['intermediates']
+    )
+    (logits, share), told = heads.found(state).cells, heads.found(state).cause
+    p = 1 / (1 + np.exp(-np.asarray(told)[0]))
+    inside = np.asarray(share)[0, ..., None]
+    affected = (np.asarray(logits)[0] > 0) * inside
+    found = [float(row[f'p_{kind}']) for kind in kinds]
+    np.testing.assert_allclose(found, p, atol=1e-5)
+    found = [float(row[f'share_{kind}']) for kind in kinds]
+    expected = affected.sum((0, 1)) / inside.sum()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert row['verdict'] == 'inadequate'
+    visible = p.max() >= 0.5 or expected.max() >= 0.05
+    if p.max() >= 0.5:
+      assert row['cause'] == kinds[p.argmax()]
+    assert (row['cause'] == 'unknown') != visible
+    assert row['advice'] == advice.sentence(row['cause'], 'pt')
+    with np.load(output / row['npz']) as saved:
+      assert saved['evidence'].shape == (6, 6, 3)
+      assert tuple(saved['evidence_of']) == kinds
+    # What the colours mean is the same in all photographs.
+    assert row['advice'] in (output / 'index.html').read_text()
+    plain = np.asarray(Image.open(tmp_path / 'in' / name)).astype(int)
+    with Image.open(output / row['overlay']) as picture:
+      changed = np.abs(np.asarray(picture).astype(int) - plain).max(-1) > 40
+    assert not changed[:5].any() and not changed[-5:].any()
+  settings = json.loads(next((output / 'journal').iterdir()).open().readline())
+  assert settings['settings']['scaling'] == 'logit'
+  with pytest.raises(manifest.ManifestError, match='language'):
+    run(dataclasses.replace(some, language='en'))
 
 
 def test_averages_with_the_mirror_image_as_the_operating_point_does(tmp_path):
@@ -515,6 +569,7 @@ def test_network_that_runs_over_is_a_status(photographs, tmp_path):
     ({'target': 'beauty'}, 'beauty'),
     ({'scaling': 'logit', 'method': 'eigencam'}, 'maps of eigencam do not'),
     ({'scaling': 'logit', 'layer': 'stage3'}, 'not what the head averages'),
+    ({'language': 'tlh'}, 'language=tlh is none of en, pt'),
     ({'placement': 'torch'}, 'placement=torch is none of network'),
     ({'method': 'magic'}, 'magic'),
     ({'workdir': '/nowhere'}, '/nowhere holds no trained model'),
@@ -785,6 +840,7 @@ def test_flags_offer_what_there_is():
   assert tuple(defined['method'][1]) == cam.METHODS
   assert tuple(defined['colors'][1]) == overlay.COLORS
   assert tuple(defined['scaling'][1]) == SCALINGS
+  assert tuple(defined['language'][1]) == tuple(advice.LANGUAGES)
   assert tuple(defined['outputs'][0]) == DEFAULT_OUTPUTS
   defaults = {f.name: f.default for f in dataclasses.fields(Options)}
   for name in ('opacity', 'quality', 'sheet_limit', 'sheet_page', 'memory_gb',
