@@ -90,7 +90,7 @@ def test_arguments_that_are_no_flags_are_refused():
     ('score', 'evaluation.scoring.run', ['--predictions=p', '--labels=l']),
     (
       'export_heatmaps',
-      'export.export.run',
+      'export.run.run',
       ['--workdir=w', '--images=i', '--output=o'],
     ),
     ('evaluate_explanations', 'inference.load', ['--workdir=w']),

@@ -12,6 +12,7 @@ from PIL import Image
 from iqa_jax import tasks
 from iqa_jax.explain import cam, ruler
 from iqa_jax.explain import overlay as pictures
+from iqa_jax.explain import panel as panel_lib
 from iqa_jax.judging.verdict import Verdict
 from iqa_jax.photograph import geometry
 from iqa_jax.photograph.photo import Photo
@@ -94,7 +95,7 @@ class Explanation:
     self, *, colors: str = 'viridis', opacity: float = 0.55
   ) -> Image.Image:
     """Returns photograph and overlay side by side, as `overlay`, in words."""
-    return pictures.panel(
+    return panel_lib.draw(
       self.photo.image,
       cam.scale(self.raw),
       self.affine,
@@ -129,9 +130,9 @@ class Explanation:
       'empty_map': self.empty,
     }
 
-  def _caption(self) -> pictures.Caption:
+  def _caption(self) -> panel_lib.Caption:
     p = self.verdict.p_inadequate
-    return pictures.Caption(
+    return panel_lib.Caption(
       name=self.photo.name,
       verdict=self.verdict.verdict,
       probability='' if p is None else f'P(inadequate) = {p:.3f}',
