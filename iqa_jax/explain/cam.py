@@ -161,7 +161,7 @@ def explain(
   found = jax.vmap(combine)(chosen) if ids.ndim == 2 else combine(chosen)
   several = layer is not None and not isinstance(layer, str)
   if landmarks is None:
-    landmarks = jnp.full((len(images), 5), jnp.nan)
+    landmarks = jnp.full((images.shape[0], 5), jnp.nan)
   return Explanation(
     logits=logits.astype(jnp.float32),
     targets=ids,
