@@ -812,7 +812,7 @@ class _Process:
         [
           sys.executable,
           '-c',
-          'from iqa_jax.explain import worker; worker.main()',
+          'from iqa_jax.export import worker; worker.main()',
           str(theirs.fileno()),
         ],
         pass_fds=[theirs.fileno()],

@@ -25,10 +25,10 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from iqa_jax import devices, models, processes
+from iqa_jax import devices, machine, models, processes
 from iqa_jax.data import pipeline
 
-_MEMORY_SHARE = 0.5  # of what is free now; the rest is for everything else
+_MEMORY_SHARE = 0.5  # of what is available; the rest is for everything else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,14 +304,10 @@ def _collect(batch, computed) -> dict[str, np.ndarray]:
 
 def _allocate(shape, dtype, folder) -> np.ndarray | None:
   size = math.prod(shape) * np.dtype(dtype).itemsize
-  if size < _MEMORY_SHARE * _free_memory():
+  if size < _MEMORY_SHARE * machine.available_memory():
     return np.empty(shape, dtype)
   if size > shutil.disk_usage(folder).free:
     return None
   with tempfile.TemporaryFile(dir=folder) as handle:
     handle.truncate(size)
     return np.memmap(handle, dtype, 'r+', shape=shape)
-
-
-def _free_memory() -> int:
-  return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from iqa_jax import config as config_lib
-from iqa_jax import devices, models
+from iqa_jax import devices, machine, models
 from iqa_jax.tasks import Task
 from iqa_jax.training import feature_cache, phases
 from iqa_jax.training import step as step_lib
@@ -87,7 +87,7 @@ def test_cached_training_is_training(
   source = memory.Source(16)
   config = make_config()
   if in_file:
-    monkeypatch.setattr(feature_cache, '_free_memory', lambda: 0)
+    monkeypatch.setattr(machine, 'available_memory', lambda: 0)
   cache = build(network, memory, source, config, tmp_path)
   assert isinstance(cache.maps, np.memmap) == in_file
   assert not list(tmp_path.iterdir())
@@ -161,7 +161,7 @@ def test_no_room_anywhere_is_no_failure(
   network, memory, tmp_path, monkeypatch, caplog
 ):
   caplog.set_level(logging.INFO)
-  monkeypatch.setattr(feature_cache, '_free_memory', lambda: 0)
+  monkeypatch.setattr(machine, 'available_memory', lambda: 0)
   usage = feature_cache.shutil.disk_usage(tmp_path)._replace(free=0)
   monkeypatch.setattr(feature_cache.shutil, 'disk_usage', lambda _: usage)
   source = memory.Source(16)
