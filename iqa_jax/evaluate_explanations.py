@@ -110,8 +110,7 @@ def main() -> None:
 
 def _study(workdir: str, output: str) -> dict:
   """Studies one run, writes what was found to `output`, and returns it."""
-  from iqa_jax import inference, run_directory
-  from iqa_jax.explain import subject as subject_lib
+  from iqa_jax import run_directory, trained
   from iqa_jax.models import evidence
   from iqa_jax.studies import (
     figures,
@@ -121,8 +120,9 @@ def _study(workdir: str, output: str) -> dict:
     show,
     study,
   )
+  from iqa_jax.studies import subject as subject_lib
 
-  loaded = inference.load(workdir)
+  loaded = trained.load(workdir)
   found = photographs.choose(
     loaded,
     workdir,

@@ -45,13 +45,12 @@ def main() -> None:
   if not _WORKDIR.value:
     raise app.UsageError('--workdir is needed: a run of iqa_jax.main')
 
-  from iqa_jax import inference, run_directory
-  from iqa_jax.explain import subject
-  from iqa_jax.studies import photographs, review, review_figures
+  from iqa_jax import run_directory, trained
+  from iqa_jax.studies import photographs, review, review_figures, subject
 
   workdir = os.path.expanduser(_WORKDIR.value)
   output = os.path.expanduser(_OUTPUT.value or os.path.join(workdir, 'review'))
-  loaded = inference.load(workdir)
+  loaded = trained.load(workdir)
   found = photographs.choose(
     loaded,
     workdir,

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import config as config_lib
-from iqa_jax import inference, labels, run_directory
+from iqa_jax import inference, labels, run_directory, trained
 from iqa_jax import models as models_lib
 from iqa_jax.data import pipeline
 from iqa_jax.data import plan as plan_lib
@@ -125,9 +125,9 @@ def run(
 
 def _load(
   workdir: str | os.PathLike, ensemble: Sequence[str]
-) -> list[inference.Loaded]:
+) -> list[trained.Trained]:
   """Returns the models, which must be of one task."""
-  models = [inference.load(d) for d in (workdir, *ensemble)]
+  models = [trained.load(d) for d in (workdir, *ensemble)]
   outputs = models[0].task.outputs
   for other, folder in zip(models[1:], ensemble, strict=True):
     if other.task.outputs != outputs:
@@ -139,7 +139,7 @@ def _load(
 
 
 def _predict(
-  models: Sequence[inference.Loaded],
+  models: Sequence[trained.Trained],
   source: source_lib.Source,
   indices: np.ndarray,
   split: str,
@@ -300,7 +300,7 @@ def _measure(
 
 
 def _describe(
-  models: Sequence[inference.Loaded],
+  models: Sequence[trained.Trained],
   folders: Sequence[pathlib.Path],
   flip_tta: bool,
 ) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def draw(
   """Returns `config.explain.examples` photographs with maps.
 
   Args:
-    loaded: the model whose maps are shown, of inference.load; the verdicts
+    loaded: the model whose maps are shown, of trained.load; the verdicts
       may be those of an ensemble that it belongs to.
     record: what the verdicts were made by.
     config: the run's; reads `explain`.
@@ -59,7 +59,7 @@ def draw(
   from iqa_jax.data import pipeline
   from iqa_jax.data import plan as plan_lib
   from iqa_jax.explain import cam, overlay
-  from iqa_jax.explain.subject import Subject
+  from iqa_jax.explain.explainer import Explainer
 
   chosen = choose(judged, config.explain.examples)
   rows = np.concatenate([np.asarray(r, int) for r in chosen.values()])
@@ -67,7 +67,7 @@ def draw(
     return []
   size, task = loaded.image_size, loaded.task
   method = config.explain.method
-  subject = Subject(
+  explainer = Explainer(
     loaded,
     methods=(method,),
     layer=config.explain.layer or None,
@@ -92,8 +92,8 @@ def draw(
     if target == 'predicted'
     else cam.choose_targets(task, target, drawn.logits, labels=truth)
   )
-  maps = subject.maps(images, targets)[method]
-  shown = cam.scale(maps, 'image', (size, size), placement=subject.placement)
+  maps = explainer.maps(images, targets)[method]
+  shown = cam.scale(maps, 'image', (size, size), placement=explainer.placement)
   kinds = [kind for kind, found in chosen.items() for _ in found]
   examples = []
   for i, name in enumerate(drawn.image_id):

@@ -14,9 +14,9 @@ import numpy as np
 from iqa_jax import labels as L
 from iqa_jax.evaluation import means
 from iqa_jax.explain import faithfulness, perturbation, road
-from iqa_jax.explain.subject import Subject
 from iqa_jax.studies import methods as methods_lib
 from iqa_jax.studies.photographs import Photographs
+from iqa_jax.studies.subject import Subject
 
 _RIM = 2 / 3  # of the field's radius: the periphery begins
 Values = dict[str, dict[str, np.ndarray]]  # {measure: {map: float [n]}}

@@ -9,7 +9,7 @@ import numpy as np
 
 from iqa_jax import errors
 from iqa_jax.explain import cam, perturbation
-from iqa_jax.explain.subject import OWN, Subject
+from iqa_jax.studies.subject import OWN, Subject
 
 # Methods that need no gradients, named as the others, and their passes a map.
 GRADIENT_FREE = {

@@ -288,7 +288,7 @@ def choose(
   """Returns the photographs named, or those of the run when none are.
 
   Args:
-    loaded: the run's model (inference.Loaded).
+    loaded: the run's model (trained.Trained).
     workdir: its run directory.
     images: see `read`; '' for `of_run`.
     labels: see `read`; of `images` only.
@@ -332,7 +332,7 @@ def of_run(
   for among the files it was made from; a run on fundus_sim gets new drawings.
 
   Args:
-    loaded: the run's model (inference.Loaded).
+    loaded: the run's model (trained.Trained).
     workdir: its run directory.
     pixel_labels: see `read`; drawings know their own.
     limit: how many, at most; 0 for all there are (drawn: 200).

@@ -19,11 +19,11 @@ from PIL import Image
 from iqa_jax import labels as L
 from iqa_jax.evaluation import means
 from iqa_jax.explain import faithfulness
-from iqa_jax.explain.subject import Subject
 from iqa_jax.simulation import faults, pixel_labels, unfamiliar
 from iqa_jax.studies import measures, pixel_truth
 from iqa_jax.studies import methods as methods_lib
 from iqa_jax.studies.photographs import Photographs
+from iqa_jax.studies.subject import Subject
 
 GROUPS = {'named': tuple(faults.CRITERION), 'unfamiliar': unfamiliar.KINDS}
 # These fill the field and so have no place in it that a map could point at.

@@ -17,10 +17,10 @@ from iqa_jax import errors
 from iqa_jax import labels as L
 from iqa_jax.evaluation import means
 from iqa_jax.explain import cam, faithfulness
-from iqa_jax.explain.subject import Subject
 from iqa_jax.photograph.placement import Placement
 from iqa_jax.studies.photographs import Photographs
 from iqa_jax.studies.places import FRAMES, REGIONS, Places, mean_map, regions
+from iqa_jax.studies.subject import Subject
 
 SHOWN = 4  # examples of each kind
 

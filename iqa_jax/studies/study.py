@@ -17,10 +17,10 @@ import tqdm
 from iqa_jax import labels as L
 from iqa_jax.evaluation import means
 from iqa_jax.explain import cam, faithfulness
-from iqa_jax.explain.subject import Subject
 from iqa_jax.studies import measures, pixel_truth, planted
 from iqa_jax.studies import methods as methods_lib
 from iqa_jax.studies.photographs import Photographs
+from iqa_jax.studies.subject import Subject
 
 
 def run(

@@ -17,7 +17,7 @@ def simulated_run(tmp_path, monkeypatch):
 
   `evaluate` then finds simulated logits where a network would predict.
   """
-  from iqa_jax import inference
+  from iqa_jax import inference, trained
   from iqa_jax.data import pipeline
   from iqa_jax.data import plan as plan_lib
 
@@ -57,7 +57,7 @@ def simulated_run(tmp_path, monkeypatch):
   def load(workdir):
     task, logits, config = stored[str(workdir)]
     saved = run_directory.load_model(workdir)
-    return inference.Loaded(
+    return trained.Trained(
       model=None,
       variables={'logits': logits},
       task=task,
@@ -78,7 +78,7 @@ def simulated_run(tmp_path, monkeypatch):
       'spread': np.full(len(index), 0.01 * flip_tta, np.float32),
     }
 
-  monkeypatch.setattr(inference, 'load', load)
+  monkeypatch.setattr(trained, 'load', load)
   monkeypatch.setattr(inference, 'predict', predict)
   monkeypatch.setattr(plan_lib, 'plan_eval', lambda source, index: index)
   monkeypatch.setattr(pipeline, 'batches', lambda source, plan, **_: plan)

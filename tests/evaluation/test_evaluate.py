@@ -9,12 +9,12 @@ import pytest
 from scipy import special
 from sklearn import metrics as sk
 
-from iqa_jax import inference, labels, run_directory
+from iqa_jax import labels, run_directory, trained
 from iqa_jax.evaluation import evaluate, scoring
-from iqa_jax.explain import subject as subject_lib
 from iqa_jax.judging import verdicts
 from iqa_jax.studies import photographs as photographs_lib
 from iqa_jax.studies import review
+from iqa_jax.studies import subject as subject_lib
 from tests.evaluation import simulated
 
 
@@ -223,7 +223,7 @@ def test_the_review_of_criteria_has_the_same_recalls(simulated_run, task):
     skipped=(),
     source='simulated',
   )
-  loaded = inference.load(folder)
+  loaded = trained.load(folder)
   groups = review.run(Known(loaded), photographs)[0]['groups']
   expected = {'adequate': measured['verdict']['metrics']['specificity']}
   if task == 'criteria':

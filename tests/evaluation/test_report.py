@@ -158,10 +158,10 @@ def test_too_little_to_draw_is_no_crash(simulated_run, kept, monkeypatch):
 
 def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
   from iqa_jax import config as config_lib
-  from iqa_jax import inference
+  from iqa_jax import trained
   from iqa_jax.data import pipeline
   from iqa_jax.data import plan as plan_lib
-  from iqa_jax.explain import subject as subject_lib
+  from iqa_jax.explain import explainer as explainer_lib
   from iqa_jax.tasks import Task
 
   n, size = 9, 32
@@ -169,7 +169,9 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
   source = rng.integers(40, 220, (n, size, size, 3)).astype(np.uint8)
   seen = {}
 
-  class Subject:
+  class Explainer:
+    placement = None
+
     """A map is bright in the row that the image's first pixel says."""
 
     def __init__(self, loaded, *, methods, layer, batch_size):
@@ -182,7 +184,8 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
       maps[1:, 0] = 1
       return {'gradcam': maps}
 
-  def batches(source, plan, *, image_size, batch_size):
+  def batches(source, plan, *, image_size, batch_size, cells):
+    assert not cells
     for first in range(0, len(plan), batch_size):
       index = plan[first : first + batch_size]
       padded = np.resize(index, batch_size)
@@ -191,7 +194,7 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
         'mask': (np.arange(batch_size) < len(index)).astype(np.float32),
       }
 
-  monkeypatch.setattr(subject_lib, 'Subject', Subject)
+  monkeypatch.setattr(explainer_lib, 'Explainer', Explainer)
   monkeypatch.setattr(plan_lib, 'plan_eval', lambda source, index: index)
   monkeypatch.setattr(pipeline, 'batches', batches)
   config = config_lib.default()
@@ -208,7 +211,7 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
     'logit_adequate': np.zeros(n),
     'logit_inadequate': np.zeros(n),
   }
-  loaded = inference.Loaded(None, {}, Task(), config, {'epoch': 1}, '', size)
+  loaded = trained.Trained(None, {}, Task(), config, {'epoch': 1}, '', size)
   # The verdicts' own operating point, not that of the file loaded before.
   record = OperatingRecord(operating_point={'threshold': 0.7})
   indices = np.arange(n)[::-1]

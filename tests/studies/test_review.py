@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from iqa_jax import run_directory
-from iqa_jax.explain.subject import Subject
 from iqa_jax.studies import places as places_lib
 from iqa_jax.studies import review, review_figures
+from iqa_jax.studies.subject import Subject
 from tests.explain import constructed
 
 _SIDE = constructed.SIZE

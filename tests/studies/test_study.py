@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from iqa_jax import models, run_directory
-from iqa_jax.explain.subject import Subject
 from iqa_jax.simulation import pixel_labels
 from iqa_jax.studies import (
   figures,
@@ -20,6 +19,7 @@ from iqa_jax.studies import (
   study,
 )
 from iqa_jax.studies import photographs as photographs_lib
+from iqa_jax.studies.subject import Subject
 from tests.explain import constructed
 
 

@@ -32,7 +32,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from iqa_jax import config as config_lib  # noqa: E402
-from iqa_jax import errors, inference, processes, remote  # noqa: E402
+from iqa_jax import errors, inference, processes, remote, trained  # noqa: E402
 from iqa_jax.training import checkpoints, loop  # noqa: E402
 from iqa_jax.training import step as step_lib  # noqa: E402
 
@@ -111,7 +111,7 @@ def main(workdir, coordinator=None, count=None, number=None):
 def evaluate(config, workdir, source, splits, last):
   """Predicts in all processes; process 0 may then need a while for a report."""
   del config
-  loaded = inference.load(workdir)
+  loaded = trained.load(workdir)
   plan = memory_data.plan_eval(source, splits['validation'])
   rows = inference.predict(
     loaded,

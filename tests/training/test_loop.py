@@ -10,7 +10,7 @@ import pytest
 import sklearn.metrics
 
 from iqa_jax import config as config_lib
-from iqa_jax import inference, run_directory
+from iqa_jax import inference, run_directory, trained
 from iqa_jax.tasks import Task
 from iqa_jax.training import history as history_lib
 from iqa_jax.training import loop
@@ -63,7 +63,7 @@ def test_a_run_leaves_history_and_the_best_model(memory, tmp_path):
   best = [r for r in records if r['best']][-1]
   top = max((r['validation_auc'], -r['validation_loss']) for r in records)
   assert (best['validation_auc'], -best['validation_loss']) == top
-  loaded = inference.load(tmp_path)
+  loaded = trained.load(tmp_path)
   assert loaded.record['epoch'] == best['epoch']
   assert loaded.record['outputs'] == ['adequate', 'inadequate']
   indices = memory.split(COUNT, VALIDATION)['validation']
@@ -116,7 +116,7 @@ def test_training_accuracy_is_that_of_the_training_split(memory, tmp_path):
   config.data.augment.flip = False
   source = train(memory, tmp_path, config)
   rows = inference.predict(
-    inference.load(tmp_path),
+    trained.load(tmp_path),
     memory.batches(
       source,
       memory.plan_eval(source, memory.split(COUNT, VALIDATION)['train']),
