@@ -294,6 +294,8 @@ class Plan:
     procedural: bool [n], whether that fault is of no named kind.
     variant: int64 [n], which of an example's fixed faulty variants this is, 0
       for the photograph as it is.
+    camera: int64 [n], seed of another camera that takes it again (see
+      simulation/cameras.py), -1 for its own.
   """
 
   index: np.ndarray
@@ -304,6 +306,7 @@ class Plan:
   seed: np.ndarray
   procedural: np.ndarray
   variant: np.ndarray
+  camera: np.ndarray
 
   @property
   def view(self) -> np.ndarray:
@@ -314,7 +317,8 @@ class Plan:
 def finite_views(config: ml_collections.ConfigDict) -> list[int] | None:
   """Returns the views (Plan.view) that augmentation makes, None: endless."""
   data = config.data
-  if data.augment.rotation or data.augment.scale:
+  augment = data.augment
+  if augment.rotation or augment.scale or augment.cameras:
     return None
   if any(data.faults.values()) and not data.fault_variants:
     return None
@@ -353,6 +357,11 @@ def plan_train(
   plan.flip[:] = (rng.random(count) < 0.5) & data.augment.flip
   plan.angle[:] = rng.uniform(-1, 1, count) * np.deg2rad(data.augment.rotation)
   plan.shrink[:] = rng.random(count) * data.augment.scale
+  if data.augment.cameras:
+    looks = np.random.default_rng([config.seed, epoch, 4])
+    seeds = looks.integers(0, 2**32, count)
+    other = looks.random(count) < data.augment.cameras
+    plan.camera[:] = np.where(other, seeds, -1)
   if not any(data.faults.values()):
     return plan
   breakable = source.table['quality'][index] == labels.ADEQUATE
@@ -501,6 +510,7 @@ def plan_eval(source: Source, indices: np.ndarray) -> Plan:
     seed=np.zeros(n, np.uint32),
     procedural=np.zeros(n, bool),
     variant=np.zeros(n, np.int64),
+    camera=np.full(n, -1, np.int64),
   )
 
 
@@ -695,6 +705,7 @@ def _image_batches(
   original = bool(source.table['original'][plan.index[order]].any())
   through = max(image_size, prepare.SIZE)
   faulty = bool(np.any(plan.fault[order] >= 0))
+  retaken = bool(np.any(plan.camera[order] >= 0))
   turned = bool(np.any(plan.angle[order]) or np.any(plan.shrink[order]))
 
   def fetch(indices):
@@ -715,6 +726,13 @@ def _image_batches(
       image = tf.cond(
         step['fault'] >= 0,
         lambda: _fault(tf, image, step),
+        lambda: image,
+      )
+    if retaken:
+      # After the fault: a camera photographs a fault with the rest.
+      image = tf.cond(
+        step['camera'] >= 0,
+        lambda: _retake(tf, image, step['camera']),
         lambda: image,
       )
     if turned:
@@ -741,6 +759,7 @@ def _image_batches(
       'fault': plan.fault[order].astype(np.int32),
       'seed': plan.seed[order].astype(np.int64),
       'procedural': plan.procedural[order],
+      'camera': plan.camera[order],
       'box': box,
     }
   )
@@ -855,6 +874,27 @@ def _with_field_and_fault(tf, image, step):
   arguments = [image, step['fault'], step['seed'], step['procedural']]
   planes = tf.numpy_function(apply, arguments, tf.uint8)
   return tf.ensure_shape(planes, (None, None, 5))
+
+
+def _retake(tf, image, seed):
+  """Takes a photograph again with another camera, its field and fault too."""
+
+  def apply(planes, seed):
+    from iqa_jax.simulation import cameras
+
+    both = planes if planes.shape[-1] > 3 else prepare.with_field(planes)
+    inside = both[..., 3] > 0
+    mask = both[..., 4] if both.shape[-1] > 4 else None
+    rng = np.random.default_rng(seed)
+    pixels, inside, mask = cameras.retake(
+      both[..., :3], inside, cameras.draw(rng), rng, mask
+    )
+    field = 255 * inside.astype(np.uint8)
+    parts = [pixels, field[..., None], mask[..., None]]
+    return np.concatenate(parts, -1)[..., : planes.shape[-1]]
+
+  taken = tf.numpy_function(apply, [image, seed], tf.uint8)
+  return tf.ensure_shape(taken, (None, None, image.shape[-1]))
 
 
 def plant(
