@@ -23,6 +23,7 @@ def get_config():
   c.data.faults.artifacts = 0.13
   c.data.faults.procedural = 0.2
   c.model.name = 'patches'
+  c.model.width = 0.75
   c.model.head = 'evidence'
   c.model.cells = 32
   c.model.cell_units = 64

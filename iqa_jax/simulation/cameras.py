@@ -144,13 +144,7 @@ def retake(
     mask_of = ImageFilter.UnsharpMask(n / 160, round(camera.sharpening), 0)
     seen = seen.filter(mask_of)
   pixels = _grainy(np.asarray(seen), camera, rng)
-  rim = np.asarray(
-    Image.fromarray(255 * inside.astype(np.uint8)).filter(
-      ImageFilter.GaussianBlur(n / 600)
-    ),
-    np.float32,
-  )
-  pixels = pixels * (rim / 255)[..., None]
+  pixels[~inside] = 0
   file = io.BytesIO()
   Image.fromarray(pixels.astype(np.uint8)).save(
     file, 'JPEG', quality=camera.quality, subsampling=camera.subsampling
@@ -184,11 +178,13 @@ def _toned(pixels: np.ndarray, camera: Camera) -> np.ndarray:
   levels = np.arange(256, dtype=np.float32) / 255
   curve = 255 * levels**camera.gamma
   light = curve[pixels] * np.array(camera.gains, np.float32)
-  grey = (light @ _LUMA)[..., None]
-  light = grey + camera.saturation * (light - grey)
-  light = 110 + camera.contrast * (light - 110)
+  # Saturation and contrast in one matrix: rows of grey, mixed with identity.
+  mix = (1 - camera.saturation) * _LUMA[:, None] + camera.saturation * np.eye(3)
+  light = light @ (camera.contrast * mix).astype(np.float32)
+  light += np.float32(110 * (1 - camera.contrast))
   # A shoulder: what is bright is compressed before it saturates.
-  return np.where(light > 190, 190 + 65 * np.tanh((light - 190) / 65), light)
+  over = np.maximum(light - 190, 0)
+  return light - over * over / (over + 90)
 
 
 def _grainy(pixels, camera, rng) -> np.ndarray:

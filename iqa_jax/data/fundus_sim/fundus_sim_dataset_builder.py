@@ -100,7 +100,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       name='cameras',
       description='320 px, sick eyes too, tested by cameras never seen.',
       size=photograph.SIZES['cameras'],
-      counts=(4000, 600, 600),
+      counts=(2400, 400, 400),
       cameras=True,
     ),
   ]
