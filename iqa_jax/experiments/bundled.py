@@ -79,8 +79,13 @@ def on_drawings(loaded):
   """Yields a line for each group of faults."""
   import numpy as np
 
-  from iqa_jax.simulation import cameras, faults, photograph, procedural
-  from iqa_jax.simulation import unfamiliar
+  from iqa_jax.simulation import (
+    cameras,
+    faults,
+    photograph,
+    procedural,
+    unfamiliar,
+  )
 
   def clean(pixels, inside, rng):
     return pixels, np.zeros(inside.shape, bool)
@@ -162,7 +167,7 @@ def on_eyeq(loaded, folder: str):
   from iqa_jax.judging import fundus
   from iqa_jax.photograph import images, prepare
 
-  pictures, grade, patient, strange = [], [], [], []
+  pictures, grades, patients, strange = [], [], [], []
   for split in ('train', 'test'):
     for row in labels.read(pathlib.Path(folder) / f'Label_EyeQ_{split}.csv'):
       paths = sorted((pathlib.Path(folder) / split).glob(f'{row.image_id}.*'))
@@ -172,12 +177,12 @@ def on_eyeq(loaded, folder: str):
         images.read(paths[0]).image, loaded.image_size, field=True
       )
       pictures.append(done.image)
-      grade.append(row.grade)
-      patient.append(row.patient_id)
+      grades.append(row.grade)
+      patients.append(row.patient_id)
       pixels, inside = done.image[..., :3], done.image[..., 3] > 127
       strange.append(fundus.load().score(pixels, inside))
   odds, _ = judged(loaded, np.stack(pictures))
-  grade, patient = np.array(grade), np.array(patient)
+  grade, patient = np.array(grades), np.array(patients)
   for title, keep, truth in (
     ('Reject against Good', grade != 1, grade == 2),
     ('the rest against Good', grade >= 0, grade > 0),

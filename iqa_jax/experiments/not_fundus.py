@@ -195,8 +195,8 @@ def learn(sets, seed: int):
   scorer = fundus.NotFundus(
     mean,
     deviation,
-    tuple(np.float32(w) for w in network.coefs_),
-    tuple(np.float32(b) for b in network.intercepts_),
+    tuple(w.astype(np.float32) for w in network.coefs_),
+    tuple(b.astype(np.float32) for b in network.intercepts_),
     0.5,
   )
   rows, truth = joined('val')

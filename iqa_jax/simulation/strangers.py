@@ -31,9 +31,9 @@ def draw(
       out; () for drawn ones alone.
   """
   if pictures and rng.random() < 0.4:
-    image = _cut(rng, pictures[rng.integers(len(pictures))])
+    image = _cut(rng, pictures[int(rng.integers(len(pictures)))])
   else:
-    kind = rng.choice(len(_KINDS), p=_SHARES)
+    kind = int(rng.choice(len(_KINDS), p=_SHARES))
     drawn = np.clip(_KINDS[kind](rng), 0, 255).astype(np.uint8)
     image = Image.fromarray(drawn)
   if rng.random() < 0.25:
@@ -331,9 +331,9 @@ def _shapes(rng) -> np.ndarray:
     x, y = rng.uniform(0, _SIDE, 2)
     w, h = np.exp(rng.uniform(1.5, 4.6, 2))
     box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-    way = rng.integers(3)
+    way, thick = rng.integers(3), int(rng.integers(1, 9))
 
-    def paint(d, box=box, way=way, wide=int(rng.integers(1, 9))):
+    def paint(d, box=box, way=way, wide=thick):
       if way == 0:
         d.ellipse(box, fill=255)
       elif way == 1:
