@@ -26,7 +26,7 @@ import numpy as np
 from iqa_jax import errors, labels, run_directory
 from iqa_jax.data import building, splits
 from iqa_jax.data.records import DataError
-from iqa_jax.photograph import prepare
+from iqa_jax.photograph import geometry, prepare
 
 _TEXT = ('image_id', 'patient_id', 'camera', 'eye', 'sex')
 _DATASETS = ('brset', 'eyeq', 'fundus_sim')
@@ -66,6 +66,8 @@ class Source:
     from array_record.python import array_record_data_source
 
     tables, self._readers, self._starts = [], [], []
+    # Of records seen before: looking for a field takes longer than decoding.
+    self.fields: dict[tuple[int, int], geometry.Field] = {}
     self._features = builders[0].info.features
     self.description: list[dict[str, Any]] = []
     start = 0
@@ -721,7 +723,7 @@ def _image_batches(
     if original:
       image = _fit(tf, image, step['box'], through)
     if cells:
-      image = _with_field_and_fault(tf, image, step)
+      image = _with_field_and_fault(tf, image, step, source.fields)
     elif faulty:
       image = tf.cond(
         step['fault'] >= 0,
@@ -761,6 +763,7 @@ def _image_batches(
       'procedural': plan.procedural[order],
       'camera': plan.camera[order],
       'box': box,
+      'index': plan.index[order],
     }
   )
   found = (
@@ -859,11 +862,17 @@ def _fault(tf, image, step):
   return tf.ensure_shape(faulty, (None, None, 3))
 
 
-def _with_field_and_fault(tf, image, step):
-  """Returns [n, n, 5]: the photograph, its field, and where its fault is."""
+def _with_field_and_fault(tf, image, step, fields):
+  """Returns [n, n, 5]: the photograph, its field, and where its fault is.
 
-  def apply(pixels, criterion, seed, procedural):
-    both = prepare.with_field(pixels)
+  `fields` are those of records seen before, by their index and side.
+  """
+
+  def apply(pixels, index, criterion, seed, procedural):
+    key = int(index), len(pixels)
+    if key not in fields:
+      fields[key] = geometry.find_field(pixels)
+    both = prepare.with_field(pixels, fields[key])
     mask = np.zeros(pixels.shape[:2], np.float32)
     if criterion >= 0:
       inside = both[..., 3] > 0
@@ -871,7 +880,13 @@ def _with_field_and_fault(tf, image, step):
     fault = np.rint(255 * mask)[..., None].astype(np.uint8)
     return np.concatenate([both, fault], -1)
 
-  arguments = [image, step['fault'], step['seed'], step['procedural']]
+  arguments = [
+    image,
+    step['index'],
+    step['fault'],
+    step['seed'],
+    step['procedural'],
+  ]
   planes = tf.numpy_function(apply, arguments, tf.uint8)
   return tf.ensure_shape(planes, (None, None, 5))
 

@@ -22,6 +22,7 @@ from iqa_jax import command, errors
 
 _OUTPUT = flags.DEFINE_string('output', None, 'file to write, .safetensors')
 _EYES = flags.DEFINE_integer('eyes', 1000, 'eyes to draw for training')
+_CACHE = flags.DEFINE_string('cache', None, 'file to keep the features in')
 _SEED = flags.DEFINE_integer('seed', 0, 'of everything drawn')
 _SIZE = 224
 _LOOKS = 3  # photographs of each eye
@@ -46,20 +47,36 @@ def main() -> None:
 
   from iqa_jax.judging import fundus
 
-  sets = {}
-  for name, eyes, apart in (('train', _EYES.value, 0), ('val', 300, 1)):
-    jobs = [(_SEED.value, apart, i) for i in range(eyes)]
-    rows = _in_processes(jobs)
-    sets[name] = {
-      'fundus': [r for part in rows for r in part[0]],
-      'bad': [b for part in rows for b in part[1]],
-      'strangers': [r for part in rows for r in part[2]],
-    }
+  sets = _drawn()
   scorer, lines = learn(sets, _SEED.value)
   for line in lines:
     print(line)
   path = pathlib.Path(_OUTPUT.value)
   safetensors.numpy.save_file(fundus.to_arrays(scorer), path)
+
+
+def _drawn() -> dict[str, Any]:
+  """Returns the sets that `learn` takes, from --cache where they are."""
+  import numpy as np
+
+  cache = pathlib.Path(_CACHE.value or '')
+  if _CACHE.value and cache.is_file():
+    with np.load(cache) as kept:
+      arrays = dict(kept)
+  else:
+    arrays = {}
+    for name, eyes, apart in (('train', _EYES.value, 0), ('val', 300, 1)):
+      rows = _in_processes([(_SEED.value, apart, i) for i in range(eyes)])
+      for k, kind in enumerate(('fundus', 'bad', 'strangers')):
+        arrays[f'{name}/{kind}'] = np.array([r for part in rows for r in part[k]])
+    if _CACHE.value:
+      np.savez(cache, **arrays)
+  return {
+    name: {
+      kind: arrays[f'{name}/{kind}'] for kind in ('fundus', 'bad', 'strangers')
+    }
+    for name in ('train', 'val')
+  }
 
 
 def _in_processes(jobs) -> list:
@@ -164,8 +181,8 @@ def learn(sets, seed: int):
   """Returns the scorer, and what is to be said of it.
 
   Args:
-    sets: 'train' and 'val', each of 'fundus' and 'strangers', lists of
-      features, and 'bad', bool of the former.
+    sets: 'train' and 'val', each of 'fundus' and 'strangers', features
+      [n, k], and 'bad', bool of the former.
     seed: of the network.
   """
   import numpy as np
@@ -175,7 +192,7 @@ def learn(sets, seed: int):
 
   def joined(name):
     part = sets[name]
-    rows = np.array(part['fundus'] + part['strangers'], np.float32)
+    rows = np.concatenate([part['fundus'], part['strangers']])
     truth = np.r_[
       np.zeros(len(part['fundus'])), np.ones(len(part['strangers']))
     ]

@@ -191,7 +191,7 @@ def turned(source, index, angle, shrink):
   plan = pipeline.plan_eval(source, np.array([index]))
   plan = pipeline.Plan(
     plan.index, plan.flip, np.float32([angle]), np.float32([shrink]),
-    plan.fault, plan.seed, plan.procedural, plan.variant,
+    plan.fault, plan.seed, plan.procedural, plan.variant, plan.camera,
   )  # fmt: skip
   return collect(source, plan, image_size=64, batch_size=1)[0]['image'][0]
 
@@ -214,7 +214,7 @@ def test_landmarks_go_where_the_image_goes(source, monkeypatch, flip):
   plan = pipeline.plan_eval(source, np.array([5]))
   plan = pipeline.Plan(
     plan.index, np.array([flip]), np.float32([0.4]), np.float32([0.2]),
-    plan.fault, plan.seed, plan.procedural, plan.variant,
+    plan.fault, plan.seed, plan.procedural, plan.variant, plan.camera,
   )  # fmt: skip
   spot = np.zeros((64, 64, 3), np.uint8)
   spot[12:17, 40:45] = 255
