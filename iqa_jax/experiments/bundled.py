@@ -27,9 +27,9 @@ _BATCH = 16
 def main() -> None:
   if not _WORKDIR.value:
     raise app.UsageError('--workdir is needed')
-  from iqa_jax import inference
+  from iqa_jax import trained
 
-  loaded = inference.load(_WORKDIR.value)
+  loaded = trained.load(_WORKDIR.value)
   lines = on_eyeq(loaded, _EYEQ.value) if _EYEQ.value else on_drawings(loaded)
   for line in lines:
     print(line)
@@ -69,10 +69,8 @@ def _calls(loaded, odds):
   """Returns which photographs are called inadequate."""
   from iqa_jax.judging import calibration
 
-  p = calibration.apply(
-    loaded.record.get('calibration'), calibration.sigmoid(odds)
-  )
-  return p >= loaded.record['operating_point']['threshold']
+  p = loaded.judges.judge(calibration.sigmoid(odds)).p_calibrated
+  return p >= loaded.judges.threshold
 
 
 def on_drawings(loaded):
