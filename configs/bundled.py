@@ -18,10 +18,10 @@ def get_config():
   c.data.builder_config = 'cameras'
   c.data.image_size = 256
   c.data.augment.cameras = 0.95
-  c.data.faults.focus = 0.08
-  c.data.faults.illumination = 0.14
-  c.data.faults.artifacts = 0.13
-  c.data.faults.procedural = 0.2
+  c.data.faults.focus = 0.1
+  c.data.faults.illumination = 0.1
+  c.data.faults.artifacts = 0.11
+  c.data.faults.procedural = 0.16
   c.model.name = 'patches'
   c.model.width = 0.75
   c.model.head = 'evidence'
@@ -32,7 +32,7 @@ def get_config():
   c.train.ema_decay = 0.995
   c.train.phases = (
     config_lib.phase(
-      epochs=10,
+      epochs=18,
       learning_rate=2e-3,
       schedule='cosine',
       warmup_epochs=0.5,

@@ -81,7 +81,7 @@ def _run(config, workdir, mode, ensemble, evaluation_dir) -> None:
   from iqa_jax.data import pipeline
   from iqa_jax.data import splits as splits_lib
   from iqa_jax.evaluation import evaluate
-  from iqa_jax.training import loop
+  from iqa_jax.training import familiar, loop
 
   if mode != 'evaluate':
     _claim(config, workdir)
@@ -94,6 +94,7 @@ def _run(config, workdir, mode, ensemble, evaluation_dir) -> None:
   )
   if mode != 'evaluate':
     loop.train(config, workdir, source, splits)
+    familiar.store(workdir, source, splits['train'], config)
   if mode != 'train':
     output = evaluation_dir or workdir
     evaluate.run(
