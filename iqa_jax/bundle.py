@@ -41,7 +41,8 @@ def write(workdir: str, output: str) -> int:
   def halved(tree, path):
     if isinstance(tree, dict):
       return {k: halved(v, f'{path}/{k}') for k, v in tree.items()}
-    half = np.asarray(tree).astype(np.float16)
+    with np.errstate(over='ignore'):
+      half = np.asarray(tree).astype(np.float16)
     if not np.isfinite(half).all():
       raise errors.InvalidValue(f'{path} is beyond what float16 holds')
     return half

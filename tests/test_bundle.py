@@ -44,7 +44,7 @@ def test_half_the_digits_give_nearly_the_same_model(tmp_path):
 
 def test_a_weight_beyond_float16_is_named(tmp_path):
   saved(tmp_path / 'run', scale=1e7)
-  with pytest.raises(errors.InvalidValue, match='params/.* beyond'):
+  with pytest.raises(errors.InvalidValue, match=r'params/.* beyond'):
     bundle.write(str(tmp_path / 'run'), str(tmp_path / 'half'))
 
 
@@ -62,8 +62,7 @@ def test_the_bundled_model_tells_bad_drawings_from_good():
   odds = {}
   for broken in ((), ('focus', 'illumination')):
     images = [
-      photograph.draw(8_000_000 + i, 256, broken=broken).image
-      for i in range(6)
+      photograph.draw(8_000_000 + i, 256, broken=broken).image for i in range(6)
     ]
     odds[broken] = [v.log_odds for v in judge.judge(images)]
   good, bad = odds.values()
