@@ -79,6 +79,8 @@ def default() -> ml_collections.ConfigDict:
   c.data.augment.flip = True  # left-right; the eye is swapped with it
   c.data.augment.rotation = 0.0  # up to +- this many degrees
   c.data.augment.scale = 0.0  # whole field smaller by up to this share
+  # Share taken again by a simulated other camera (simulation/cameras.py).
+  c.data.augment.cameras = 0.0
   # Simulated faults put into real Adequate training photographs: the share of
   # them that gets each (see iqa_jax/simulation).
   c.data.faults = ml_collections.ConfigDict()

@@ -198,7 +198,9 @@ def _image_batches(
       'fault': plan.fault[order].astype(np.int32),
       'seed': plan.seed[order].astype(np.int64),
       'procedural': plan.procedural[order],
+      'camera': plan.camera[order],
       'box': decoding.boxes(source.table, plan.index[order]),
+      'index': plan.index[order],
     }
   )
   found = (
@@ -225,6 +227,7 @@ def _decoder(tf, source, plan, order, image_size, cells):
   original = bool(source.table['original'][plan.index[order]].any())
   through = max(image_size, prepare.SIZE)
   faulty = bool(np.any(plan.fault[order] >= 0))
+  retaken = bool(np.any(plan.camera[order] >= 0))
   turned = bool(np.any(plan.angle[order]) or np.any(plan.shrink[order]))
 
   def decode(record, step):
@@ -235,11 +238,18 @@ def _decoder(tf, source, plan, order, image_size, cells):
     if original:
       image = decoding.fit(tf, image, step['box'], through)
     if cells:
-      image = decoding.with_field_and_fault(tf, image, step)
+      image = decoding.with_field_and_fault(tf, image, step, source.fields)
     elif faulty:
       image = tf.cond(
         step['fault'] >= 0,
         lambda: decoding.fault(tf, image, step),
+        lambda: image,
+      )
+    if retaken:
+      # After the fault: a camera photographs a fault with the rest.
+      image = tf.cond(
+        step['camera'] >= 0,
+        lambda: decoding.retake(tf, image, step['camera']),
         lambda: image,
       )
     if turned:

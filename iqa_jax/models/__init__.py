@@ -17,10 +17,14 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.models import evidence, heads, layers, resnet, vgg
+from iqa_jax.models import evidence, heads, layers, patches, resnet, vgg
 from iqa_jax.models.classifier import Classifier
 
-_BACKBONES = {'resnet50': resnet.ResNet, 'vgg16': vgg.VGG}
+_BACKBONES = {
+  'patches': patches.Patches,
+  'resnet50': resnet.ResNet,
+  'vgg16': vgg.VGG,
+}
 
 # Of ImageNet's training images, RGB in [0, 1]; what the published weights and
 # every fine-tuned model expect.
