@@ -72,6 +72,9 @@ def default() -> ml_collections.ConfigDict:
   # Each photograph gets one of so many faults of its own: a finite set, which
   # the feature cache can hold. 0: a fresh one every time.
   c.data.fault_variants = 0
+  # False: no real Inadequate (nor EyeQ's Usable) photograph is learned from,
+  # only the faults put into Adequate ones.
+  c.data.learn_inadequate = True
 
   c.model = ml_collections.ConfigDict()
   c.model.name = 'resnet50'  # resnet50 | vgg16 (iqa_jax.models lists them)
@@ -79,6 +82,8 @@ def default() -> ml_collections.ConfigDict:
   # evidence: local evidence by criterion, inside the field (models/evidence.py)
   c.model.head = 'linear'
   c.model.last = ''  # feature point that the head follows; '' = the last one
+  # linear, standardized: average the last map inside the field of view only.
+  c.model.field_pooling = False
   c.model.width = 1.0  # multiplies every channel count
   c.model.depth = 1.0  # multiplies the blocks of every stage
   # Of the evidence head: the points looked at, () = the network's own choice;
@@ -105,7 +110,7 @@ def default() -> ml_collections.ConfigDict:
 
   c.eval = ml_collections.ConfigDict()
   c.eval.batch_size = 64
-  c.eval.select_by = 'auc'  # best checkpoint: auc | loss | balanced_accuracy
+  c.eval.select_by = 'auc'  # checkpoint: auc | loss | balanced_accuracy | last
   c.eval.calibration = 'temperature'  # none|temperature|platt|isotonic
   # youden | sensitivity | specificity | cost | percentile | fixed, and its
   # target (0.95, cost ratio, percentage, threshold).

@@ -202,7 +202,7 @@ def _predict(models, config, source, indices, split, flip_tta) -> Columns:
       plan,
       image_size=loaded.image_size,
       batch_size=config.eval.batch_size,
-      cells=models_lib.cells(loaded.config),
+      **models_lib.inputs(loaded.config),
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )

@@ -131,6 +131,31 @@ def shared_area(
   )
 
 
+def inside(
+  x: jax.Array, field: jax.Array, placement: Placement | None
+) -> jax.Array:
+  """Returns a map x [b, h, w, c] whose average is that inside the field.
+
+  Features count by their share of the field, over the field's share of all.
+
+  Args:
+    x: a feature map.
+    field: [b, s, s] in 0..1, the field of view.
+    placement: as of `shared_area`.
+  """
+  # Which feature each pixel belongs to, by rows and by columns.
+  rows, columns = (
+    jnp.asarray(_overlap(s, n, s, placement or evenly(s, n)).T, jnp.float32)
+    for s, n in zip(field.shape[1:], x.shape[1:3], strict=True)
+  )
+  rows, columns = (r / r.sum(1, keepdims=True) for r in (rows, columns))
+  share = jnp.einsum(
+    'bhw,ih,jw->bij', field, rows, columns, precision=lax.Precision.HIGHEST
+  )
+  mean = jnp.maximum(share.mean((1, 2), keepdims=True), _FLOOR)
+  return x * (share / mean)[..., None].astype(x.dtype)
+
+
 def _overlap(
   side: float, length: int, cells: int, placement: Placement
 ) -> np.ndarray:

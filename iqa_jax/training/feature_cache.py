@@ -100,7 +100,7 @@ def read(
     plan,
     image_size=config.data.image_size,
     batch_size=batch_size,
-    cells=models.cells(config),
+    **models.inputs(config),
     start_batch=start_batch,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
@@ -251,7 +251,7 @@ def _build(
   views = 1 + max(int(plan.view.max(initial=0)) for plan in plans)
   rows = np.full((len(source.table['image_id']), views), -1, np.int64)
   fault = None
-  if cells := models.cells(config):
+  if cells := models.inputs(config)['cells']:
     fault = np.zeros((count, cells, cells), np.uint8)
   filled = 0
   bar = tqdm.tqdm(

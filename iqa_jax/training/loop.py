@@ -51,7 +51,8 @@ from iqa_jax.training import step as step_lib
 # Steps that may be under way while the host prepares the next one.
 _IN_FLIGHT = 2
 _COUNTED_EPOCHS = 10  # whose labels class weights balance
-_SELECT_BY = ('auc', 'loss', 'balanced_accuracy')
+_MEASURED = ('auc', 'loss', 'balanced_accuracy')
+_SELECT_BY = (*_MEASURED, 'last')
 
 
 class TrainingError(errors.UserError):
@@ -519,7 +520,7 @@ def _finite(value) -> float | None:
 
 def _better(select_by: str, record, best) -> bool:
   """Returns whether an epoch beats the best one; the loss breaks ties."""
-  if best is None:
+  if best is None or select_by == 'last':
     return True
 
   def score(r):
@@ -546,7 +547,7 @@ def _save_model(run, state, progress, record) -> None:
       'image_size': run.config.data.image_size,
       'step': record['step'],
       'epoch': record['epoch'],
-      'validation': {key: record[f'validation_{key}'] for key in _SELECT_BY},
+      'validation': {key: record[f'validation_{key}'] for key in _MEASURED},
       'source': progress.pretrained,
     },
   )
@@ -588,7 +589,7 @@ class _History:
       f'{key} {record[key]:.4f}'
       for key in (
         *('train_loss', 'train_accuracy', 'validation_accuracy'),
-        *(f'validation_{k}' for k in _SELECT_BY),
+        *(f'validation_{k}' for k in _MEASURED),
       )
       if record[key] is not None
     )
