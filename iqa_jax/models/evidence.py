@@ -53,19 +53,25 @@ class Neck(nn.Module):
   ) -> jax.Array:
     """Returns the cells' features and, as the last channel, their field share.
 
+    Of every channel the average over a cell and, of maps that are finer than
+    the grid, the largest value in it, by which a hair is told from a shade;
+    both as logarithms, log(1 + x), since features are 0 or more and skewed.
+
     Args:
       maps: of the taps, [b, h, w, c], and where the cells of each look.
       field: [b, s, s] in 0..1, the field of view.
 
     Returns:
-      float32 [b, cells, cells, sum of c + 1].
+      float32 [b, cells, cells, channels + 1].
     """
-    parts = [
-      shared_area(m.astype(jnp.float32), self.cells, placement, field.shape[1:])
-      for m, placement in maps
-    ]
+    parts = []
+    for x, placement in maps:
+      x = nn.relu(x.astype(jnp.float32))
+      parts.append(shared_area(x, self.cells, placement, field.shape[1:]))
+      if x.shape[1] > self.cells:
+        parts.append(largest(x, self.cells, placement, field.shape[1:]))
     share = shared_area(field.astype(jnp.float32)[..., None], self.cells)
-    return jnp.concatenate([*parts, share], axis=-1)
+    return jnp.concatenate([*map(jnp.log1p, parts), share], axis=-1)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns the maps of evidence [b, cells, cells, num_maps] of cells."""
@@ -129,6 +135,30 @@ def shared_area(
   return jnp.einsum(
     'bhwc,ih,jw->bijc', x, rows, columns, precision=lax.Precision.HIGHEST
   )
+
+
+def largest(
+  x: jax.Array,
+  cells: int,
+  placement: Placement | None = None,
+  size: Sequence[int] = (1, 1),
+) -> jax.Array:
+  """Returns the largest of x [b, h, w, c] in each cell, [b, cells, cells, c].
+
+  Of all features that look into it; arguments as of `shared_area`.
+  """
+  for axis, side in enumerate(size, 1):
+    length = x.shape[axis]
+    overlap = _overlap(side, length, cells, placement or evenly(side, length))
+    # Those that look elsewhere are passed over for the one that looks most.
+    most = overlap.argmax(1)[:, None]
+    looks = np.where(overlap > 1e-6, np.arange(length), most)
+    count = int((overlap > 1e-6).sum(1).max())
+    # In order of what they share, so that the first `count` are all that look.
+    order = np.argsort(-overlap, axis=1, kind='stable')[:, :count]
+    chosen = np.take_along_axis(looks, order, axis=1)
+    x = jnp.take(x, chosen, axis=axis).max(axis + 1)
+  return x
 
 
 def inside(

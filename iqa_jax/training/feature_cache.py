@@ -216,11 +216,14 @@ def _group(prefixes: Sequence[str | None], number: int) -> range:
 
 def _spec(model, variables, prefix: str, size: int) -> jax.ShapeDtypeStruct:
   """Returns shape [1, h, w, c] and dtype of a feature point's maps."""
-  return jax.eval_shape(
+  spec = jax.eval_shape(
     lambda v, x: model.apply(v, x, stop=prefix),
     variables,
     jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
   )
+  # Cells are logarithms between 0 and 10 or so, and many.
+  dtype = jnp.float16 if prefix == 'cells' else spec.dtype
+  return jax.ShapeDtypeStruct(spec.shape, dtype)
 
 
 def _build(

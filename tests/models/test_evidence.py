@@ -270,3 +270,22 @@ def test_maps_of_field_pooling_are_inside_the_field():
 def test_field_pooling_is_of_heads_that_average():
   with pytest.raises(ValueError, match='no use for field_pooling'):
     models.create('vgg16', 2, head='mlp', field_pooling=True)
+
+
+@pytest.mark.parametrize('length, cells', [(8, 8), (16, 8), (24, 8), (7, 5)])
+def test_cells_know_the_largest_that_looks_into_them(length, cells):
+  """Against the largest of a picture in which every feature is many pixels."""
+  x = np.random.default_rng(0).normal(size=(2, length, length, 3))
+  pixels = np.kron(x, np.ones((1, cells, cells, 1)))
+  expected = pixels.reshape(2, cells, length, cells, length, 3).max((2, 4))
+  found = evidence.largest(jnp.asarray(x, jnp.float32), cells)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_the_largest_is_looked_for_where_features_look():
+  x = np.zeros((1, 8, 8, 1), np.float32)
+  x[0, 0, 2] = 1
+  placed = Placement(offset=0.0, stride=4.0)
+  found = evidence.largest(jnp.asarray(x), 4, placed, (32, 32))
+  # Feature 2 looks at pixels 6 to 10: into cells 0 and 1.
+  np.testing.assert_array_equal(found[0, 0, :, 0], [1, 1, 0, 0])
