@@ -152,7 +152,9 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
 
   @jax.jit
   def judge(x):
-    maps = loaded.model.apply(loaded.variables, x, start='cells', stop='evidence')
+    maps = loaded.model.apply(
+      loaded.variables, x, start='cells', stop='evidence'
+    )
 
     def margin(m):
       logits, kept = loaded.model.apply(
