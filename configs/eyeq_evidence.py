@@ -33,7 +33,7 @@ def get_config():
       name='evidence',
       learns='evidence+head',
       epochs=80,
-      learning_rate=2e-3,
+      learning_rate=5e-3,
       schedule='cosine',
       weight_decay=0.01,
     ),
