@@ -21,18 +21,19 @@ def get_config():
   c.data.faults.illumination = 0.1
   c.data.faults.artifacts = 0.15
   c.data.faults.procedural = 0.4
-  c.data.fault_variants = 8
+  c.data.fault_variants = 5
   c.task.class_weights = 'balanced'
   c.model.name = 'vgg16'
   c.model.head = 'evidence'
   c.model.pretrained = 'vgg16.tv_in1k'
   c.train.batch_size = 8
   c.train.cache_gb = 16.0
+  c.train.cell_stride = 2
   c.train.phases = (
     config_lib.phase(
       name='evidence',
       learns='evidence+head',
-      epochs=80,
+      epochs=100,
       learning_rate=5e-3,
       schedule='cosine',
       weight_decay=0.01,

@@ -106,6 +106,8 @@ def default() -> ml_collections.ConfigDict:
   c.train.checkpoint_seconds = 20.0  # there no sooner than this after another
   c.train.early_stop = 0  # epochs without improvement; 0 = off
   c.train.cache_gb = 4.0  # feature cache budget of frozen phases; 0 = off
+  # Evidence head on cached cells: a step sees every such row and column.
+  c.train.cell_stride = 1
   c.train.phases = (phase(epochs=10),)
 
   c.eval = ml_collections.ConfigDict()

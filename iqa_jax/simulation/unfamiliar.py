@@ -3,7 +3,8 @@
 A detector that finds the kinds of faults.py and procedural.py has learned
 them. Whether it finds what it was never shown, these kinds tell. They are used
 by evaluations only (`iqa_jax.evaluate_explanations`, tests); no training code
-may import this module (tested).
+may import this module (tested). Once something of the sort is trained on, a
+kind leaves: torn rows and parted colours did (procedural.py).
 """
 
 from __future__ import annotations
@@ -109,20 +110,6 @@ def _drops(image, frame, rng):
   return out, weight
 
 
-def _torn_rows(image, frame, rng):
-  """A transfer fault: rows of a band jump sideways by turns."""
-  h = frame.shape[0]
-  top = rng.uniform(-0.7, 0.3)
-  high = rng.uniform(0.2, 0.5)
-  band = (frame.y > top) & (frame.y < top + high)
-  shifts = np.repeat(rng.integers(-1, 2, h // 3 + 1), 3)[:h]
-  shifts = shifts * round(0.12 * frame.radius)
-  out = image.copy()
-  for row in np.flatnonzero(band[:, 0]):
-    out[row] = np.roll(image[row], shifts[row], 0)
-  return out, np.broadcast_to(band, frame.shape).astype(np.float32)
-
-
 def _bubbles(image, frame, rng):
   """Bubbles in the coupling gel: thin bright rims, dark inner edge."""
   weight = np.zeros(frame.shape, np.float32)
@@ -212,25 +199,6 @@ def _moire(image, frame, rng):
   return image + 55 * (weight * waves)[..., None] * [1, -0.6, 1], weight
 
 
-def _fringes(image, frame, rng):
-  """Colours that part at one side, as a lens out of its axis makes them."""
-  far = round(frame.radius * rng.uniform(0.04, 0.07))
-  angle = rng.uniform(0, 2 * np.pi)
-  step = (round(far * np.sin(angle)), round(far * np.cos(angle)))
-  parted = np.stack(
-    [
-      np.roll(image[..., 0], step, (0, 1)),
-      image[..., 1],
-      np.roll(image[..., 2], (-step[0], -step[1]), (0, 1)),
-    ],
-    -1,
-  )
-  weight = faults.rise(
-    frame.along(rng.uniform(0, 2 * np.pi)) - rng.uniform(-0.2, 0.3), 0.3
-  )
-  return image + (parted - image) * weight[..., None], weight
-
-
 def _scratches(image, frame, rng):
   """A worn lens: a sheaf of fine bright scratches, nearly parallel."""
   angle, place = rng.uniform(0, np.pi), np.array(faults.within(rng, 0.5))
@@ -291,7 +259,6 @@ _FAULTS = {
   'writing': _writing,
   'fingerprint': _fingerprint,
   'drops': _drops,
-  'torn_rows': _torn_rows,
   'bubbles': _bubbles,
   'double_exposure': _double_exposure,
   'sensor_columns': _sensor_columns,
@@ -299,7 +266,6 @@ _FAULTS = {
   'eyelid': _eyelid,
   'light_leak': _light_leak,
   'moire': _moire,
-  'fringes': _fringes,
   'scratches': _scratches,
   'condensation': _condensation,
   'missing_strip': _missing_strip,

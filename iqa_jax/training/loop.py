@@ -407,6 +407,8 @@ def _train_epoch(
   step = int(state.step)
   with bar, contextlib.closing(batches):
     for batch in batches:
+      if cache and cache.prefix == 'cells':
+        batch = _thinned(batch, config, step)
       state, metrics = update(
         state,
         step_lib.for_step(
@@ -433,6 +435,22 @@ def _train_epoch(
     while waiting:
       settle()
   return state
+
+
+def _thinned(batch, config, step: int) -> dict[str, np.ndarray]:
+  """Returns a batch with every `train.cell_stride`-th row and column of cells.
+
+  Counted from a place that is drawn anew at every step.
+  """
+  stride = config.train.cell_stride
+  if stride == 1:
+    return batch
+  rng = np.random.default_rng([config.seed, step, 4])
+  row, column = rng.integers(0, stride, 2)
+  thin = {
+    k: batch[k][:, row::stride, column::stride] for k in ('features', 'fault')
+  }
+  return {**batch, **thin}
 
 
 def _leave(state, progress, store, signals) -> None:
