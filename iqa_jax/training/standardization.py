@@ -65,7 +65,7 @@ def fit(
     weight = mask
     if model.neck:  # of cells, those inside the field, by their share in it
       weight = (mask[:, None, None] * x[..., -1]).ravel()
-      x = x[..., :-1].reshape(len(weight), -1)
+      x = x[..., :-1].reshape(len(weight), -1).astype(jnp.float32)
     return weight @ x, weight @ x**2, weight.sum()
 
   measure = devices.parallel(moments, in_axes=(None, 0, 0))
