@@ -9,7 +9,7 @@ in memory, or in a file where memory is short; epochs then read no image.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 import dataclasses
 import math
 import os
@@ -78,8 +78,8 @@ class FeatureCache:
 
 
 def thinned(
-  batch: Mapping[str, Any], stride: int, seed: Sequence[int]
-) -> Mapping[str, Any]:
+  batch: dict[str, np.ndarray], stride: int, seed: Sequence[int]
+) -> dict[str, np.ndarray]:
   """Returns a batch of cells with every `stride`-th row and column of them.
 
   Args:
