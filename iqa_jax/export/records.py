@@ -52,6 +52,14 @@ def judged(
     'operating_point': model.threshold,
     'source': list(prepared.source),
   }
+  if prepared.looks is not None:
+    record['not_fundus'] = prepared.looks.not_fundus
+    record['unlike_training'] = prepared.looks.unlike_training
+    if prepared.looks.flagged:
+      return record | {
+        'status': 'not_fundus',
+        'reason': prepared.looks.reason,
+      }
   if not finite:
     record['reason'] = 'the network ran over: its logits or map are infinite'
     return record

@@ -340,6 +340,8 @@ def _worker_settings(options, model, temporary) -> messages.Settings:
     outputs=options.outputs,
     size=model.size,
     field=model.takes_field,
+    check_fundus=options.check_fundus,
+    familiar=model.familiar,
     colors=options.colors,
     opacity=options.opacity,
     quality=options.quality,
@@ -374,6 +376,7 @@ def _settings(options, model, root: str, color_max: float) -> dict[str, Any]:
     'max_side': options.max_side,
     'contact_sheet': options.contact_sheet,
     'num_shards': options.num_shards,
+    'check_fundus': options.check_fundus,
   }
 
 
