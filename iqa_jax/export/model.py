@@ -38,7 +38,6 @@ class Model:
     judged: the records that a verdict depends on.
     criteria: those whose probability of a fault the network tells.
     criterion_thresholds: from which on such a fault is called.
-    language: of advice.
     scaling: one of options.SCALINGS.
   """
 
@@ -76,7 +75,6 @@ class Model:
     self.criterion_thresholds = {
       name: self._judges.criterion_threshold(name) for name in self.criteria
     }
-    self.language = options.language
     self.scaling = options.scaling or self._usual_scaling(record)
     self.judged: dict[str, Any] = {key: record.get(key) for key in FIELDS}
     self._options = options

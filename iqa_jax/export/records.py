@@ -28,7 +28,11 @@ Record = dict[str, Any]
 
 
 def judged(
-  key: str, prepared: messages.Prepared, found: Seen, model: Model
+  key: str,
+  prepared: messages.Prepared,
+  found: Seen,
+  model: Model,
+  language: str,
 ) -> Record:
   """Returns what the network says of a photograph.
 
@@ -61,7 +65,7 @@ def judged(
   for i, name in enumerate(model.outputs):
     record[f'logit_{name}'] = float(found.logits[i])
     record[f'p_{name}'] = float(found.probabilities[i])
-  record |= _cause(found, verdict, model)
+  record |= _cause(found, verdict, model, language)
   return record | {
     'p_inadequate': float(found.p_inadequate),
     'p_calibrated': p if model.calibrated else None,
@@ -75,7 +79,7 @@ def judged(
   }
 
 
-def _cause(found: Seen, verdict: str, model: Model) -> Record:
+def _cause(found: Seen, verdict: str, model: Model, language: str) -> Record:
   """Returns what is wrong, of models that know; nothing of others."""
   if found.criteria is None:
     return {}
@@ -88,7 +92,7 @@ def _cause(found: Seen, verdict: str, model: Model) -> Record:
   )
   return {
     'cause': cause,
-    'advice': advice.sentence(cause, model.language),
+    'advice': advice.sentence(cause, language),
     **{f'p_{name}': criterion.p for name, criterion in criteria.items()},
     **{
       f'share_{name}': criterion.share for name, criterion in criteria.items()
@@ -97,7 +101,7 @@ def _cause(found: Seen, verdict: str, model: Model) -> Record:
 
 
 def _criteria(
-  found: Seen, record: Record, model: Model
+  found: Seen, record: Record, model: Model, language: str
 ) -> tuple[panel.Criterion, ...]:
   """Returns what a panel shows of the criteria that the model knows."""
   cells: dict[str, np.ndarray] = {}
@@ -107,7 +111,7 @@ def _criteria(
     cells = dict(zip(labels.LOCAL_CRITERIA, maps, strict=True))
   return tuple(
     panel.Criterion(
-      advice.name(name, model.language),
+      advice.name(name, language),
       record[f'p_{name}'],
       record[f'share_{name}'],
       cells.get(name),
@@ -145,6 +149,7 @@ def drawing(
   *,
   scale: Scale,
   thumbnail: bool,
+  language: str,
 ) -> messages.Drawing:
   """Returns what is to be drawn of a photograph that `judged` says is ok."""
   from iqa_jax import tasks
@@ -173,9 +178,9 @@ def drawing(
       source=f'{model.method}, {record["layer"]}',
       bar=bar,
       note=note,
-      cause=advice.name(record.get('cause', ''), model.language),
+      cause=advice.name(record.get('cause', ''), language),
       advice=record.get('advice', ''),
-      criteria=_criteria(found, record, model),
+      criteria=_criteria(found, record, model, language),
     ),
     landmarks=ruler.to_original(found.landmarks, prepared.affine, model.size),
     thumbnail=thumbnail,
