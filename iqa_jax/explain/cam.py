@@ -172,7 +172,7 @@ def explain(
     for parts in zip(*told, strict=True)
   )
   if landmarks is None:
-    landmarks = jnp.full((len(images), 5), jnp.nan)
+    landmarks = jnp.full((images.shape[0], 5), jnp.nan)
   if cells is not None:
     of_local = list(evidence.local(cells[0].shape[-1]))
     cells = cells[0][..., of_local], cells[1]

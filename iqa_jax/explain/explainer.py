@@ -66,6 +66,17 @@ class Seen:
     }
     return Seen(**{k: v[index] for k, v in values.items() if v is not None})
 
+  def cells(self) -> dict[str, np.ndarray]:
+    """Returns {criterion: probability [g, g] of its fault in each cell}.
+
+    Of one photograph; 0 outside the field; {} of heads without cells.
+    """
+    if self.evidence is None or self.field_share is None:
+      return {}
+    faulty = -np.expm1(-self.evidence) * self.field_share[..., None]
+    maps = np.moveaxis(faulty.astype(np.float32), -1, 0)
+    return dict(zip(labels.LOCAL_CRITERIA, maps, strict=True))
+
 
 class Explainer:
   """Asks a trained model about photographs, and why.

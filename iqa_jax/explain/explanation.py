@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
 import io
 from typing import Any
@@ -37,6 +38,8 @@ class Explanation:
       None for cells that share it evenly.
     landmarks: float [5], optic disc x, y, disc diameter, fovea x, y in pixels
       of the photograph; NaN of models that locate none.
+    cells: {criterion: float32 [g, g]}, probability of its fault in each cell
+      of the prepared square, 0 outside the field; {} of models without cells.
   """
 
   photo: Photo
@@ -49,6 +52,7 @@ class Explanation:
   affine: np.ndarray
   placement: Placement | None
   landmarks: np.ndarray
+  cells: Mapping[str, np.ndarray]
 
   @property
   def empty(self) -> bool:

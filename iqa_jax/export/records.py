@@ -104,11 +104,7 @@ def _criteria(
   found: Seen, record: Record, model: Model, language: str
 ) -> tuple[panel.Criterion, ...]:
   """Returns what a panel shows of the criteria that the model knows."""
-  cells: dict[str, np.ndarray] = {}
-  if found.evidence is not None and found.field_share is not None:
-    faulty = -np.expm1(-found.evidence) * found.field_share[..., None]
-    maps = np.moveaxis(faulty.astype(np.float32), -1, 0)
-    cells = dict(zip(labels.LOCAL_CRITERIA, maps, strict=True))
+  cells = found.cells()
   return tuple(
     panel.Criterion(
       advice.name(name, language),

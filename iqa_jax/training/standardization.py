@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import devices, models, processes
-from iqa_jax.data import pipeline
+from iqa_jax.data import plan as plan_lib
 from iqa_jax.models.classifier import HEAD_INPUT
 from iqa_jax.training import feature_cache, phases
 
@@ -68,7 +68,7 @@ def fit(
 
   measure = devices.parallel(moments, in_axes=(None, 0, 0))
   placed = devices.place(variables)
-  plan = pipeline.plan_eval(source, np.unique(indices))
+  plan = plan_lib.plan_eval(source, np.unique(indices))
   batches = feature_cache.read(
     source, plan, config, cache, batch_size=config.eval.batch_size
   )

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from iqa_jax import inference, models, run_directory
+from iqa_jax import inference, models, run_directory, trained
 from iqa_jax.explain import cam
 from iqa_jax.export import crew, manifest, messages, worker
 from iqa_jax.export import run as export
@@ -120,7 +120,7 @@ def test_every_input_has_a_row(done):
 def test_says_what_the_network_says(done, workdir, photographs):
   """Against the network run by itself, one photograph at a time."""
   output, _ = done
-  loaded = inference.load(workdir)
+  loaded = trained.load(workdir)
   apply = jax.jit(loaded.model.apply)
   explain = jax.jit(
     functools.partial(cam.explain, loaded.model, task=loaded.task)
@@ -175,7 +175,7 @@ def test_located_landmarks_are_told_and_drawn_where_they_are(tmp_path):
   output = tmp_path / 'out'
   run(options(tmp_path / 'run', path, output, outputs=('overlay',)))
   row = read(output / 'manifest.csv')['a.jpg']
-  loaded = inference.load(tmp_path / 'run')
+  loaded = trained.load(tmp_path / 'run')
   prepared = prepare.photograph(images.read(path).pixels, 48)
   image = models.normalize(prepared.image[None])
   _, sown = loaded.model.apply(
@@ -211,7 +211,7 @@ def test_a_head_of_evidence_says_the_cause(tmp_path):
   output = tmp_path / 'out'
   some = options(tmp_path / 'run', tmp_path / 'in', output, language='pt')
   run(some)
-  loaded = inference.load(tmp_path / 'run')
+  loaded = trained.load(tmp_path / 'run')
   kinds = ('focus', 'illumination', 'artifacts')
   for name, row in read(output / 'manifest.csv').items():
     prepared = prepare.photograph(
@@ -249,7 +249,7 @@ def test_a_head_of_evidence_says_the_cause(tmp_path):
 
 def test_averages_with_the_mirror_image_as_the_operating_point_does(tmp_path):
   """Verdict and numbers are those of the evaluation, and of a Subject."""
-  from iqa_jax.explain import subject
+  from iqa_jax.studies import subject
 
   judged = {**JUDGED['operating_point'], 'flip_tta': True}
   material.make_run(tmp_path / 'run', **{**JUDGED, 'operating_point': judged})
@@ -258,7 +258,7 @@ def test_averages_with_the_mirror_image_as_the_operating_point_does(tmp_path):
     material.save(tmp_path / f'in/{name}.jpg', rng)
   output = tmp_path / 'out'
   run(options(tmp_path / 'run', tmp_path / 'in', output, outputs=('npz',)))
-  loaded = inference.load(tmp_path / 'run')
+  loaded = trained.load(tmp_path / 'run')
   prepared = np.stack(
     [
       prepare.photograph(

@@ -53,8 +53,9 @@ class Config(tfds.core.BuilderConfig):
 class Builder(tfds.core.GeneratorBasedBuilder):
   """Simulated photographs, drawn here; nothing is downloaded."""
 
-  VERSION = tfds.core.Version('2.0.0')
+  VERSION = tfds.core.Version('2.1.0')
   RELEASE_NOTES = {
+    '2.1.0': 'Records name a site (here none).',
     '2.0.0': 'Drawn anew, nearer to EyePACS photographs: every byte changed.',
     '1.0.0': 'First drawn.',
   }
