@@ -180,6 +180,7 @@ class Grader:
     ready = [self._ready(one) for one in photographs]
     seen = explainer.look(np.stack([one.input(member).image for one in ready]))
     others = self._logits(ready, first=1)
+    constants = explainer.comparable()
     return [
       Explanation(
         photo=photographs[i],
@@ -200,6 +201,8 @@ class Grader:
           seen.landmarks[i], one.input(member).affine, member.image_size
         ),
         cells=seen[i].cells(),
+        inside=one.input(member).inside if member.model.takes_field else None,
+        constant=constants.get(int(seen.targets[i])),
       )
       for i, one in enumerate(ready)
     ]
