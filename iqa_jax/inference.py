@@ -1,104 +1,27 @@
-"""A trained model and its predictions, without TensorFlow or orbax."""
+"""Predictions of streams of batches, on any number of devices and processes."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-import dataclasses
-import json
-import os
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from iqa_jax import config as config_lib
-from iqa_jax import models, processes, run_directory
+from iqa_jax import devices, models, processes
 from iqa_jax.tasks import Task
-from iqa_jax.training import step as step_lib
+from iqa_jax.trained import Trained
+from iqa_jax.trained import load as load
 
+Loaded = Trained  # its name until all call it so
 _IN_FLIGHT = 2  # batches computed while the host reads the next ones
 
 
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-  """A trained model, ready to predict.
-
-  Attributes:
-    model: the classifier.
-    variables: {'params': ..., 'batch_stats': ...}, on this process's devices.
-    task: what the logits mean.
-    config: the run's configuration.
-    record: model.json (operating point, calibration, ...).
-    digest: sha256 of the weights, hex.
-    image_size: side of the input in pixels.
-  """
-
-  model: nn.Module
-  variables: dict[str, Any]
-  task: Task
-  config: ml_collections.ConfigDict
-  record: dict[str, Any]
-  digest: str
-  image_size: int
-
-  @property
-  def flip_tta(self) -> bool:
-    """Whether the operating point is one of flip-averaged logits."""
-    return bool(self.record.get('operating_point', {}).get('flip_tta'))
-
-  def judged(self, variables: Any, x: Any, logits: Any) -> Any:
-    """Returns the logits that the operating point is one of.
-
-    Args:
-      variables: of the model.
-      x: normalised images [b, s, s, 3].
-      logits: theirs, [b, k]; averaged with those of the mirror images where
-        `flip_tta` says so.
-    """
-    if not self.flip_tta:
-      return logits
-    return (logits + self.model.apply(variables, x[:, :, ::-1])) / 2
-
-
-def load(workdir: str | os.PathLike) -> Loaded:
-  """Loads the best model of a run directory.
-
-  In a run of several processes each reads it, so they must all see it.
-
-  Raises:
-    RunDirectoryError: there is none, or it is damaged, or its weights are not
-      those of the model that its record describes.
-  """
-  saved = run_directory.load_model(workdir)
-  where = f'{workdir}/model/model.json'
-  try:
-    config = config_lib.from_json(json.dumps(saved.record['config']))
-    task = Task.from_config(config)
-    model = models.from_config(config, task.num_outputs)
-    image_size = int(saved.record['image_size'])
-    expected = models.shapes(model, image_size)
-  except (KeyError, TypeError, ValueError) as error:
-    raise run_directory.RunDirectoryError(
-      f'{where} does not describe a model: {error}'
-    ) from error
-  _check(saved.variables, expected, f'{workdir}/model')
-  return Loaded(
-    model=model,
-    variables=step_lib.place(saved.variables),
-    task=task,
-    config=config,
-    record=saved.record,
-    digest=saved.digest,
-    image_size=image_size,
-  )
-
-
 def predict(
-  loaded: Loaded,
+  loaded: Trained,
   batches: Iterable[Mapping[str, Any]],
   *,
   flip_tta: bool | None = None,
@@ -120,7 +43,7 @@ def predict(
     p_inadequate over the views (0 with one view).
   """
   if flip_tta is None:
-    flip_tta = loaded.flip_tta
+    flip_tta = loaded.judges.flip_tta
   return predict_with(
     make_predictor(loaded.model, loaded.task, flip_tta=flip_tta),
     loaded.variables,
@@ -136,7 +59,7 @@ def make_predictor(
   start: str | None = None,
   flip_tta: bool = False,
 ) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
-  """Returns a pmapped (variables, inputs [d, b, ...]) -> (logits, spread).
+  """Returns (variables, inputs [d, b, ...]) -> (logits, spread), compiled.
 
   Inputs are uint8 images, or the maps of feature point `start`. It runs on
   this process's devices alone, so processes needn't keep step.
@@ -153,7 +76,7 @@ def make_predictor(
     p = jax.vmap(task.p_inadequate)(logits)
     return logits.mean(0), p.std(0)
 
-  return jax.pmap(forward, in_axes=(None, 0), devices=jax.local_devices())
+  return devices.parallel(forward, in_axes=(None, 0))
 
 
 def predict_with(
@@ -172,9 +95,7 @@ def predict_with(
   def collect():
     batch, results = waiting.popleft()
     size = len(batch['mask'])
-    logits, spread = (
-      np.asarray(r).reshape(-1, *r.shape[2:])[:size] for r in results
-    )
+    logits, spread = devices.joined(results, size)
     collected.append(
       {
         'mask': np.asarray(batch['mask']) > 0,
@@ -187,7 +108,7 @@ def predict_with(
 
   for batch in batches:
     inputs = 'features' if 'features' in batch else 'image'
-    sharded = step_lib.shard({k: batch[k] for k in (inputs, 'mask')})
+    sharded = devices.shard({k: batch[k] for k in (inputs, 'mask')})
     waiting.append((batch, predictor(variables, sharded[inputs])))
     if len(waiting) > _IN_FLIGHT:
       collect()
@@ -224,22 +145,3 @@ def _in_order(collected) -> dict[str, np.ndarray]:
   rows = {key: interleave(value) for key, value in stacked.items()}
   real = rows.pop('mask')
   return {key: value[real] for key, value in rows.items()}
-
-
-def _check(variables, expected, where) -> None:
-  """Raises unless `variables` have the structure and shapes expected."""
-
-  def shapes(tree):
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape
-      for path, leaf in leaves
-    }
-
-  found, wanted = shapes(variables), shapes(expected)
-  for name in sorted(found.keys() | wanted.keys()):
-    if found.get(name) != wanted.get(name):
-      raise run_directory.RunDirectoryError(
-        f'{where}: {name} is {found.get(name, "absent")}, the model that '
-        f'model.json describes has {wanted.get(name, "no such tensor")}'
-      )

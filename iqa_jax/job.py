@@ -14,7 +14,7 @@ from absl import logging
 import ml_collections
 
 from iqa_jax import config as config_lib
-from iqa_jax import errors, run_directory
+from iqa_jax import run_directory
 
 # Where files lie and how much memory may be used is not what a run is.
 _LOCATION_FIELDS = (
@@ -179,29 +179,10 @@ def _git_revision() -> str:
     return ''
 
 
-def use_compilation_cache(folder: str) -> None:
-  """Keeps compiled programs in `folder` between runs; '' for nowhere.
-
-  Raises:
-    UserError: others could plant compiled code there.
-  """
-  import jax
-
-  if not folder:
-    return
-  folder = os.path.expanduser(folder)
-  os.makedirs(folder, mode=0o700, exist_ok=True)
-  if os.stat(folder).st_mode & 0o022:
-    raise errors.UserError(
-      f'{folder} is writable by others, who could plant compiled code in '
-      'it: chmod 700 it or give another --compilation_cache'
-    )
-  jax.config.update('jax_compilation_cache_dir', folder)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
-
-
 def _set_up_jax(config, compilation_cache: str) -> None:
-  use_compilation_cache(compilation_cache)
+  from iqa_jax import devices
+
+  devices.use_compilation_cache(compilation_cache)
   if config.deterministic:
     flags = os.environ.get('XLA_FLAGS', '')
     if '--xla_gpu_deterministic_ops' not in flags:

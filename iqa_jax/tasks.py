@@ -191,6 +191,13 @@ class Task:
       special.logsumexp(logits[:, negative], axis=1)
     )
 
+  def mean_log_odds(self, odds: np.ndarray) -> np.ndarray:
+    """Returns the log-odds [n] of the mean probability of odds [members, n]."""
+    if len(odds) == 1:
+      return odds[0]
+    inadequate = special.logsumexp(special.log_expit(odds), axis=0)
+    return inadequate - special.logsumexp(special.log_expit(-odds), axis=0)
+
   @property
   def _inadequate_columns(self) -> tuple[int, ...]:
     if self.name == 'quality':

@@ -15,7 +15,6 @@ import functools
 import hashlib
 import importlib
 import math
-import os
 import pathlib
 from typing import Any
 
@@ -23,7 +22,7 @@ from absl import logging
 import ml_collections
 import numpy as np
 
-from iqa_jax import errors, labels, run_directory
+from iqa_jax import errors, labels, machine, run_directory
 from iqa_jax.data import building, splits
 from iqa_jax.data.records import DataError
 from iqa_jax.photograph import prepare
@@ -758,7 +757,7 @@ def _image_batches(
   options = tf.data.Options()
   # In the shared pool, of a thread a core, those that wait for records keep
   # those that decode from running: half the speed, on and off.
-  options.threading.private_threadpool_size = 2 * (os.cpu_count() or 1) + 2
+  options.threading.private_threadpool_size = 2 * machine.cpu_count() + 2
   dataset = dataset.with_options(options)
   # A share may be short only where the plan ends.
   iterator = dataset.batch(share).prefetch(2).as_numpy_iterator()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from iqa_jax import errors, labels
+from iqa_jax import errors, labels, machine
 from iqa_jax.photograph import images, prepare
 
 # Chroma at full resolution: subsampling would touch colour, an illumination
@@ -158,7 +158,7 @@ def in_parallel(
 
   Pillow and NumPy work outside Python's lock. Only a few results wait.
   """
-  workers = os.cpu_count() or 1
+  workers = machine.cpu_count()
   items = iter(items)
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     waiting = [

@@ -115,10 +115,7 @@ def explain(
       exist gives a NaN score and a NaN map.
   """
   for method in methods:
-    if method not in METHODS:
-      raise errors.InvalidValue(
-        f'method {method!r} is none of {", ".join(METHODS)}'
-      )
+    check_method(method)
   layers = _layers(model, layer)
   order = sorted(layers, key=model.points.index)
 
@@ -179,6 +176,14 @@ def explain(
     },
     landmarks=landmarks,
   )
+
+
+def check_method(method: str) -> None:
+  """Raises InvalidValue unless there is such a method."""
+  if method not in METHODS:
+    raise errors.InvalidValue(
+      f'method {method!r} is none of {", ".join(METHODS)}'
+    )
 
 
 def choose_targets(

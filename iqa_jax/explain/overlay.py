@@ -39,6 +39,10 @@ _ANCHORS = {
 COLORS = ('viridis', 'inferno', 'jet')
 LEVELS = (0.25, 0.5, 0.75)  # of the colour bar, where contours are drawn
 
+EMPTY = (
+  'Empty map: nothing in this layer speaks for what is explained, so there is '
+  'nothing to colour.'
+)
 _INK, _PALE, _PAPER = (238, 240, 243), (168, 176, 188), (22, 25, 31)
 _AMBER, _TEAL = (255, 176, 84), (92, 214, 192)
 _PANEL_SIDE = 560  # height in pixels of the two pictures of a panel
@@ -122,6 +126,25 @@ def overlay(
   levels.putpalette(_palette_with_alpha(colors, opacity), 'RGBA')
   colored = levels.convert('RGBA')
   picture.paste(colored, box[:2], colored)
+  return picture
+
+
+def layer(
+  size: tuple[int, int],
+  shown: np.ndarray,
+  affine: np.ndarray,
+  prepared_size: int,
+  *,
+  placement: Placement | None = None,
+  colors: str = 'viridis',
+  opacity: float = 0.55,
+) -> Image.Image:
+  """Returns what `overlay` lays over a photograph of `size`, alone, RGBA."""
+  picture = Image.new('RGBA', size)
+  box, levels = _laid(shown, affine, prepared_size, size, placement)
+  if levels is not None:
+    levels.putpalette(_palette_with_alpha(colors, opacity), 'RGBA')
+    picture.paste(levels.convert('RGBA'), box[:2])
   return picture
 
 

@@ -341,10 +341,10 @@ class Model:
   @functools.cached_property
   def network(self) -> Any:
     """The loaded model, and everything of JAX."""
-    from iqa_jax import inference, job
+    from iqa_jax import devices, inference
     from iqa_jax.explain import additive
 
-    job.use_compilation_cache(self._options.compilation_cache)
+    devices.use_compilation_cache(self._options.compilation_cache)
     loaded = inference.load(self._options.workdir)
     if loaded.digest != self.digest:
       raise ExportError('the model was replaced just now; start again')
@@ -385,18 +385,13 @@ class Model:
   @functools.cached_property
   def batch_size(self) -> int:
     """Photographs a batch, over all devices."""
-    import jax
+    from iqa_jax import devices
 
-    devices = jax.local_devices()
-    each = 8 if devices[0].platform == 'cpu' else 32
-    size = self._options.batch_size or each * len(devices)
-    return -(-size // len(devices)) * len(devices)
+    return devices.batch_size(self._options.batch_size)
 
   @functools.cached_property
   def _step(self) -> Callable:
-    import jax
-
-    from iqa_jax import models
+    from iqa_jax import devices, models
     from iqa_jax.explain import cam
 
     loaded = self.network
@@ -427,7 +422,7 @@ class Model:
       raw = found.maps[self.method]
       return logits, p, inadequate, found.targets, raw, found.landmarks
 
-    return jax.pmap(step, in_axes=(None, 0), devices=jax.local_devices())
+    return devices.parallel(step, in_axes=(None, 0))
 
   def explain(self, pixels: Sequence[np.ndarray], size: int):
     """Returns what the network says of up to `size` images.
@@ -439,15 +434,14 @@ class Model:
     """
     import jax
 
+    from iqa_jax import devices
+
     step, count = self._step, len(pixels)
-    devices = jax.local_device_count()
     batch = np.zeros((size, *pixels[0].shape), np.uint8)
     batch[:count] = pixels
-    batch = batch.reshape(devices, size // devices, *batch.shape[1:])
+    batch = batch.reshape(devices.local_count(), -1, *batch.shape[1:])
     found = jax.device_get(step(self.network.variables, batch))
-    return [
-      a.reshape(size, *a.shape[2:])[:count] for a in map(np.asarray, found)
-    ]
+    return devices.joined(found, count)
 
   def judge(self, p_inadequate: float) -> tuple[float, str, bool]:
     """Returns calibrated probability, verdict, and whether it is uncertain."""
@@ -818,7 +812,7 @@ class _Process:
         [
           sys.executable,
           '-c',
-          'from iqa_jax.explain import worker; worker.main()',
+          'from iqa_jax.export import worker; worker.main()',
           str(theirs.fileno()),
         ],
         pass_fds=[theirs.fileno()],
@@ -1168,6 +1162,6 @@ class _Stream:
 
 
 def _devices() -> int:
-  import jax
+  from iqa_jax import devices
 
-  return jax.local_device_count()
+  return devices.local_count()

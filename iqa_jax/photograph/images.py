@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+from typing import BinaryIO
 import warnings
 
 import numpy as np
@@ -93,18 +94,39 @@ def read(path: str | os.PathLike, min_size: int | None = None) -> Photograph:
   path = pathlib.Path(path)
   try:
     with open(path, 'rb') as file:
-      head = file.read(132)
-      if not head:
-        raise ImageError(path, 'not_an_image', 'the file is empty')
-      file.seek(0)
-      if head[128:132] == b'DICM' or path.suffix.lower() == '.dcm':
-        return _checked(path, *_read_dicom(path, file))
-      return _checked(path, *_read_pillow(path, file, min_size))
+      return decode(file, path, min_size)
   except FileNotFoundError as error:
     reason = 'a broken link' if path.is_symlink() else 'no such file'
     raise ImageError(path, 'missing', reason) from error
   except PermissionError as error:
     raise ImageError(path, 'permission', 'not readable by this user') from error
+  except OSError as error:
+    reason = error.strerror or str(error)
+    raise ImageError(path, 'unreadable', reason) from error
+
+
+def decode(
+  file: BinaryIO, name: str | os.PathLike, min_size: int | None = None
+) -> Photograph:
+  """Reads a photograph from an open file.
+
+  Args:
+    file: binary, from its beginning; it can be moved about in.
+    name: what errors call it; its ending tells DICOM without preamble.
+    min_size: as of `read`.
+
+  Raises:
+    ImageError: it is damaged, no image, or of absurd size.
+  """
+  path = pathlib.Path(name)
+  try:
+    head = file.read(132)
+    if not head:
+      raise ImageError(path, 'not_an_image', 'the file is empty')
+    file.seek(0)
+    if head[128:132] == b'DICM' or path.suffix.lower() == '.dcm':
+      return _checked(path, *_read_dicom(path, file))
+    return _checked(path, *_read_pillow(path, file, min_size))
   except ImageError:
     raise
   except MemoryError as error:
@@ -149,10 +171,15 @@ def _read_pillow(path, file, min_size):
       wanted = min(2 * min_size / shorter, 1.0)
       image.draft('RGB', (int(width * wanted), int(height * wanted)))
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    upright = upright_rgb(image)
     if upright.size != image.size and upright.size == image.size[::-1]:
       width, height = height, width
-    return _to_rgb(upright), height, width
+    return upright, height, width
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+  """Returns an image as Pillow opened it, upright and of mode RGB."""
+  return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

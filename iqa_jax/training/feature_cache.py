@@ -25,11 +25,10 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from iqa_jax import models, processes
+from iqa_jax import devices, machine, models, processes
 from iqa_jax.data import pipeline
-from iqa_jax.training import step as step_lib
 
-_MEMORY_SHARE = 0.5  # of what is free now; the rest is for everything else
+_MEMORY_SHARE = 0.5  # of what is available; the rest is for everything else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,8 +248,8 @@ def _build(
     x = x if base else models.normalize(x)
     return model.apply(v, x, start=start, stop=prefix)
 
-  function = jax.pmap(compute, in_axes=(None, 0), devices=jax.local_devices())
-  variables = step_lib.place(variables)
+  function = devices.parallel(compute, in_axes=(None, 0))
+  variables = devices.place(variables)
   views = 1 + max(int(plan.view.max(initial=0)) for plan in plans)
   rows = np.full((len(source.table['image_id']), views), -1, np.int64)
   fault = None
@@ -288,7 +287,7 @@ def _compute(
   key = 'features' if base else 'image'
   waiting: deque = deque()
   for batch in batches:
-    inputs = step_lib.shard({k: batch[k] for k in (key, 'mask')})[key]
+    inputs = devices.shard({k: batch[k] for k in (key, 'mask')})[key]
     waiting.append((batch, function(variables, inputs)))
     if len(waiting) > 1:
       yield _collect(*waiting.popleft())
@@ -297,8 +296,7 @@ def _compute(
 
 
 def _collect(batch, computed) -> dict[str, np.ndarray]:
-  computed = np.asarray(computed)
-  computed = computed.reshape(-1, *computed.shape[2:])[: len(batch['mask'])]
+  computed = devices.joined(computed, len(batch['mask']))
   kept = {k: batch[k] for k in ('index', 'mask', 'fault') if k in batch}
   # Every process sees every example in some epoch, so each keeps all maps.
   everywhere = processes.gather({**kept, 'maps': computed})
@@ -309,14 +307,10 @@ def _collect(batch, computed) -> dict[str, np.ndarray]:
 
 def _allocate(shape, dtype, folder) -> np.ndarray | None:
   size = math.prod(shape) * np.dtype(dtype).itemsize
-  if size < _MEMORY_SHARE * _free_memory():
+  if size < _MEMORY_SHARE * machine.available_memory():
     return np.empty(shape, dtype)
   if size > shutil.disk_usage(folder).free:
     return None
   with tempfile.TemporaryFile(dir=folder) as handle:
     handle.truncate(size)
     return np.memmap(handle, dtype, 'r+', shape=shape)
-
-
-def _free_memory() -> int:
-  return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')

@@ -35,7 +35,7 @@ import tensorboardX
 import tqdm
 
 from iqa_jax import config as config_lib
-from iqa_jax import errors, inference, models, processes, run_directory
+from iqa_jax import devices, errors, inference, models, processes, run_directory
 from iqa_jax.data import pipeline
 from iqa_jax.models import pretrained
 from iqa_jax.tasks import Task
@@ -149,7 +149,7 @@ class _Run:
     labels = pipeline.planned_labels(source, splits['train'], config, epochs)
     self.task = Task.from_config(config, labels)
     outputs = self.task.num_outputs
-    self.model = models.from_config(config, outputs, axis_name=step_lib.AXIS)
+    self.model = models.from_config(config, outputs, axis_name=devices.AXIS)
     self.shapes = models.shapes(self.model, config.data.image_size)
     self.steps_per_epoch = math.ceil(
       len(self.plan(0).index) / config.train.batch_size
@@ -232,12 +232,12 @@ def _start(run: _Run, store) -> tuple[step_lib.TrainState, Progress]:
       progress.epoch + 1,
       progress.batch,
     )
-    return step_lib.place(state), progress
+    return devices.place(state), progress
   variables, loaded = pretrained.load(
     run.config.model.pretrained, run.model, run.initial_variables()
   )
   state = step_lib.create_state(variables)
-  return step_lib.place(state), Progress(pretrained=loaded)
+  return devices.place(state), Progress(pretrained=loaded)
 
 
 def _train_phase(run, state, progress, store, history, signals, held):
@@ -246,7 +246,7 @@ def _train_phase(run, state, progress, store, history, signals, held):
   phase, learning = config.train.phases[number], run.learning(number)
   name = phase.name or phase.learns
   if progress.epoch == progress.batch == 0:
-    state = step_lib.place(run.begin_phase(state, number))
+    state = devices.place(run.begin_phase(state, number))
   if _is_over(config, phase, progress):
     return state, held
   logging.info(
@@ -287,7 +287,7 @@ def _train_phase(run, state, progress, store, history, signals, held):
     config,
     cache,
   )
-  state = step_lib.place(state.replace(batch_stats=fitted['batch_stats']))
+  state = devices.place(state.replace(batch_stats=fitted['batch_stats']))
   update = step_lib.make_train_step(
     run.model,
     run.task,
@@ -337,7 +337,7 @@ def _train_phase(run, state, progress, store, history, signals, held):
       loss_sum=jnp.zeros_like(state.loss_sum),
       weight_sum=jnp.zeros_like(state.weight_sum),
     )
-    state = step_lib.place(state)
+    state = devices.place(state)
     over = _is_over(config, phase, progress)
     # Short epochs on cached maps would do little but write.
     if over or store.age >= config.train.checkpoint_seconds:

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from iqa_jax import models, processes
+from iqa_jax import devices, models, processes
 from iqa_jax.data import pipeline
 from iqa_jax.models.classifier import HEAD_INPUT
 from iqa_jax.training import feature_cache, phases
-from iqa_jax.training import step as step_lib
 
 
 def fit(
@@ -68,8 +66,8 @@ def fit(
       x = x[..., :-1].reshape(len(weight), -1).astype(jnp.float32)
     return weight @ x, weight @ x**2, weight.sum()
 
-  measure = jax.pmap(moments, in_axes=(None, 0, 0), devices=jax.local_devices())
-  placed = step_lib.place(variables)
+  measure = devices.parallel(moments, in_axes=(None, 0, 0))
+  placed = devices.place(variables)
   plan = pipeline.plan_eval(source, np.unique(indices))
   batches = feature_cache.read(
     source, plan, config, cache, batch_size=config.eval.batch_size
@@ -77,7 +75,7 @@ def fit(
   total: list[Any] = [0.0, 0.0, 0.0]
   for batch in batches:
     inputs = 'features' if cache else 'image'
-    part = step_lib.shard({k: batch[k] for k in (inputs, 'mask')})
+    part = devices.shard({k: batch[k] for k in (inputs, 'mask')})
     sums = measure(placed, part[inputs], part['mask'])
     for i, value in enumerate(sums):
       total[i] = total[i] + np.asarray(value, np.float64).sum(0)

@@ -19,13 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iqa_jax import models
+from iqa_jax import devices, models
 from iqa_jax.models import heads
 from iqa_jax.models.classifier import HEAD_INPUT
 from iqa_jax.tasks import Task
 from iqa_jax.training import phases
 
-AXIS = 'batch'
 _LABELS = ('quality', 'grade', 'criteria')
 _STATS = 'batch_stats/'  # begins the paths of statistics among averages
 
@@ -130,42 +129,6 @@ def evaluated(state: TrainState) -> dict[str, Any]:
   return {'batch_stats': {}} | phases.unflatten(live | averages)
 
 
-def place(tree: Any) -> Any:
-  """Returns `tree` replicated over this process's devices.
-
-  Donating arrays that were never placed fails in runs of several processes.
-  """
-  mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
-  return jax.device_put(
-    tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  )
-
-
-def shard(batch: Batch, *, parts: int = 1) -> dict[str, np.ndarray]:
-  """Splits a host batch over the local devices.
-
-  Args:
-    batch: arrays [b, ...] with 'mask' [b] float32, 1 for real examples.
-    parts: the share of a device is to be divisible by this.
-
-  Returns:
-    Arrays [devices, b', ...]. Where `b` does not divide, masked examples fill
-    up the last devices.
-  """
-  devices = jax.local_device_count()
-  unit = devices * parts
-  extra = -len(batch['mask']) % unit
-
-  def split(value):
-    value = np.asarray(value)
-    if extra:
-      padding = np.zeros((extra, *value.shape[1:]), value.dtype)
-      value = np.concatenate([value, padding])
-    return value.reshape(devices, -1, *value.shape[1:])
-
-  return {key: split(value) for key, value in batch.items()}
-
-
 def for_step(batch: Batch, *, stop: bool, accumulate: int) -> dict[str, Any]:
   """Returns a pipeline batch as `make_train_step`'s function takes it.
 
@@ -180,8 +143,8 @@ def for_step(batch: Batch, *, stop: bool, accumulate: int) -> dict[str, Any]:
   for key in ('landmarks', 'cause', 'fault'):
     if key in batch:
       kept[key] = batch[key]
-  sharded = shard(kept, parts=accumulate)
-  sharded['stop'] = np.full(jax.local_device_count(), stop, np.float32)
+  sharded = devices.shard(kept, parts=accumulate)
+  sharded['stop'] = np.full(devices.local_count(), stop, np.float32)
   return sharded
 
 
@@ -275,7 +238,7 @@ def make_train_step(
         lambda x: x.reshape(accumulate, -1, *x.shape[1:]), examples
       )
       (totals, stats), _ = lax.scan(accumulate_part, carry, parts)
-    (loss, weight, known, right), grads = lax.psum(totals, AXIS)
+    (loss, weight, known, right), grads = lax.psum(totals, devices.AXIS)
     mean = 1.0 / jnp.maximum(weight, 1e-12)
     grads = jax.tree.map(lambda g: g * mean, grads)
 
@@ -327,16 +290,16 @@ def make_train_step(
       'finite': finite,
       'known': known,
       'right': right,
-      'stop': lax.psum(batch['stop'], AXIS),
+      'stop': lax.psum(batch['stop'], devices.AXIS),
     }
     return state, metrics
 
-  return jax.pmap(
+  return devices.parallel(
     update,
-    axis_name=AXIS,
     in_axes=(None, 0),
     out_axes=(None, None),
     donate_argnums=0,
+    local=False,
   )
 
 

@@ -117,13 +117,13 @@ def _training(name, size, batch, peer, absent, repeats, steps):
   import jax
 
   from iqa_jax import config as config_lib
-  from iqa_jax import models, tasks
+  from iqa_jax import devices, models, tasks
   from iqa_jax.training import phases
   from iqa_jax.training import step as step_lib
 
   def ours():
     model = models.create(
-      name, 2, head='imagenet', dtype='bfloat16', axis_name=step_lib.AXIS
+      name, 2, head='imagenet', dtype='bfloat16', axis_name=devices.AXIS
     )
     variables = models.init(model, jax.random.key(0), size)
     learning = phases.learning(
@@ -133,13 +133,13 @@ def _training(name, size, batch, peer, absent, repeats, steps):
       steps_per_epoch=1000,
     )
     state = step_lib.begin_phase(step_lib.create_state(variables), learning)
-    state = step_lib.place(state)
+    state = devices.place(state)
     inputs = step_lib.for_step(_inputs(size, batch), stop=False, accumulate=1)
-    mesh = jax.sharding.Mesh(jax.local_devices(), (step_lib.AXIS,))
+    mesh = jax.sharding.Mesh(jax.local_devices(), (devices.AXIS,))
     inputs = jax.device_put(
       inputs,
       jax.sharding.NamedSharding(
-        mesh, jax.sharding.PartitionSpec(step_lib.AXIS)
+        mesh, jax.sharding.PartitionSpec(devices.AXIS)
       ),
     )
     step = step_lib.make_train_step(model, tasks.Task(), learning)
@@ -185,12 +185,12 @@ def _training(name, size, batch, peer, absent, repeats, steps):
     None,
   )
   if peak:
-    devices = jax.local_device_count()
+    count = devices.local_count()
     share = 100 * held['flops'] / (peak * 1e12)
     rows.append(
       common.Row(
         f'model FLOPs utilisation {what}',
-        [share * rate / devices for rate in rates],
+        [share * rate / count for rate in rates],
         '%',
         'torch.compile bf16',
         [share * rate for rate in peer_rates],

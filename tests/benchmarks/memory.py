@@ -51,11 +51,11 @@ def _training(learns, width, size, batch) -> list[common.Row]:
   import numpy as np
 
   from iqa_jax import config as config_lib
-  from iqa_jax import models, tasks
+  from iqa_jax import devices, models, tasks
   from iqa_jax.training import phases
   from iqa_jax.training import step as step_lib
 
-  model = models.create('resnet50', 2, width=width, axis_name=step_lib.AXIS)
+  model = models.create('resnet50', 2, width=width, axis_name=devices.AXIS)
   variables = models.init(
     models.create('resnet50', 2, width=width), jax.random.key(0), size
   )

@@ -106,13 +106,13 @@ def _compiled_step(name: str, learns: str, batch: int, size: int, cached: bool):
   import numpy as np
 
   from iqa_jax import config as config_lib
-  from iqa_jax import models
+  from iqa_jax import devices, models
   from iqa_jax.tasks import Task
   from iqa_jax.training import phases
   from iqa_jax.training import step as step_lib
 
   head = 'mlp' if name == 'vgg16' else 'linear'
-  model = models.create(name, 2, head=head, axis_name=step_lib.AXIS)
+  model = models.create(name, 2, head=head, axis_name=devices.AXIS)
   variables = models.init(model, jax.random.key(0), size)
   learning = phases.learning(
     config_lib.phase(learns=learns, optimizer='adam'),
@@ -140,7 +140,7 @@ def _compiled_step(name: str, learns: str, batch: int, size: int, cached: bool):
     inputs['features'] = np.zeros(maps.shape, maps.dtype)
   step: Any = step_lib.make_train_step(model, Task(), learning, start=start)
   compiled = step.lower(
-    step_lib.place(state), step_lib.for_step(inputs, stop=False, accumulate=1)
+    devices.place(state), step_lib.for_step(inputs, stop=False, accumulate=1)
   ).compile()
   cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
   cost = cost[0] if isinstance(cost, list) else cost

@@ -107,18 +107,18 @@ def _training_step(batch, size):
   import numpy as np
 
   from iqa_jax import config as config_lib
-  from iqa_jax import models, tasks
+  from iqa_jax import devices, models, tasks
   from iqa_jax.training import phases
   from iqa_jax.training import step as step_lib
 
-  model = models.create('resnet50', 2, **_NETWORK, axis_name=step_lib.AXIS)
+  model = models.create('resnet50', 2, **_NETWORK, axis_name=devices.AXIS)
   plain = models.create('resnet50', 2, **_NETWORK)
   variables = models.init(plain, jax.random.key(0), 64)
   learning = phases.learning(
     config_lib.phase(), variables['params'], model.points, steps_per_epoch=1
   )
   begun = step_lib.begin_phase(step_lib.create_state(variables), learning)
-  held = {'state': step_lib.place(begun)}
+  held = {'state': devices.place(begun)}
   inputs = step_lib.for_step(
     {
       'image': np.zeros((batch, size, size, 3), np.uint8),

@@ -68,11 +68,11 @@ def _ours(name, size, batch):
   import numpy as np
 
   from iqa_jax import config as config_lib
-  from iqa_jax import models, tasks
+  from iqa_jax import devices, models, tasks
   from iqa_jax.training import phases
   from iqa_jax.training import step as step_lib
 
-  model = models.create(name, 2, head='imagenet', axis_name=step_lib.AXIS)
+  model = models.create(name, 2, head='imagenet', axis_name=devices.AXIS)
   variables = models.init(model, jax.random.key(0), size)
   learning = phases.learning(
     config_lib.phase(learning_rate=1e-4),
@@ -95,7 +95,7 @@ def _ours(name, size, batch):
     accumulate=1,
   )
   step = step_lib.make_train_step(model, tasks.Task(), learning)
-  held = {'state': step_lib.place(state)}
+  held = {'state': devices.place(state)}
 
   def one():
     held['state'], metrics = step(held['state'], inputs)

@@ -731,7 +731,7 @@ def test_flags_offer_what_there_is():
 def test_export_needs_no_tensorflow(workdir, photographs, tmp_path):
   """Nor orbax, matplotlib or scikit-learn, which would cost its start."""
   code = (
-    'import sys; from iqa_jax.explain import export\n'
+    'import sys; from iqa_jax.export import export\n'
     f'export.run(export.Options({str(workdir)!r}, '
     f'{str(photographs / "left")!r}, {str(tmp_path)!r}, progress=False))\n'
     'print(sorted({"tensorflow", "orbax", "matplotlib", "sklearn"} & '

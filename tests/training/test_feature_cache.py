@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from iqa_jax import config as config_lib
-from iqa_jax import models
+from iqa_jax import devices, machine, models
 from iqa_jax.tasks import Task
 from iqa_jax.training import feature_cache, phases
 from iqa_jax.training import step as step_lib
@@ -19,7 +19,7 @@ SPLITS = {'train': np.arange(11), 'validation': np.arange(11, 16)}
 @pytest.fixture(scope='module')
 def network():
   model = models.create(
-    'vgg16', 2, width=0.06, depth=0.1, head='mlp', axis_name=step_lib.AXIS
+    'vgg16', 2, width=0.06, depth=0.1, head='mlp', axis_name=devices.AXIS
   )
   variables = models.init(model, jax.random.key(0), SIZE)
   return model, jax.tree.map(np.asarray, variables)
@@ -64,7 +64,7 @@ def train(network, memory, source, config, cache, epochs=2):
     steps_per_epoch=3,
   )
   state = step_lib.begin_phase(step_lib.create_state(variables), learning)
-  state = step_lib.place(state)
+  state = devices.place(state)
   update = step_lib.make_train_step(
     model, Task(), learning, start=cache.prefix if cache else None
   )
@@ -87,7 +87,7 @@ def test_cached_training_is_training(
   source = memory.Source(16)
   config = make_config()
   if in_file:
-    monkeypatch.setattr(feature_cache, '_free_memory', lambda: 0)
+    monkeypatch.setattr(machine, 'available_memory', lambda: 0)
   cache = build(network, memory, source, config, tmp_path)
   assert isinstance(cache.maps, np.memmap) == in_file
   assert not list(tmp_path.iterdir())
@@ -161,7 +161,7 @@ def test_no_room_anywhere_is_no_failure(
   network, memory, tmp_path, monkeypatch, caplog
 ):
   caplog.set_level(logging.INFO)
-  monkeypatch.setattr(feature_cache, '_free_memory', lambda: 0)
+  monkeypatch.setattr(machine, 'available_memory', lambda: 0)
   usage = feature_cache.shutil.disk_usage(tmp_path)._replace(free=0)
   monkeypatch.setattr(feature_cache.shutil, 'disk_usage', lambda _: usage)
   source = memory.Source(16)
@@ -244,7 +244,7 @@ def test_training_from_any_frozen_point_is_training(
 def test_a_head_that_averages_has_averages_cached(memory, tmp_path, head):
   """46 MB instead of 9 GB of the full EyeQ, and the same training."""
   model = models.create(
-    'vgg16', 2, width=0.06, depth=0.1, head=head, axis_name=step_lib.AXIS
+    'vgg16', 2, width=0.06, depth=0.1, head=head, axis_name=devices.AXIS
   )
   variables = models.init(model, jax.random.key(0), SIZE)
   network = model, jax.tree.map(np.asarray, variables)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from iqa_jax import config as config_lib
-from iqa_jax import models
+from iqa_jax import devices, models
 from iqa_jax.models import heads
 from iqa_jax.simulation import photograph
 from iqa_jax.tasks import Task
@@ -53,7 +53,7 @@ def network(axis_name=None):
 
 
 def build(learns='all', *, weight=1.0, rate=0.05, optimizer='sgd', **options):
-  model = network(step_lib.AXIS)
+  model = network(devices.AXIS)
   variables = models.init(model, jax.random.key(0), SIZE)
   phase = config_lib.phase(
     learns=learns, optimizer=optimizer, learning_rate=rate
@@ -65,7 +65,7 @@ def build(learns='all', *, weight=1.0, rate=0.05, optimizer='sgd', **options):
   task = Task(landmark_weight=weight)
   update = step_lib.make_train_step(model, task, learning, **options)
   variables = jax.tree.map(np.asarray, variables)
-  return step_lib.place(state), update, learning, variables
+  return devices.place(state), update, learning, variables
 
 
 @jax.jit

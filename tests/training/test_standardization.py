@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from iqa_jax import config as config_lib
-from iqa_jax import inference, models
+from iqa_jax import devices, inference, models
 from iqa_jax.training import feature_cache, loop, standardization
-from iqa_jax.training import step as step_lib
 
 SIZE, TRAIN = 32, np.arange(11)
 
@@ -17,7 +16,7 @@ def network():
   model = models.create(
     *('vgg16', 2),
     **{'width': 0.06, 'depth': 0.1, 'head': 'standardized'},
-    axis_name=step_lib.AXIS,
+    axis_name=devices.AXIS,
   )
   variables = models.init(model, jax.random.key(0), SIZE)
   return model, jax.tree.map(np.asarray, variables)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from iqa_jax import config as config_lib
-from iqa_jax import models
+from iqa_jax import devices, models
 from iqa_jax.models import heads
 from iqa_jax.tasks import Task
 from iqa_jax.training import phases
@@ -31,7 +31,7 @@ def make_batch(rng, count, real, offset=0):
 
 def setup(name, learns, *, head='linear', task=None, **options):
   model = models.create(
-    name, 2, width=0.06, depth=0.1, head=head, axis_name=step_lib.AXIS
+    name, 2, width=0.06, depth=0.1, head=head, axis_name=devices.AXIS
   )
   variables = models.init(model, jax.random.key(0), SIZE)
   # Copies on the host: the step donates what it is given.
@@ -48,7 +48,7 @@ def setup(name, learns, *, head='linear', task=None, **options):
     ema=options.get('ema_decay', 0) > 0,
   )
   update = step_lib.make_train_step(model, task or Task(), learning, **options)
-  return step_lib.place(state), update, learning, variables
+  return devices.place(state), update, learning, variables
 
 
 def train(state, update, batches, accumulate=1):
@@ -287,7 +287,7 @@ def test_nothing_of_a_step_that_is_not_finite_is_applied():
   broken = phases.flatten(state.params)
   path = 'head/logits/kernel'
   broken[path] = broken[path].at[0, 0].set(jnp.inf)
-  state = step_lib.place(state.replace(params=phases.unflatten(broken)))
+  state = devices.place(state.replace(params=phases.unflatten(broken)))
   state, metrics = train(state, update, [bad])
   assert not metrics['finite']
   state, metrics = train(state, update, [make_batch(rng, 8, 8)])
@@ -360,7 +360,7 @@ def test_evidence_learns_on_four_devices_as_on_one():
   """Verdict, cells and causes in one loss; 7 real examples of 10."""
   model = models.create(
     'vgg16', 2, width=0.06, depth=0.1, head='evidence', cells=4, cell_units=5,
-    axis_name=step_lib.AXIS,
+    axis_name=devices.AXIS,
   )  # fmt: skip
   variables = models.init(model, jax.random.key(0), SIZE)
   variables = jax.tree.map(np.asarray, variables)
@@ -381,7 +381,7 @@ def test_evidence_learns_on_four_devices_as_on_one():
   task = Task(cell_weight=2.0, cause_weight=0.7)
   update = step_lib.make_train_step(model, task, learning)
   state = step_lib.begin_phase(step_lib.create_state(variables), learning)
-  state, metrics = train(step_lib.place(state), update, [batch])
+  state, metrics = train(devices.place(state), update, [batch])
 
   def plain(params):
     real = {key: value[:7] for key, value in batch.items()}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import multiprocessing
-import os
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from iqa_jax import labels
+from iqa_jax import labels, machine
 from iqa_jax.data import records
 from iqa_jax.simulation import photograph
 
@@ -97,7 +96,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     # Processes, not threads: drawing is mostly Python. Spawned, because
     # TensorFlow's threads don't survive a fork.
     context = multiprocessing.get_context('spawn')
-    workers = os.cpu_count() or 1
+    workers = machine.cpu_count()
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
       drawn = pool.map(_record, jobs, chunksize=8)
       bar = tqdm.tqdm(

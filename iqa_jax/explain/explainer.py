@@ -1,0 +1,258 @@
+"""A trained model under explanation: its scores and maps of many photographs.
+
+The one batched predictor of arrays: what exports, studies, reports and the API
+ask of a network goes through an Explainer. Photographs run in batches of one
+size over this process's devices, the last one padded, so that each function is
+compiled once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iqa_jax import devices, errors, models
+from iqa_jax.explain import additive, cam
+from iqa_jax.photograph import prepare
+from iqa_jax.photograph.placement import Placement
+from iqa_jax.trained import Trained
+
+_IN_FLIGHT = 1  # batches computed while the host prepares the next one
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """What a network said of photographs in one pass.
+
+  Attributes:
+    logits: float32 [n, k], those that the operating point is one of.
+    probabilities: float32 [n, k], of every output.
+    p_inadequate: float32 [n], before calibration.
+    targets: int32 [n], into `Task.targets`: what the maps explain.
+    raw: float32 [n, h, w], signed maps.
+    landmarks: float32 [n, 5], see cam.Explanation.
+  """
+
+  logits: np.ndarray
+  probabilities: np.ndarray
+  p_inadequate: np.ndarray
+  targets: np.ndarray
+  raw: np.ndarray
+  landmarks: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.logits)
+
+
+class Explainer:
+  """Asks a trained model about photographs, and why.
+
+  Args:
+    trained: the model.
+    methods: some of cam.METHODS; the first is what `look` draws.
+    layer: the explained feature point; None for the model's default.
+    target: what `look` explains: 'predicted' or one of `Task.targets`.
+    placement: of placement.NAMES, how maps lie on the photographs.
+    batch_size: photographs at a time, over all devices; 0 for
+      devices.batch_size.
+
+  Raises:
+    InvalidValue: no such method, layer, target or placement.
+  """
+
+  def __init__(
+    self,
+    trained: Trained,
+    *,
+    methods: Sequence[str] = ('gradcam',),
+    layer: str | None = None,
+    target: str = 'predicted',
+    placement: str = 'network',
+    batch_size: int = 0,
+  ):
+    self.trained = trained
+    self.methods = tuple(methods)
+    self.layer = layer or trained.model.default_layer
+    self.target = target
+    self.placed = placement
+    self.placement: Placement | None = cam.placed(
+      trained.model, self.layer, placement
+    )
+    self.batch_size = devices.batch_size(batch_size)
+    for method in self.methods:
+      cam.check_method(method)
+    if target not in ('predicted', 'labelled', *trained.task.targets):
+      raise errors.InvalidValue(
+        f'target {target!r} is none of predicted, '
+        f'{", ".join(trained.task.targets)}'
+      )
+
+  @property
+  def threshold(self) -> float:
+    """The operating point, on the calibrated probability; 0.5 without one."""
+    return self.trained.judges.threshold
+
+  def look(self, images: np.ndarray) -> Seen:
+    """Judges and explains each photograph in one pass.
+
+    Args:
+      images: uint8 [n, s, s, 3 or 4], prepared.
+    """
+    found = self._batched(self._look, self.trained.variables, images)
+    return Seen(*found)
+
+  def logits(self, images: np.ndarray, variables: Any = None) -> np.ndarray:
+    """Returns logits [n, k] of images [n, s, s, 3] of 0..255.
+
+    Averaged with the mirror images' where the operating point is one of such.
+    """
+    variables = self.trained.variables if variables is None else variables
+    return self._batched(self._predict, variables, images)
+
+  def score(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns the probability [n] of each image's own target [n].
+
+    That of the class, of the fault, or (margins) of the verdict.
+    """
+    found = self.trained.task.likelihoods(jnp.asarray(self.logits(images)))
+    return np.asarray(found)[np.arange(len(images)), targets]
+
+  def p_inadequate(self, logits: np.ndarray) -> np.ndarray:
+    """Returns the calibrated probability [n] of the verdict inadequate."""
+    return self.trained.p_inadequate(logits)
+
+  def targets(
+    self, target: str, logits: np.ndarray, labels: Any = None
+  ) -> np.ndarray:
+    """Returns what is to be explained, int [n]; see cam.choose_targets."""
+    return np.asarray(
+      cam.choose_targets(
+        self.trained.task,
+        target,
+        logits,
+        threshold=self.trained.raw_threshold,
+        labels=labels,
+      )
+    )
+
+  def maps(
+    self, images: np.ndarray, targets: np.ndarray, variables: Any = None
+  ) -> dict[str, np.ndarray]:
+    """Returns {method: raw maps float32 [n, h, w]} of each image's target."""
+    variables = self.trained.variables if variables is None else variables
+    targets = np.asarray(targets, np.int32)
+    return self._batched(self._maps, variables, images, targets)
+
+  def constants(self) -> dict[str, float]:
+    """Returns {target: additive.constants} where maps add up to the score."""
+    model, task = self.trained.model, self.trained.task
+    found = additive.constants(model, self.trained.variables, task)
+    return {
+      target: float(found[i])
+      for i, target in enumerate(task.targets)
+      if not additive.obstacle(
+        model, task, method=self.methods[0], layer=self.layer, target=target
+      )
+    }
+
+  @functools.cached_property
+  def _predict(self) -> Callable[..., Any]:
+    trained = self.trained
+
+    def predict(variables, images):
+      x = models.normalize(images)
+      return trained.judged(variables, x, trained.model.apply(variables, x))
+
+    return devices.parallel(predict, in_axes=(None, 0))
+
+  @functools.cached_property
+  def _maps(self) -> Callable[..., Any]:
+    def maps(variables, images, targets):
+      return self._explain(variables, models.normalize(images), targets).maps
+
+    return devices.parallel(maps, in_axes=(None, 0, 0))
+
+  @functools.cached_property
+  def _look(self) -> Callable[..., Any]:
+    trained, task = self.trained, self.trained.task
+    choose = functools.partial(
+      cam.choose_targets,
+      task,
+      self.target,
+      threshold=trained.raw_threshold,
+    )
+
+    def look(variables, images):
+      x = models.normalize(images)
+      # The map stays that of the photograph as it is.
+      judged = functools.partial(trained.judged, variables, x)
+      found = self._explain(variables, x, lambda logits: choose(judged(logits)))
+      logits = judged(found.logits)
+      return (
+        logits,
+        task.probabilities(logits),
+        task.p_inadequate(logits),
+        found.targets,
+        found.maps[self.methods[0]],
+        found.landmarks,
+      )
+
+    return devices.parallel(look, in_axes=(None, 0))
+
+  def _explain(self, variables, x, targets) -> cam.Explanation:
+    return cam.explain(
+      self.trained.model,
+      variables,
+      x,
+      targets,
+      task=self.trained.task,
+      layer=self.layer,
+      methods=self.methods,
+    )
+
+  def _batched(self, function, variables, images, *others):
+    if not len(images):
+      raise ValueError('there is no image to look at')
+    if self.trained.model.takes_field and images.shape[-1] == 3:
+      # Perturbed photographs come without; they still show their field.
+      shown = np.clip(np.rint(images), 0, 255).astype(np.uint8)
+      images = np.stack([prepare.with_field(i) for i in shown])
+    waiting: deque = deque()
+    parts = []
+
+    def collect():
+      count, results = waiting.popleft()
+      parts.append(devices.joined(results, count))
+
+    size = self._size(len(images))
+    for first in range(0, len(images), size):
+      batch = [a[first : first + size] for a in (images, *others)]
+      results = function(variables, *(_split(rows, size) for rows in batch))
+      waiting.append((len(batch[0]), results))
+      if len(waiting) > _IN_FLIGHT:
+        collect()
+    while waiting:
+      collect()
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+  def _size(self, count: int) -> int:
+    """Returns the batch size: of few photographs, no more than twice them."""
+    size = devices.local_count()
+    while size < min(count, self.batch_size):
+      size *= 2
+    return min(size, self.batch_size)
+
+
+def _split(rows: np.ndarray, size: int) -> np.ndarray:
+  """Returns up to `size` rows as [devices, b, ...], filled up."""
+  short = size - len(rows)
+  # Repeats an image: zeros could be a network's only NaN.
+  full = np.concatenate([rows, rows[:1].repeat(short, 0)]) if short else rows
+  return full.reshape(devices.local_count(), -1, *rows.shape[1:])

@@ -1,0 +1,148 @@
+"""A map with its photograph: what a grader answers when asked why."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from iqa_jax import tasks
+from iqa_jax.explain import cam, ruler
+from iqa_jax.explain import overlay as pictures
+from iqa_jax.judging.verdict import Verdict
+from iqa_jax.photograph import geometry
+from iqa_jax.photograph.photo import Photo
+from iqa_jax.photograph.placement import Placement
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+  """Where the network found its evidence, and for what.
+
+  Attributes:
+    photo: the photograph that is explained.
+    verdict: on it.
+    raw: float32 [h, w], the signed map over the prepared square: positive
+      where the place speaks for `target`.
+    method: one of cam.METHODS.
+    layer: the feature point whose map this is.
+    target: what it is evidence for, one of `Task.targets`.
+    size: side of the prepared square in pixels.
+    affine: float64 [2, 3], prepared (x, y, 1) -> (x, y) of the photograph.
+    placement: where the map's cells look, in pixels of the prepared square;
+      None for cells that share it evenly.
+    landmarks: float [5], optic disc x, y, disc diameter, fovea x, y in pixels
+      of the photograph; NaN of models that locate none.
+  """
+
+  photo: Photo
+  verdict: Verdict
+  raw: np.ndarray
+  method: str
+  layer: str
+  target: str
+  size: int
+  affine: np.ndarray
+  placement: Placement | None
+  landmarks: np.ndarray
+
+  @property
+  def empty(self) -> bool:
+    """Whether nothing speaks for the target: there is nothing to colour."""
+    return cam.status(self.raw) == 'empty'
+
+  def on_photograph(self) -> np.ndarray:
+    """Returns the signed map at the photograph's size, float32 [h, w].
+
+    Bilinear between the centres of the cells, 0 beyond the prepared square.
+    """
+    return geometry.to_original(
+      self.raw,
+      self.affine,
+      (self.photo.height, self.photo.width),
+      self.size,
+      self.placement,
+    )
+
+  def overlay(
+    self, *, colors: str = 'viridis', opacity: float = 0.55
+  ) -> Image.Image:
+    """Returns the photograph with the positive evidence laid over it.
+
+    Disc, fovea and the field's distances are drawn where they are known.
+
+    Args:
+      colors: one of overlay.COLORS.
+      opacity: of the strongest evidence, 0 to 1.
+    """
+    picture = pictures.overlay(
+      self.photo.image,
+      cam.scale(self.raw),
+      self.affine,
+      self.size,
+      placement=self.placement,
+      colors=colors,
+      opacity=opacity,
+    )
+    self.draw_ruler(picture)
+    return picture
+
+  def panel(
+    self, *, colors: str = 'viridis', opacity: float = 0.55
+  ) -> Image.Image:
+    """Returns photograph and overlay side by side, as `overlay`, in words."""
+    return pictures.panel(
+      self.photo.image,
+      cam.scale(self.raw),
+      self.affine,
+      self.size,
+      caption=self._caption(),
+      placement=self.placement,
+      colors=colors,
+      opacity=opacity,
+      decorate=self.draw_ruler,
+    )
+
+  def draw_ruler(self, picture: Image.Image) -> None:
+    """Draws disc, fovea and distances onto the photograph at any size."""
+    view = self.verdict.field
+    if view is None:
+      return
+    sx, sy = (
+      picture.width / self.photo.width,
+      picture.height / self.photo.height,
+    )
+    marks = self.landmarks * [sx, sy, (sx * sy) ** 0.5, sx, sy]
+    ruler.draw(picture, marks, view.scaled(sx, sy))
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns the verdict's row and what the map is, without its values."""
+    return self.verdict.to_dict() | {
+      'method': self.method,
+      'layer': self.layer,
+      'target': self.target,
+      'raw_min': float(self.raw.min()),
+      'raw_max': float(self.raw.max()),
+      'empty_map': self.empty,
+    }
+
+  def _caption(self) -> pictures.Caption:
+    p = self.verdict.p_inadequate
+    return pictures.Caption(
+      name=self.photo.name,
+      verdict=self.verdict.verdict,
+      probability='' if p is None else f'P(inadequate) = {p:.3f}',
+      uncertain=self.verdict.uncertain,
+      target=f'evidence for {tasks.evidence_for(self.target)}',
+      source=f'{self.method}, {self.layer}',
+      bar=f'most in this photograph ({self.raw.max():.3g})',
+      note=pictures.EMPTY if self.empty else '',
+    )
+
+  def _repr_png_(self) -> bytes:
+    data = io.BytesIO()
+    self.panel().save(data, 'PNG')
+    return data.getvalue()

@@ -1,0 +1,1 @@
+"""A page on this machine that judges photographs, and REST beside it."""
