@@ -457,7 +457,7 @@ def test_masks_lie_on_what_was_put_in(source, rotation):
   clean = dataclasses.replace(plan, fault=np.full(len(plan.index), -1))
   size, cells, seen = 64, 16, 0
   made, as_it_was = (
-    collect(source, p, image_size=size, cells=cells, batch_size=4)
+    collect(source, p, image_size=size, field=True, cells=cells, batch_size=4)
     for p in (plan, clean)
   )
   for with_fault, without in zip(made, as_it_was, strict=True):
@@ -485,15 +485,20 @@ def test_pictures_without_cells_are_the_same(source):
   config = faulty_configuration(artifacts=0.5)
   plan = pipeline.plan_train(source, everything(source), config, 0)
   plain = collect(source, plan, image_size=64, batch_size=4)
-  both = collect(source, plan, image_size=64, batch_size=4, cells=8)
-  for a, b in zip(plain, both, strict=True):
-    np.testing.assert_array_equal(a['image'], b['image'][..., :3])
-    assert 'fault' not in a
+  field = collect(source, plan, image_size=64, batch_size=4, field=True)
+  cells = collect(source, plan, image_size=64, batch_size=4, cells=8)
+  both = collect(source, plan, image_size=64, batch_size=4, field=True, cells=8)
+  for a, b, c, d in zip(plain, field, cells, both, strict=True):
+    np.testing.assert_array_equal(a['image'], d['image'][..., :3])
+    np.testing.assert_array_equal(b['image'], d['image'])
+    np.testing.assert_array_equal(c['image'], a['image'])
+    np.testing.assert_array_equal(c['fault'], d['fault'])
+    assert 'fault' not in {**a, **b}
 
 
 def test_the_field_is_the_fourth_channel(source):
   plan = pipeline.plan_eval(source, np.arange(4))
-  [batch] = collect(source, plan, image_size=64, batch_size=4, cells=8)
+  [batch] = collect(source, plan, image_size=64, batch_size=4, field=True)
   field = batch['image'][..., 3]
   for k in range(4):
     inside = photograph.draw(k, 64).inside
