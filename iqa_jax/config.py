@@ -18,7 +18,12 @@ import sys
 
 import ml_collections
 
-from iqa_jax import errors
+from iqa_jax import errors, labels
+
+CSV_COLUMNS = (
+  *('path', 'patient', 'camera', 'site', 'eye', 'split'),
+  *('verdict', 'grade', *labels.CRITERIA),
+)
 
 
 def default() -> ml_collections.ConfigDict:
@@ -41,10 +46,14 @@ def default() -> ml_collections.ConfigDict:
   c.task.cause_weight = 0.5  # evidence head: which criterion is broken
 
   c.data = ml_collections.ConfigDict()
-  c.data.name = 'fundus_sim'  # fundus_sim | eyeq | brset, '+' mixes training
-  c.data.builder_config = ''  # '' = the builder's default
+  # fundus_sim | eyeq | brset | csv (your own labels); '+' mixes training
+  c.data.name = 'fundus_sim'
+  # '' = the builder's default; of several datasets 512, or one for each as in
+  # eyeq=original,fundus_sim=512
+  c.data.builder_config = ''
   c.data.data_dir = ''  # prepared records; '' = ~/tensorflow_datasets
-  c.data.manual_dir = ''  # what you downloaded (eyeq, brset)
+  # What you downloaded; of several datasets brset=DIR1,eyeq=DIR2
+  c.data.manual_dir = ''
   c.data.allow_missing = False  # build from the photographs that are there
   c.data.image_size = 224
   c.data.folds = 5  # patients are dealt to this many folds
@@ -54,14 +63,24 @@ def default() -> ml_collections.ConfigDict:
   c.data.test_cameras = ()  # tests with all of theirs but patients learnt from
   # Test on another dataset, its test split or all of it; '' = data.name
   c.data.test_name = ''
-  c.data.test_manual_dir = ''
+  c.data.test_manual_dir = ''  # '' = as manual_dir
   c.data.balance = 'none'  # none | sampling | subset (training split only)
   c.data.max_train_examples = 0  # 0 = all
+
+  # Of data.name=csv: the label file in manual_dir, and its columns. Those of
+  # these names that it lacks are unknown; path, patient and a label it must
+  # have. data/README.md says which values they may have.
+  c.data.csv = ml_collections.ConfigDict()
+  c.data.csv.file = 'labels.csv'
+  for column in CSV_COLUMNS:
+    c.data.csv[column] = column
 
   c.data.augment = ml_collections.ConfigDict()
   c.data.augment.flip = True  # left-right; the eye is swapped with it
   c.data.augment.rotation = 0.0  # up to +- this many degrees
   c.data.augment.scale = 0.0  # whole field smaller by up to this share
+  # Share taken again by a simulated other camera (simulation/cameras.py).
+  c.data.augment.cameras = 0.0
   # Simulated faults put into real Adequate training photographs: the share of
   # them that gets each (see iqa_jax/simulation).
   c.data.faults = ml_collections.ConfigDict()
@@ -130,6 +149,22 @@ def default() -> ml_collections.ConfigDict:
   c.explain.target = 'predicted'
   c.explain.examples = 24  # test photographs shown in the report
   return c
+
+
+def of_dataset(value: str, name: str) -> str:
+  """Returns a dataset's part of a field such as 'brset=DIR1,eyeq=DIR2'.
+
+  Args:
+    value: the field; one without '=' is that of every dataset.
+    name: of the dataset.
+
+  Returns:
+    '' where the field names others alone.
+  """
+  parts = [part.partition('=') for part in value.split(',')]
+  if not all(sign and key.strip().isidentifier() for key, sign, _ in parts):
+    return value
+  return {key.strip(): part.strip() for key, _, part in parts}.get(name, '')
 
 
 def phase(**changes) -> ml_collections.ConfigDict:

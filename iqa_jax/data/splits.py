@@ -34,7 +34,7 @@ def assign(
 
   Args:
     table: 'dataset', 'split', 'image_id', 'patient_id', 'camera', 'quality',
-      'grade' and 'criteria' of every example (pipeline.Source.table).
+      'grade' and 'criteria' of every example (source.Source.table).
     config: the run's; reads `data` and `task`.
 
   Raises:
@@ -112,8 +112,17 @@ def _of_dataset(table, indices, data) -> dict[str, np.ndarray]:
     return parts
   cameras = np.unique(table['camera'], return_inverse=True)[1][rest]
   inadequate = table['quality'][rest] == labels.INADEQUATE
+  # As named in the dataset, so that the deal is the same in a mixture.
+  patients = np.array(
+    [
+      str(p).removeprefix(f'{d}:')
+      for d, p in zip(
+        table['dataset'][rest], table['patient_id'][rest], strict=True
+      )
+    ]
+  )
   fold = folds(
-    table['patient_id'][rest], inadequate * (cameras.max(initial=0) + 1) +
+    patients, inadequate * (cameras.max(initial=0) + 1) +
     cameras, data.folds,
   )  # fmt: skip
   validates = fold == data.fold

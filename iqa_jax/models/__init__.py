@@ -17,10 +17,14 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.models import evidence, heads, layers, resnet, vgg
+from iqa_jax.models import evidence, heads, layers, patches, resnet, vgg
 from iqa_jax.models.classifier import Classifier
 
-_BACKBONES = {'resnet50': resnet.ResNet, 'vgg16': vgg.VGG}
+_BACKBONES = {
+  'patches': patches.Patches,
+  'resnet50': resnet.ResNet,
+  'vgg16': vgg.VGG,
+}
 
 # Of ImageNet's training images, RGB in [0, 1]; what the published weights and
 # every fine-tuned model expect.
@@ -199,16 +203,16 @@ def init(model: Classifier, key: jax.Array, image_size: int) -> dict[str, Any]:
   return jax.tree_util.tree_map_with_path(draw, tree)
 
 
-def normalize(images: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+def normalize(images: jax.Array) -> jax.Array:
   """Returns uint8 images as the networks take them.
 
   Args:
     images: RGB [b, h, w, 3], or RGB and the field of view as a fourth channel.
-    dtype: of the result.
 
   Returns:
-    RGB scaled to ImageNet's mean 0 and deviation 1; the field scaled to 0..1.
+    float32: RGB scaled to ImageNet's mean 0 and deviation 1; the field scaled
+    to 0..1.
   """
   scaled = images / 255.0
   colour = (scaled[..., :3] - MEAN) / DEVIATION
-  return jnp.concatenate([colour, scaled[..., 3:]], -1).astype(dtype)
+  return jnp.concatenate([colour, scaled[..., 3:]], -1)

@@ -27,6 +27,7 @@ import tqdm
 
 from iqa_jax import devices, machine, models, processes
 from iqa_jax.data import pipeline
+from iqa_jax.data import plan as plan_lib
 
 _MEMORY_SHARE = 0.5  # of what is available; the rest is for everything else
 
@@ -74,6 +75,25 @@ class FeatureCache:
           batch[key] = np.zeros((share, *held.shape[1:]), held.dtype)
           batch[key][: len(at)] = held[rows]
       yield {**batch, **pipeline.targets(source, plan, at, share)}
+
+
+def thinned(
+  batch: dict[str, np.ndarray], stride: int, seed: Sequence[int]
+) -> dict[str, np.ndarray]:
+  """Returns a batch of cells with every `stride`-th row and column of them.
+
+  Args:
+    batch: with 'features' [b, g, g, c] and 'fault' [b, g, g].
+    stride: 1 for all of them.
+    seed: of the place that is counted from.
+  """
+  if stride == 1:
+    return batch
+  row, column = np.random.default_rng(seed).integers(0, stride, 2)
+  thin = {
+    k: batch[k][:, row::stride, column::stride] for k in ('features', 'fault')
+  }
+  return {**batch, **thin}
 
 
 def read(
@@ -145,7 +165,7 @@ def for_phase(
   own = prefixes[number]
   if own is None:
     return None, None
-  views = pipeline.finite_views(config)
+  views = plan_lib.finite_views(config)
   if views is None:
     return _none('the augmentation is not a finite set of views')
   if not config.train.cache_gb:
@@ -158,10 +178,10 @@ def for_phase(
   if total <= len(views):
     return _none(f'{total} epochs see an image hardly more than once')
   plans = [
-    pipeline.plan_views(source, np.unique(train), config, view)
+    plan_lib.plan_views(source, np.unique(train), config, view)
     for view in views
   ]
-  plans.append(pipeline.plan_eval(source, np.unique(validation)))
+  plans.append(plan_lib.plan_eval(source, np.unique(validation)))
 
   def build(prefix: str, base: FeatureCache | None) -> FeatureCache | None:
     return _build(
@@ -169,9 +189,9 @@ def for_phase(
     )
 
   def size(prefix: str) -> float:
-    spec = _spec(model, variables, prefix, config.data.image_size)
     count = sum(len(plan.index) for plan in plans)
-    return count * math.prod(spec.shape) * spec.dtype.itemsize / 1e9
+    side = config.data.image_size
+    return count * gigabytes(model, variables, prefix, side)
 
   budget = config.train.cache_gb
   repeated = phases[number].epochs > len(views)
@@ -196,6 +216,21 @@ def for_phase(
   if size(shared) + size(own) > budget:
     return held, held
   return build(own, held) or held, held
+
+
+def gigabytes(
+  model: nn.Module, variables: Any, prefix: str, size: int
+) -> float:
+  """Returns what a feature point's maps of one photograph take, in 1e9 bytes.
+
+  Args:
+    model: the classifier.
+    variables: its variables, or their shapes.
+    prefix: the feature point.
+    size: side of the images in pixels.
+  """
+  spec = _spec(model, variables, prefix, size)
+  return math.prod(spec.shape) * spec.dtype.itemsize / 1e9
 
 
 def _none(reason: str) -> tuple[None, None]:
@@ -232,7 +267,9 @@ def _build(
   spec = _spec(model, variables, prefix, config.data.image_size)
   count = sum(len(plan.index) for plan in plans)
   maps = _allocate((count, *spec.shape[1:]), spec.dtype, folder)
-  if maps is None:
+  # One that has photographs where the others have maps would not keep step.
+  room = processes.gather({'room': np.array([maps is not None])})['room']
+  if maps is None or not room.all():
     _none(f'there is no room for {count} maps of {prefix}')
     return None
   logging.info(
@@ -309,7 +346,13 @@ def _allocate(shape, dtype, folder) -> np.ndarray | None:
   size = math.prod(shape) * np.dtype(dtype).itemsize
   if size < _MEMORY_SHARE * machine.available_memory():
     return np.empty(shape, dtype)
-  if size > shutil.disk_usage(folder).free:
+  try:
+    # It may be of process 0's machine alone.
+    os.makedirs(folder, exist_ok=True)
+    if size > shutil.disk_usage(folder).free:
+      return None
+  except OSError as error:
+    logging.warning('%s cannot hold a feature cache: %s', folder, error)
     return None
   with tempfile.TemporaryFile(dir=folder) as handle:
     handle.truncate(size)

@@ -239,6 +239,20 @@ def test_errors(table, changes, error, message):
     splits.assign(table, brset_config(**changes))
 
 
+def test_in_a_mixture_each_dataset_is_dealt_as_alone(table):
+  """Though the source names its patients by dataset there."""
+  n = len(table['quality'])
+  both = {k: np.concatenate([v, v]) for k, v in table.items()}
+  both['dataset'] = np.repeat(['brset', 'own'], n)
+  named = np.char.add(np.char.add(both['dataset'], ':'), both['patient_id'])
+  both['patient_id'] = named
+  mixed = splits.assign(both, brset_config(name='brset+own'))
+  alone = splits.assign(table, brset_config())
+  for name in splits.NAMES:
+    expected = np.concatenate([alone[name], n + alone[name]])
+    np.testing.assert_array_equal(mixed[name], expected)
+
+
 def test_limit_of_training_examples(table):
   small = splits.assign(table, brset_config(max_train_examples=100))['train']
   large = splits.assign(table, brset_config(max_train_examples=300))['train']

@@ -69,6 +69,38 @@ def test_maps_sum_to_the_logit_less_its_bias(name, kind):
   np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('kind', ['quality', 'criteria'])
+@pytest.mark.parametrize('layer', ['cells', 'evidence', ('cells', 'evidence')])
+def test_an_explanation_tells_cells_and_causes_in_the_same_pass(kind, layer):
+  task = Task(name=kind)
+  model, variables = make('resnet50', task)
+  x = models.normalize(photographs(field=circle()))
+  targets = np.zeros(3, int)
+  explain = functools.partial(
+    cam.explain, model, task=task, layer=layer, methods=('gradcam',)
+  )
+  found = explain(variables, x, targets)
+  _, state = model.apply(variables, x, mutable=['intermediates'])
+  logits, share = (
+    np.asarray(state['intermediates']['neck']['evidence'][name][0])
+    for name in ('cell_logits', 'field_share')
+  )
+  names = labels.CRITERIA if kind == 'criteria' else labels.LOCAL_CRITERIA
+  local = [names.index(name) for name in labels.LOCAL_CRITERIA]
+  np.testing.assert_allclose(found.cells[0], logits[..., local], atol=1e-5)
+  np.testing.assert_array_equal(found.cells[1], share)
+  if kind == 'criteria':
+    np.testing.assert_array_equal(found.cause, found.logits[:, local])
+  assert found.cause.shape == (3, 3)
+
+  def convolutions(function, *arguments):
+    text = str(jax.make_jaxpr(function)(*arguments))
+    return text.count('conv_general_dilated')
+
+  forward = convolutions(model.apply, variables, x)
+  assert convolutions(explain, variables, x, targets) == forward
+
+
 @pytest.mark.parametrize('method', ['gradcam', 'hirescam', 'layercam'])
 @pytest.mark.parametrize('name', models.names())
 def test_gradients_give_the_same_map(name, method):
