@@ -12,7 +12,7 @@ learns from the Good photographs and those faults alone.
 On a sample of EyeQ (161 train, 68 test photographs, 17 of them not Good) with a
 VGG16 trunk trained for edges, seeds 0 to 2: AUC 0.965 (0.950 to 0.974); planted
 faults' pixel AUC 0.943 of kinds trained on (lashes least, 0.90) and 0.853 of
-unfamiliar ones, two of them not found (fingerprint, double exposure: 0.57, 0.55;
+unfamiliar ones, two of them not found (fingerprint 0.58, double exposure 0.56;
 tests/benchmarks/evidence.py).
 """
 
