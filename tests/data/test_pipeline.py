@@ -488,17 +488,20 @@ def test_pictures_without_cells_are_the_same(source):
   config = faulty_configuration(artifacts=0.5)
   plan = plan_lib.plan_train(source, everything(source), config, 0)
   plain = collect(source, plan, image_size=64, batch_size=4)
+  field = collect(source, plan, image_size=64, batch_size=4, field=True)
+  cells = collect(source, plan, image_size=64, batch_size=4, cells=8)
   both = collect(source, plan, image_size=64, batch_size=4, field=True, cells=8)
-  for a, b in zip(plain, both, strict=True):
-    np.testing.assert_array_equal(a['image'], b['image'][..., :3])
-    assert 'fault' not in a
+  for a, b, c, d in zip(plain, field, cells, both, strict=True):
+    np.testing.assert_array_equal(a['image'], d['image'][..., :3])
+    np.testing.assert_array_equal(b['image'], d['image'])
+    np.testing.assert_array_equal(c['image'], a['image'])
+    np.testing.assert_array_equal(c['fault'], d['fault'])
+    assert 'fault' not in {**a, **b}
 
 
 def test_the_field_is_the_fourth_channel(source):
   plan = plan_lib.plan_eval(source, np.arange(4))
-  [batch] = collect(
-    source, plan, image_size=64, batch_size=4, field=True, cells=8
-  )
+  [batch] = collect(source, plan, image_size=64, batch_size=4, field=True)
   field = batch['image'][..., 3]
   for k in range(4):
     inside = photograph.draw(k, 64).inside
@@ -562,15 +565,11 @@ def test_other_cameras_take_field_and_fault_along(source):
   assert plan_lib.finite_views(config) is None
   own = dataclasses.replace(plan, camera=np.full(_COUNT, -1))
   made, as_it_was = (
-    collect(source, p, image_size=64, field=True, cells=16, batch_size=_COUNT)[
-      0
-    ]
+    collect(source, p, image_size=64, cells=16, batch_size=_COUNT)[0]
     for p in (plan, own)
   )
   # The same twice, another every epoch.
-  again = collect(
-    source, plan, image_size=64, field=True, cells=16, batch_size=_COUNT
-  )[0]
+  again = collect(source, plan, image_size=64, cells=16, batch_size=_COUNT)[0]
   assert_same(made, again)
   other = plan_lib.plan_train(source, everything(source), config, 1)
   assert set(plan.camera).isdisjoint(other.camera)
@@ -586,13 +585,9 @@ def test_other_cameras_take_field_and_fault_along(source):
 
 def test_fields_that_were_found_are_kept(source, monkeypatch):
   plan = plan_lib.plan_eval(source, np.arange(4))
-  [first] = collect(
-    source, plan, image_size=64, batch_size=4, field=True, cells=8
-  )
+  [first] = collect(source, plan, image_size=64, batch_size=4, cells=8)
   monkeypatch.setattr(
     decoding.geometry, 'find_field', lambda _: pytest.fail('looked again')
   )
-  [second] = collect(
-    source, plan, image_size=64, batch_size=4, field=True, cells=8
-  )
+  [second] = collect(source, plan, image_size=64, batch_size=4, cells=8)
   assert_same(first, second)
