@@ -18,7 +18,12 @@ import sys
 
 import ml_collections
 
-from iqa_jax import errors
+from iqa_jax import errors, labels
+
+CSV_COLUMNS = (
+  *('path', 'patient', 'camera', 'site', 'eye', 'split'),
+  *('verdict', 'grade', *labels.CRITERIA),
+)
 
 
 def default() -> ml_collections.ConfigDict:
@@ -41,10 +46,14 @@ def default() -> ml_collections.ConfigDict:
   c.task.cause_weight = 0.5  # evidence head: which criterion is broken
 
   c.data = ml_collections.ConfigDict()
-  c.data.name = 'fundus_sim'  # fundus_sim | eyeq | brset, '+' mixes training
-  c.data.builder_config = ''  # '' = the builder's default
+  # fundus_sim | eyeq | brset | csv (your own labels); '+' mixes training
+  c.data.name = 'fundus_sim'
+  # '' = the builder's default; of several datasets 512, or one for each as in
+  # eyeq=original,fundus_sim=512
+  c.data.builder_config = ''
   c.data.data_dir = ''  # prepared records; '' = ~/tensorflow_datasets
-  c.data.manual_dir = ''  # what you downloaded (eyeq, brset)
+  # What you downloaded; of several datasets brset=DIR1,eyeq=DIR2
+  c.data.manual_dir = ''
   c.data.allow_missing = False  # build from the photographs that are there
   c.data.image_size = 224
   c.data.folds = 5  # patients are dealt to this many folds
@@ -54,9 +63,17 @@ def default() -> ml_collections.ConfigDict:
   c.data.test_cameras = ()  # tests with all of theirs but patients learnt from
   # Test on another dataset, its test split or all of it; '' = data.name
   c.data.test_name = ''
-  c.data.test_manual_dir = ''
+  c.data.test_manual_dir = ''  # '' = as manual_dir
   c.data.balance = 'none'  # none | sampling | subset (training split only)
   c.data.max_train_examples = 0  # 0 = all
+
+  # Of data.name=csv: the label file in manual_dir, and its columns. Those of
+  # these names that it lacks are unknown; path, patient and a label it must
+  # have. data/README.md says which values they may have.
+  c.data.csv = ml_collections.ConfigDict()
+  c.data.csv.file = 'labels.csv'
+  for column in CSV_COLUMNS:
+    c.data.csv[column] = column
 
   c.data.augment = ml_collections.ConfigDict()
   c.data.augment.flip = True  # left-right; the eye is swapped with it
@@ -74,6 +91,9 @@ def default() -> ml_collections.ConfigDict:
   # Each photograph gets one of so many faults of its own: a finite set, which
   # the feature cache can hold. 0: a fresh one every time.
   c.data.fault_variants = 0
+  # False: no real Inadequate (nor EyeQ's Usable) photograph is learned from,
+  # only the faults put into Adequate ones.
+  c.data.learn_inadequate = True
 
   c.model = ml_collections.ConfigDict()
   c.model.name = 'resnet50'  # resnet50 | vgg16 (iqa_jax.models lists them)
@@ -81,6 +101,8 @@ def default() -> ml_collections.ConfigDict:
   # evidence: local evidence by criterion, inside the field (models/evidence.py)
   c.model.head = 'linear'
   c.model.last = ''  # feature point that the head follows; '' = the last one
+  # linear, standardized: average the last map inside the field of view only.
+  c.model.field_pooling = False
   c.model.width = 1.0  # multiplies every channel count
   c.model.depth = 1.0  # multiplies the blocks of every stage
   # Of the evidence head: the points looked at, () = the network's own choice;
@@ -103,11 +125,13 @@ def default() -> ml_collections.ConfigDict:
   c.train.checkpoint_seconds = 20.0  # there no sooner than this after another
   c.train.early_stop = 0  # epochs without improvement; 0 = off
   c.train.cache_gb = 4.0  # feature cache budget of frozen phases; 0 = off
+  # Evidence head on cached cells: a step sees every such row and column.
+  c.train.cell_stride = 1
   c.train.phases = (phase(epochs=10),)
 
   c.eval = ml_collections.ConfigDict()
   c.eval.batch_size = 64
-  c.eval.select_by = 'auc'  # best checkpoint: auc | loss | balanced_accuracy
+  c.eval.select_by = 'auc'  # checkpoint: auc | loss | balanced_accuracy | last
   c.eval.calibration = 'temperature'  # none|temperature|platt|isotonic
   # youden | sensitivity | specificity | cost | percentile | fixed, and its
   # target (0.95, cost ratio, percentage, threshold).
@@ -125,6 +149,22 @@ def default() -> ml_collections.ConfigDict:
   c.explain.target = 'predicted'
   c.explain.examples = 24  # test photographs shown in the report
   return c
+
+
+def of_dataset(value: str, name: str) -> str:
+  """Returns a dataset's part of a field such as 'brset=DIR1,eyeq=DIR2'.
+
+  Args:
+    value: the field; one without '=' is that of every dataset.
+    name: of the dataset.
+
+  Returns:
+    '' where the field names others alone.
+  """
+  parts = [part.partition('=') for part in value.split(',')]
+  if not all(sign and key.strip().isidentifier() for key, sign, _ in parts):
+    return value
+  return {key.strip(): part.strip() for key, _, part in parts}.get(name, '')
 
 
 def phase(**changes) -> ml_collections.ConfigDict:

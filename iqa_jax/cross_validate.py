@@ -21,7 +21,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from iqa_jax import command
+from iqa_jax import command, remote
 from iqa_jax import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -62,15 +62,17 @@ def main() -> int:
 
   from iqa_jax.evaluation import folds
 
-  absent = [
-    k
-    for k in range(count)
-    if not os.path.isfile(os.path.join(workdir, f'fold_{k}', 'metrics.json'))
-  ]
-  if absent:
-    print(f'not pooled yet: folds {absent} are missing', file=sys.stderr)
-    return 0
-  print(folds.as_text(folds.pool(workdir, count, _CONFIG.value)))
+  large = ('checkpoints', 'model', 'tensorboard')
+  with remote.mirror(workdir, leave_out=large) as (home, _):
+    absent = [
+      k
+      for k in range(count)
+      if not (home / f'fold_{k}' / 'metrics.json').is_file()
+    ]
+    if absent:
+      print(f'not pooled yet: folds {absent} are missing', file=sys.stderr)
+      return 0
+    print(folds.as_text(folds.pool(home, count, _CONFIG.value)))
   return 0
 
 

@@ -132,19 +132,22 @@ def _shard_mapped(function, devices, in_axes, out_axes, donate_argnums) -> Any:
 
   mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
   into, out = specs(in_axes), specs(out_axes)
+  shardings = tuple(jax.sharding.NamedSharding(mesh, s) for s in into)
   compiled = jax.jit(
     # As in pmap, a gradient is this device's alone until it is summed.
     jax.shard_map(
       one, mesh=mesh, in_specs=into, out_specs=out, check_vma=False
     ),
-    in_shardings=tuple(jax.sharding.NamedSharding(mesh, s) for s in into),
+    in_shardings=shardings,
     donate_argnums=donate_argnums,
   )
-  if all(d.process_index == jax.process_index() for d in devices) or _chosen:
+  if jax.process_count() == 1:
     return compiled
 
   @functools.wraps(function)
-  def of_all_processes(*arguments):
+  def of_processes(*arguments):
+    if all(d.process_index == jax.process_index() for d in devices):
+      return compiled(*jax.device_put(arguments, shardings))
     # Each process gives and gets its own part, as with pmap.
     whole = multihost_utils.host_local_array_to_global_array(
       arguments, mesh, into
@@ -153,7 +156,7 @@ def _shard_mapped(function, devices, in_axes, out_axes, donate_argnums) -> Any:
       compiled(*whole), mesh, out
     )
 
-  return of_all_processes
+  return of_processes
 
 
 def place(tree: Any) -> Any:

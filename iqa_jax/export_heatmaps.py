@@ -69,9 +69,10 @@ _PLACEMENT = flags.DEFINE_enum(
 )
 _SCALING = flags.DEFINE_enum(
   'scaling',
-  'image',
+  None,
   ['image', 'logit', 'dataset'],
-  'what the colours mean: image (from none to the most in each photograph), or '
+  'what the colours mean (default: logit of heads of evidence, else image): '
+  'image (from none to the most in each photograph), or '
   'the same in all photographs: logit (what the logit would be if all of the '
   'photograph looked like this place; of gradcam, hirescam and xgradcam at the '
   'layer that a linear head averages, for a class or criterion), dataset (raw '
@@ -88,6 +89,17 @@ _COLORS = flags.DEFINE_enum(
   'viridis',
   ['viridis', 'inferno', 'jet'],
   'colour map; jet covers the whole picture, like the pictures of earlier work',
+)
+_LANGUAGE = flags.DEFINE_enum(
+  'language',
+  'en',
+  ['en', 'pt'],
+  'of the advice to photographers, from models that know causes',
+)
+_FUNDUS = flags.DEFINE_bool(
+  'check_fundus',
+  True,
+  'give pictures that show no fundus a status instead of a verdict',
 )
 _OPACITY = flags.DEFINE_float('opacity', 0.55, 'of the strongest evidence')
 _QUALITY = flags.DEFINE_integer('quality', 90, 'of JPEG files, 1 to 95')
@@ -119,7 +131,10 @@ _MERGE = flags.DEFINE_bool(
   'merge', False, 'put the finished shards together: manifest, contact sheet'
 )
 _OVERWRITE = flags.DEFINE_bool(
-  'overwrite', False, 'replace an export of another model or other settings'
+  'overwrite',
+  False,
+  'replace an export of another model or other settings, or drop photographs '
+  'that --images no longer names',
 )
 _PROGRESS = flags.DEFINE_bool('progress', True, 'show a progress bar')
 _CACHE = flags.DEFINE_string(
@@ -140,9 +155,10 @@ def main() -> None:
   # It tells of every platform that it does not find.
   logging.get_absl_logger().manager.getLogger('jax').setLevel('WARNING')
 
-  from iqa_jax.export import export
+  from iqa_jax.export import run
+  from iqa_jax.export.options import Options
 
-  options = export.Options(
+  options = Options(
     workdir=os.path.expanduser(_WORKDIR.value or ''),
     images=_IMAGES.value or '',
     output=os.path.expanduser(_OUTPUT.value or ''),
@@ -154,6 +170,8 @@ def main() -> None:
     placement=_PLACEMENT.value,
     scaling=_SCALING.value,
     color_max=_COLOR_MAX.value,
+    language=_LANGUAGE.value,
+    check_fundus=_FUNDUS.value,
     colors=_COLORS.value,
     opacity=_OPACITY.value,
     quality=_QUALITY.value,
@@ -171,10 +189,10 @@ def main() -> None:
     compilation_cache=_CACHE.value,
   )
   if _MERGE.value:
-    count = export.merge(options)
+    count = run.merge(options)
     logging.info('%s: %d photographs', options.output, count)
     return
-  summary = export.run(options)
+  summary = run.run(options)
   logging.info(
     '%s: %d photographs (%s)',
     options.output,

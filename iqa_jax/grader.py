@@ -14,37 +14,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
-import dataclasses
 import importlib.resources
 import itertools
 import os
-from typing import Any, TypeAlias, overload
+from typing import TypeAlias, overload
 
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from iqa_jax import errors, labels, machine, trained
+from iqa_jax import errors, machine, opinion, trained
 from iqa_jax.explain import ruler
 from iqa_jax.explain.explainer import Explainer
 from iqa_jax.explain.explanation import Explanation
-from iqa_jax.judging import operating_points
 from iqa_jax.judging.verdict import Verdict
-from iqa_jax.photograph import geometry, images, photo
+from iqa_jax.opinion import Ready
+from iqa_jax.photograph import images, photo
 from iqa_jax.trained import Trained
 
 Path: TypeAlias = 'str | os.PathLike[str]'
 _ONE = (str, os.PathLike, bytes, np.ndarray, Image.Image, photo.Photo)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Ready:
-  """A photograph that was read and prepared, without its full-size pixels."""
-
-  name: str
-  width: int
-  height: int
-  prepared: dict[tuple[int, bool], geometry.Prepared]
 
 
 class Grader:
@@ -57,12 +45,22 @@ class Grader:
     members: models that judge the same outputs.
     batch_size: photographs at a time, over all devices; 0 for
       devices.batch_size.
+    language: of advice, one of advice.LANGUAGES.
+    check_fundus: whether pictures of something else than a fundus get the
+      status 'not_fundus' and no verdict.
 
   Raises:
     InvalidValue: no member, or members of different tasks.
   """
 
-  def __init__(self, members: Sequence[Trained], *, batch_size: int = 0):
+  def __init__(
+    self,
+    members: Sequence[Trained],
+    *,
+    batch_size: int = 0,
+    language: str = 'en',
+    check_fundus: bool = True,
+  ):
     if not members:
       raise errors.InvalidValue('a grader needs at least one trained model')
     for other in members[1:]:
@@ -72,13 +70,15 @@ class Grader:
           f'{other.task.outputs} are judged'
         )
     self.members = tuple(members)
+    self._bench = opinion.Bench(self.members, language)
+    self._check_fundus = check_fundus
     self._explainers: dict[tuple, Explainer] = {}
     self._batch_size = batch_size
 
   @property
   def threshold(self) -> float:
     """The operating point: inadequate from this probability on."""
-    return float(np.mean([m.judges.threshold for m in self.members]))
+    return self._bench.threshold
 
   @property
   def outputs(self) -> tuple[str, ...]:
@@ -177,26 +177,32 @@ class Grader:
       return []
     member = self.members[0]
     explainer = self._explainer(0, method, layer, target, placement)
-    ready = [self._ready(photograph) for photograph in photographs]
-    prepared = [one.prepared[_input(member)] for one in ready]
-    seen = explainer.look(np.stack([one.image for one in prepared]))
-    logits = [seen.logits, *self._logits(ready, first=1)]
+    ready = [self._ready(one) for one in photographs]
+    seen = explainer.look(np.stack([one.input(member).image for one in ready]))
+    others = self._logits(ready, first=1)
+    constants = explainer.comparable()
     return [
       Explanation(
         photo=photographs[i],
-        verdict=self._verdict(
-          one, [member_logits[i] for member_logits in logits]
+        verdict=self._bench.verdict(
+          one,
+          [seen.logits[i], *(logits[i] for logits in others)],
+          seen[i],
+          explainer,
         ),
         raw=seen.raw[i],
         method=explainer.methods[0],
         layer=explainer.layer,
         target=member.task.targets[int(seen.targets[i])],
         size=member.image_size,
-        affine=prepared[i].affine,
+        affine=one.input(member).affine,
         placement=explainer.placement,
         landmarks=ruler.to_original(
-          seen.landmarks[i], prepared[i].affine, member.image_size
+          seen.landmarks[i], one.input(member).affine, member.image_size
         ),
+        cells=seen[i].cells(),
+        inside=one.input(member).inside if member.model.takes_field else None,
+        constant=constants.get(int(seen.targets[i])),
       )
       for i, one in enumerate(ready)
     ]
@@ -204,7 +210,7 @@ class Grader:
   def _judge(self, photos: Iterable[photo.Source]) -> Iterator[Verdict]:
     """Yields verdicts in order; photographs are prepared ahead by threads."""
     sources = iter(photos)
-    waiting: deque[concurrent.futures.Future[_Ready | Verdict]] = deque()
+    waiting: deque[concurrent.futures.Future[Ready | Verdict]] = deque()
     workers = machine.cpu_count()
     size = self.batch_size
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -224,81 +230,49 @@ class Grader:
         )
         yield from self._verdicts(found)
 
-  def _prepare(self, source: photo.Source) -> _Ready | Verdict:
+  def _prepare(self, source: photo.Source) -> Ready | Verdict:
     """Returns a photograph prepared for all members, or what is wrong."""
     try:
       return self._ready(photo.read(source))
     except images.ImageError as error:
       return Verdict(_name(source), error.status, error.reason)
 
-  def _ready(self, photograph: photo.Photo) -> _Ready:
-    inputs = dict.fromkeys(_input(member) for member in self.members)
-    return _Ready(
-      photograph.name,
-      photograph.width,
-      photograph.height,
-      {(size, f): photograph.prepared(size, field=f) for size, f in inputs},
+  def _ready(self, photograph: photo.Photo) -> Ready:
+    return opinion.ready(
+      photograph, self.members, check_fundus=self._check_fundus
     )
 
-  def _verdicts(self, found: Sequence[_Ready | Verdict]) -> Iterator[Verdict]:
+  def _verdicts(self, found: Sequence[Ready | Verdict]) -> Iterator[Verdict]:
     """Yields the verdicts on prepared photographs, those there are as are."""
-    ready = [one for one in found if isinstance(one, _Ready)]
-    logits = iter(zip(*self._logits(ready), strict=True) if ready else ())
+    ready = [one for one in found if isinstance(one, Ready)]
+    logits: list[np.ndarray] = []
+    seen = None
+    explainer = self._explainer(0)
+    if ready and explainer.criteria:
+      pixels = [one.input(self.members[0]).image for one in ready]
+      seen = explainer.look(np.stack(pixels))
+      logits = [seen.logits, *self._logits(ready, first=1)]
+    elif ready:
+      logits = self._logits(ready)
+    number = itertools.count()
     for one in found:
       if isinstance(one, Verdict):
         yield one
-      else:
-        yield self._verdict(one, next(logits))
+        continue
+      i = next(number)
+      yield self._bench.verdict(
+        one, [each[i] for each in logits], seen and seen[i], explainer
+      )
 
-  def _logits(
-    self, ready: Sequence[_Ready], first: int = 0
-  ) -> list[np.ndarray]:
+  def _logits(self, ready: Sequence[Ready], first: int = 0) -> list[np.ndarray]:
     """Returns the logits [n, k] of each member from the `first` on."""
     return [
       self._explainer(i).logits(
-        np.stack([one.prepared[_input(member)].image for one in ready])
+        np.stack([one.input(member).image for one in ready])
       )
       for i, member in enumerate(self.members)
       if i >= first
     ]
-
-  def _verdict(self, ready: _Ready, logits: Sequence[np.ndarray]) -> Verdict:
-    """Returns the verdict that each member's logits [k] amount to."""
-    seen: dict[str, Any] = {
-      'name': ready.name,
-      'width': ready.width,
-      'height': ready.height,
-      'field': ready.prepared[_input(self.members[0])].field,
-    }
-    if not np.isfinite(logits).all():
-      reason = 'the network ran over: its logits are infinite'
-      return Verdict(**seen, status='not_finite', reason=reason)
-    each = [
-      float(member.p_inadequate(one[None])[0])
-      for member, one in zip(self.members, logits, strict=True)
-    ]
-    task = self.members[0].task
-    odds = np.stack([task.log_odds(one[None]) for one in logits])
-    outputs = [
-      np.asarray(task.probabilities(jnp.asarray(one[None])))[0]
-      for one in logits
-    ]
-    p = float(np.mean(each))
-    return Verdict(
-      **seen,
-      verdict=labels.QUALITY[int(p >= self.threshold)],
-      p_inadequate=p,
-      log_odds=float(task.mean_log_odds(odds)[0]),
-      threshold=self.threshold,
-      uncertain=self._uncertain(p),
-      probabilities={
-        name: float(value)
-        for name, value in zip(
-          self.outputs, np.mean(outputs, axis=0), strict=True
-        )
-      },
-      spread=float(np.std(each)),
-    )
 
   def _explainer(
     self,
@@ -328,22 +302,13 @@ class Grader:
       )
     return self._explainers[key]
 
-  def _uncertain(self, p: float) -> bool:
-    """Whether p lies in the band that a person should look at."""
-    bands = [
-      m.judges.uncertain_band
-      for m in self.members
-      if m.judges.uncertain_band is not None
-    ]
-    if not bands:
-      return False
-    return bool(
-      operating_points.is_uncertain(np.array(p), list(np.mean(bands, axis=0)))
-    )
-
 
 def load(
-  workdir: Path | Sequence[Path] | None = None, *, batch_size: int = 0
+  workdir: Path | Sequence[Path] | None = None,
+  *,
+  batch_size: int = 0,
+  language: str = 'en',
+  check_fundus: bool = True,
 ) -> Grader:
   """Loads a trained model, or an ensemble.
 
@@ -352,6 +317,8 @@ def load(
       that comes with the package, which learned from simulated photographs
       only.
     batch_size: see Grader.
+    language: see Grader.
+    check_fundus: see Grader.
 
   Raises:
     RunDirectoryError: there is no trained model, or it is damaged.
@@ -364,6 +331,8 @@ def load(
   return Grader(
     [trained.load(os.path.expanduser(folder)) for folder in folders],
     batch_size=batch_size,
+    language=language,
+    check_fundus=check_fundus,
   )
 
 
@@ -380,10 +349,6 @@ def bundled_directory() -> str:
       'of one trained by iqa_jax.main'
     )
   return str(folder)
-
-
-def _input(member: Trained) -> tuple[int, bool]:
-  return member.image_size, member.model.takes_field
 
 
 def _name(source: photo.Source) -> str:

@@ -14,9 +14,7 @@ import numpy as np
 from iqa_jax import devices, models, processes
 from iqa_jax.tasks import Task
 from iqa_jax.trained import Trained
-from iqa_jax.trained import load as load
 
-Loaded = Trained  # its name until all call it so
 _IN_FLIGHT = 2  # batches computed while the host reads the next ones
 
 

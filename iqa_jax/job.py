@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -14,7 +15,7 @@ from absl import logging
 import ml_collections
 
 from iqa_jax import config as config_lib
-from iqa_jax import run_directory
+from iqa_jax import remote, run_directory
 
 # Where files lie and how much memory may be used is not what a run is.
 _LOCATION_FIELDS = (
@@ -52,7 +53,8 @@ def run(
 
   Args:
     config: the configuration; None takes the run directory's own (evaluate).
-    workdir: the run directory.
+    workdir: the run directory; may be remote (remote.py). In a run of several
+      processes those but process 0 need not see it.
     mode: 'train_and_evaluate', 'train' or 'evaluate'.
     ensemble: further run directories whose predictions are averaged in.
     evaluation_dir: where an evaluation writes; None for `workdir`.
@@ -70,22 +72,57 @@ def run(
   if config is None:
     saved = run_directory.read_config(workdir)
     config = config_lib.from_json(saved)
+  _refuse_remote(config, compilation_cache)
   _set_up_jax(config, compilation_cache)
   # Before anything touches a device.
   processes.initialize(coordinator_address, num_processes, process_id)
-  with processes.lock(workdir):
-    _run(config, workdir, mode, ensemble, evaluation_dir)
+  with processes.together(), contextlib.ExitStack() as stack:
+    home, push = stack.enter_context(_mirror(workdir, mode))
+    output = home
+    if evaluation_dir:
+      output, _ = stack.enter_context(_mirror(evaluation_dir, mode))
+    stack.enter_context(processes.lock(home))
+    _run(config, home, mode, ensemble, output, push)
 
 
-def _run(config, workdir, mode, ensemble, evaluation_dir) -> None:
-  from iqa_jax.data import pipeline
+def _refuse_remote(config, compilation_cache: str) -> None:
+  # array_record, which reads the records, knows local files alone, as do the
+  # readers of photographs.
+  names = ('data_dir', 'manual_dir', 'test_manual_dir')
+  remote.refuse(
+    compilation_cache=compilation_cache,
+    **{f'data__{name}': config.data[name] for name in names},
+  )
+
+
+def _mirror(place: str, mode: str):
+  """Returns a context with the local folder of a run and what copies it back.
+
+  Process 0 alone has what lies there, and copies.
+  """
+  import jax
+
+  if remote.is_remote(place):
+    logging.warning(
+      '%s cannot be locked: see to it that no other run writes there', place
+    )
+  return remote.mirror(
+    place,
+    leave_out=('checkpoints',) if mode == 'evaluate' else (),
+    active=jax.process_index() == 0,
+  )
+
+
+def _run(config, workdir, mode, ensemble, output, push) -> None:
+  from iqa_jax import processes
+  from iqa_jax.data import source as source_lib
   from iqa_jax.data import splits as splits_lib
   from iqa_jax.evaluation import evaluate
   from iqa_jax.training import familiar, loop
 
   if mode != 'evaluate':
-    _claim(config, workdir)
-  source = pipeline.open_source(config)
+    processes.first(lambda: _claim(config, workdir))
+  source = source_lib.open_source(config)
   splits = splits_lib.assign(source.table, config)
   logging.info(
     '%s: %s',
@@ -93,26 +130,22 @@ def _run(config, workdir, mode, ensemble, evaluation_dir) -> None:
     ', '.join(f'{len(ids)} {name}' for name, ids in splits.items()),
   )
   if mode != 'evaluate':
-    loop.train(config, workdir, source, splits)
-    familiar.store(workdir, source, splits['train'], config)
+    loop.train(config, workdir, source, splits, saved=push)
+    processes.first(
+      lambda: familiar.store(workdir, source, splits['train'], config)
+    )
   if mode != 'train':
-    output = evaluation_dir or workdir
     evaluate.run(
       config, workdir, source, splits, ensemble=ensemble, output=output
     )
-    logging.info('report: %s', pathlib.Path(output) / 'report' / 'index.html')
+    logging.info('report: %s', output / 'report' / 'index.html')
 
 
-def _claim(config: ml_collections.ConfigDict, workdir: str) -> None:
+def _claim(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
   """Writes config.json and environment.json, or refuses a foreign directory."""
-  import jax
-
-  if jax.process_index():
-    return
-  folder = pathlib.Path(workdir)
   environment = describe_environment()
   if (folder / 'config.json').is_file():
-    saved = run_directory.read_config(workdir)
+    saved = run_directory.read_config(folder)
     changes = [
       line
       for line in config_lib.diff(config_lib.from_json(saved), config)
@@ -120,7 +153,7 @@ def _claim(config: ml_collections.ConfigDict, workdir: str) -> None:
     ]
     if changes:
       raise run_directory.RunDirectoryError(
-        f'{workdir} holds a run of another configuration:\n  '
+        f'{folder} holds a run of another configuration:\n  '
         + '\n  '.join(changes)
         + '\nchoose another --workdir, or give the configuration it began with'
       )

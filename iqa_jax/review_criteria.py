@@ -23,7 +23,7 @@ _IMAGES = flags.DEFINE_string(
   'images', '', "folder, glob or CSV list; '' for the run's test photographs"
 )
 _LABELS = flags.DEFINE_string(
-  'labels', None, 'CSV with labels of --images (see explain/photographs.py)'
+  'labels', None, 'CSV with labels of --images (see studies/label_table.py)'
 )
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'folder to write to (default: WORKDIR/review)'
@@ -45,13 +45,12 @@ def main() -> None:
   if not _WORKDIR.value:
     raise app.UsageError('--workdir is needed: a run of iqa_jax.main')
 
-  from iqa_jax import inference, run_directory
-  from iqa_jax.explain import subject
-  from iqa_jax.studies import photographs, review
+  from iqa_jax import run_directory, trained
+  from iqa_jax.studies import photographs, review, review_figures, subject
 
   workdir = os.path.expanduser(_WORKDIR.value)
   output = os.path.expanduser(_OUTPUT.value or os.path.join(workdir, 'review'))
-  loaded = inference.load(workdir)
+  loaded = trained.load(workdir)
   found = photographs.choose(
     loaded,
     workdir,
@@ -70,10 +69,10 @@ def main() -> None:
     found,
     frame=_FRAME.value,
   )
-  text = review.table(result)
+  text = review_figures.table(result)
   run_directory.write_json(os.path.join(output, 'review.json'), result)
   run_directory.write_text(os.path.join(output, 'review.md'), text)
-  review.draw(result, shown, os.path.join(output, 'figures'))
+  review_figures.draw(result, shown, os.path.join(output, 'figures'))
   print(text)
   logging.info('written: %s', output)
 

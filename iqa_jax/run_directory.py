@@ -12,6 +12,7 @@
   predictions.csv    every image of every evaluated split once
   figures/ report/   what people look at
 
+A remote run directory (gs://...) is read here, and worked in by remote.mirror.
 A model directory is data only: safetensors and JSON. Nothing in it is ever
 executed.
 """
@@ -31,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from iqa_jax import errors
+from iqa_jax import errors, remote
 
 MODEL_FORMAT = 1
 
@@ -63,7 +64,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
   The temporary file lies in the same folder, so the replacement is atomic; it
   is removed when the block raises, so a full disk leaves the old file intact.
+
+  Raises:
+    InvalidValue: `path` is remote.
   """
+  remote.refuse(output=path)
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   handle, name = tempfile.mkstemp(prefix='.tmp-', dir=path.parent)
@@ -112,13 +117,14 @@ def read_config(workdir: str | os.PathLike) -> str:
   Raises:
     RunDirectoryError: `workdir` is no run directory.
   """
-  path = pathlib.Path(workdir) / 'config.json'
-  try:
-    return path.read_text(encoding='utf-8')
-  except OSError as error:
-    raise RunDirectoryError(
-      f'{workdir} is no run directory: {path.name} cannot be read ({error})'
-    ) from error
+  with remote.mirror(workdir, only='config.json') as (folder, _):
+    path = folder / 'config.json'
+    try:
+      return path.read_text(encoding='utf-8')
+    except OSError as error:
+      raise RunDirectoryError(
+        f'{workdir} is no run directory: {path.name} cannot be read ({error})'
+      ) from error
 
 
 @contextlib.contextmanager
@@ -188,15 +194,20 @@ def update_model_record(workdir: str | os.PathLike, **fields: Any) -> None:
 
 
 def load_model(workdir: str | os.PathLike) -> SavedModel:
-  """Reads the model of a run directory.
+  """Reads the model of a run directory, which may be remote.
 
   Raises:
     RunDirectoryError: there is none, or it is damaged or of another format.
+    UserError: the remote place can't be reached.
   """
+  with remote.mirror(workdir, only='model') as (home, _):
+    return _load_model(home / 'model', workdir)
+
+
+def _load_model(folder: pathlib.Path, workdir) -> SavedModel:
   import safetensors
   import safetensors.numpy
 
-  folder = pathlib.Path(workdir) / 'model'
   if not (folder / 'model.json').is_file():
     raise RunDirectoryError(
       f'{workdir} holds no trained model (model/model.json is missing); give '

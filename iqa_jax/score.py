@@ -68,15 +68,17 @@ def main() -> None:
   result = scoring.run(
     predictions,
     labels,
+    scoring.Options(
+      usable=_USABLE.value,
+      threshold=_THRESHOLD.value,
+      split=_SPLIT.value,
+      score_column=_SCORE_COLUMN.value,
+      label_column=_LABEL_COLUMN.value,
+      patient_column=_PATIENT_COLUMN.value,
+      resamples=_BOOTSTRAP.value,
+    ),
     compare=_COMPARE.value,
     output=_OUTPUT.value,
-    usable=_USABLE.value,
-    threshold=_THRESHOLD.value,
-    split=_SPLIT.value,
-    score_column=_SCORE_COLUMN.value,
-    label_column=_LABEL_COLUMN.value,
-    patient_column=_PATIENT_COLUMN.value,
-    resamples=_BOOTSTRAP.value,
   )
   print(scoring.as_text(result))
 

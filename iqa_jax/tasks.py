@@ -154,8 +154,8 @@ class Task:
     """Returns the explainable scores [b, len(targets)] of logits [b, k].
 
     The margin is the verdict's log-odds, positive towards inadequate. For the
-    quality task it is logit(inadequate) - logit(adequate). The adequate margin
-    is its negative.
+    quality task it is logit(inadequate) - logit(adequate). Usable speaks for
+    neither where it is excluded. The adequate margin is the margin's negative.
     """
     margin = self.margin(logits)[:, None]
     return jnp.concatenate([logits, margin, -margin], axis=1)
@@ -167,8 +167,7 @@ class Task:
       log_adequate = -jax.nn.softplus(logits).sum(axis=1)
       log_adequate = jnp.minimum(log_adequate, -_EPS)
       return jnp.log(-jnp.expm1(log_adequate)) - log_adequate
-    positive = list(self._inadequate_columns)
-    negative = [i for i in range(self.num_outputs) if i not in positive]
+    positive, negative = self._verdict_columns
     return jax.nn.logsumexp(logits[:, positive], axis=1) - jax.nn.logsumexp(
       logits[:, negative], axis=1
     )
@@ -185,8 +184,7 @@ class Task:
       log_adequate = special.log_expit(-logits).sum(axis=1)
       log_adequate = np.minimum(log_adequate, -np.finfo(np.float64).tiny)
       return np.log(-np.expm1(log_adequate)) - log_adequate
-    positive = list(self._inadequate_columns)
-    negative = [i for i in range(self.num_outputs) if i not in positive]
+    positive, negative = self._verdict_columns
     return special.logsumexp(logits[:, positive], axis=1) - (
       special.logsumexp(logits[:, negative], axis=1)
     )
@@ -199,10 +197,15 @@ class Task:
     return inadequate - special.logsumexp(special.log_expit(-odds), axis=0)
 
   @property
-  def _inadequate_columns(self) -> tuple[int, ...]:
+  def _verdict_columns(self) -> tuple[list[int], list[int]]:
+    """The logits that speak for inadequate, and those for adequate."""
     if self.name == 'quality':
-      return (L.INADEQUATE,)
-    return (2,) if self.usable == 'adequate' else (1, 2)
+      return [L.INADEQUATE], [L.ADEQUATE]
+    graded = [L.quality_of_grade(g, self.usable) for g in range(3)]
+    return (
+      [g for g, q in enumerate(graded) if q == L.INADEQUATE],
+      [g for g, q in enumerate(graded) if q == L.ADEQUATE],
+    )
 
   def p_inadequate(self, logits: jax.Array) -> jax.Array:
     """Returns the probability [b] that the photograph is inadequate."""

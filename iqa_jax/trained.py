@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import config as config_lib
-from iqa_jax import devices, models, run_directory
+from iqa_jax import devices, models, processes, run_directory
 from iqa_jax.judging.verdicts import OperatingRecord
 from iqa_jax.tasks import Task
 
@@ -79,13 +79,13 @@ class Trained:
 def load(workdir: str | os.PathLike) -> Trained:
   """Loads the best model of a run directory.
 
-  In a run of several processes each reads it, so they must all see it.
+  In a run of several processes process 0 reads it and sends it to the others.
 
   Raises:
     RunDirectoryError: there is none, or it is damaged, or its weights are not
       those of the model that its record describes.
   """
-  saved = run_directory.load_model(workdir)
+  saved = processes.load_model(workdir)
   where = f'{workdir}/model/model.json'
   try:
     config = config_lib.from_json(json.dumps(saved.record['config']))

@@ -3,10 +3,12 @@
   python -m iqa_jax.validate_data --dataset=brset --manual_dir=~/brset
 
 Reads the labels and decodes every photograph, in parallel: columns and values
-of the labels, duplicates, missing, truncated and unreadable files, sizes,
-fields of view that cannot be found, patients, balance of classes and cameras.
-Prints a summary and writes a CSV with a row for every labelled photograph and
-one for everything wrong with the labels.
+of the labels, missing, truncated and unreadable files, several files of a name,
+sizes, fields of view that cannot be found, patients, balance of classes and
+cameras; and photographs that are nearly the same, mirrored, turned or
+compressed anew, under two patients, which may then be in two splits. Prints a
+summary and writes a CSV with a row for every labelled photograph and one for
+everything that was noticed or is wrong with the labels.
 
 Exit codes: 0 it can be built, 1 it cannot; with --allow_missing, what is absent
 or unreadable is only counted, as in a build with data.allow_missing.
@@ -18,9 +20,15 @@ from absl import flags
 
 from iqa_jax import command
 
-_DATASET = flags.DEFINE_enum('dataset', None, ['brset', 'eyeq'], 'which')
+_DATASET = flags.DEFINE_enum('dataset', None, ['brset', 'csv', 'eyeq'], 'which')
 _MANUAL_DIR = flags.DEFINE_string(
   'manual_dir', None, 'the folder with the label files'
+)
+_COLUMNS = flags.DEFINE_list(
+  'columns',
+  [],
+  "of --dataset=csv: the label file's name and its columns, as data.csv in a "
+  'configuration, e.g. file=grades.csv,patient=subject_id',
 )
 _OUTPUT = flags.DEFINE_string('output', 'validation.csv', 'the CSV to write')
 _ALLOW_MISSING = flags.DEFINE_bool(
@@ -41,17 +49,26 @@ COLUMNS = (
   'field_found',
 )
 
+_NOTICES = {
+  'several_files': 'photographs have several files of their name; one is used',
+  'leakage': 'pairs of photographs are nearly the same under two patients, '
+  'who may be one: give them one id or drop one, or a test may see what was '
+  'learnt',
+}
+
 
 def examine(split, entry):
-  """Returns a row (COLUMNS) on a photograph: can it be read, is there a field.
+  """Returns a row (COLUMNS) on a photograph, and its code (data/duplicates.py).
+
+  The code is None where the photograph can't be read.
 
   Args:
     split: the builder's split.
     entry: a records.Entry.
   """
   from iqa_jax import labels
-  from iqa_jax.data import records
-  from iqa_jax.photograph import geometry, images, prepare
+  from iqa_jax.data import duplicates, records
+  from iqa_jax.photograph import images, prepare
 
   about = {**records.METADATA, **entry.metadata}
   quality, grade = about['quality'], about['grade']
@@ -60,40 +77,87 @@ def examine(split, entry):
     'split': split,
     'patient_id': about['patient_id'],
     'camera': about['camera'],
-    'label': (labels.GRADES[grade] if quality < 0 else labels.QUALITY[quality]),
+    'label': labels.GRADES[grade] if grade >= 0 else '',
     'status': 'missing',
     'reason': 'no such file',
   }
+  if quality >= 0:
+    row['label'] = labels.QUALITY[quality]
   if entry.path is None:
-    return row
+    return row, None
   row['path'] = os.fspath(entry.path)
   try:
     photograph = images.read(entry.path, prepare.SIZE)
   except images.ImageError as error:
-    return row | {'status': error.status, 'reason': error.reason}
-  found = geometry.find_field(photograph.pixels).found
+    return row | {'status': error.status, 'reason': error.reason}, None
+  code, field = duplicates.code(photograph.image)
   return row | {
     'status': 'ok',
     'reason': '',
     'width': photograph.width,
     'height': photograph.height,
-    'field_found': int(found),
-  }
+    'field_found': int(field.found),
+  }, code
 
 
-def summarise(dataset, splits, rows, problems):
+def noticed(splits, rows, codes):
+  """Returns (row's number, status, reason) of what no build refuses.
+
+  Several files of a name, and photographs nearly the same as one of another
+  patient.
+
+  Args:
+    splits: what the reader of the labels returned, entries by split.
+    rows: what `examine` returned, in the order of `splits`.
+    codes: likewise; None where there is none.
+  """
+  from iqa_jax.data import duplicates
+
+  found = []
+  entries = [entry for of_split in splits.values() for entry in of_split]
+  for number, entry in enumerate(entries):
+    if entry.others:
+      others = ', '.join(map(os.fspath, entry.others))
+      found.append((number, 'several_files', f'{others} not used'))
+  there = [i for i, code in enumerate(codes) if code is not None]
+  for a, b, agreement in duplicates.pairs([codes[i] for i in there]):
+    one, other = rows[there[a]], rows[there[b]]
+    if one['patient_id'] == other['patient_id']:
+      continue
+    across = one['split'] != other['split']
+    found.append(
+      (
+        there[a],
+        'leakage',
+        f'nearly the same ({agreement:.2f}) as {other["image_id"]} of patient '
+        f'{other["patient_id"]}' + (f' in {other["split"]}' * across),
+      )
+    )
+  return found
+
+
+def summarise(dataset, splits, rows, problems, notices):
   """Returns the lines of the summary, and whether photographs fail.
 
   Args:
-    dataset: 'brset' or 'eyeq'.
+    dataset: 'brset', 'csv' or 'eyeq'.
     splits: what the reader of the labels returned, entries by split.
     rows: what `examine` returned.
     problems: what is wrong with the labels.
+    notices: what `noticed` returned.
   """
   import collections
 
   lines = [f'{len(problems)} problems with the labels']
   lines += [f'  {problem}' for problem in problems[:10]]
+  for kind, meaning in _NOTICES.items():
+    those = [(rows[i], reason) for i, k, reason in notices if k == kind]
+    if those:
+      lines.append(f'{len(those)} {meaning}')
+      lines += [
+        f'  {row["image_id"]} of patient {row["patient_id"]}: {reason}'
+        for row, reason in those[:10]
+      ]
   counts = _counts(dataset, splits)
   published = _labels_of(dataset).PUBLISHED
   for name, count in counts.items():
@@ -163,29 +227,28 @@ def _labels_of(dataset):
   return importlib.import_module(f'iqa_jax.data.{dataset}.labels')
 
 
-def validate(dataset, manual_dir, output, allow_missing=False):
+def validate(dataset, manual_dir, output, allow_missing=False, columns=None):
   """Checks a dataset; returns the summary's lines and the exit code.
 
   Args:
-    dataset: 'brset' or 'eyeq'.
+    dataset: 'brset', 'csv' or 'eyeq'.
     manual_dir: what the user downloaded.
     output: path of the CSV.
     allow_missing: absent or unreadable photographs are no error.
+    columns: of 'csv', as config.data.csv.
 
   Raises:
     DataError: a label file cannot be read at all.
   """
-  import csv
-
   import tqdm
 
-  from iqa_jax import run_directory
   from iqa_jax.data import records
 
   problems: list[str] = []
-  splits = _labels_of(dataset).entries(manual_dir, problems.append)
+  more = {'columns': columns} if columns else {}
+  splits = _labels_of(dataset).entries(manual_dir, problems.append, **more)
   jobs = [(name, e) for name, entries in splits.items() for e in entries]
-  rows = list(
+  examined = list(
     tqdm.tqdm(
       records.in_parallel(lambda job: examine(*job), jobs),
       'reading photographs',
@@ -194,29 +257,56 @@ def validate(dataset, manual_dir, output, allow_missing=False):
       disable=None,
     )
   )
-  with run_directory.atomic_path(output) as temporary:
-    with open(temporary, 'w', encoding='utf-8', newline='') as file:
-      writer = csv.DictWriter(file, COLUMNS)
-      writer.writeheader()
-      writer.writerows(rows)
-      writer.writerows(
-        dict.fromkeys(COLUMNS, '') | {'status': 'label', 'reason': problem}
-        for problem in problems
-      )
-  lines, failed = summarise(dataset, splits, rows, problems)
+  rows, codes = [row for row, _ in examined], [code for _, code in examined]
+  notices = noticed(splits, rows, codes)
+  _write(output, rows, notices, problems)
+  lines, failed = summarise(dataset, splits, rows, problems, notices)
   breaks = bool(problems) or not rows or (failed and not allow_missing)
   lines.append(f'written: {output}')
   lines.append('A build will fail.' if breaks else 'It can be built.')
   return lines, int(breaks)
 
 
+def _write(output, rows, notices, problems):
+  import csv
+
+  from iqa_jax import run_directory
+
+  with run_directory.atomic_path(output) as temporary:
+    with open(temporary, 'w', encoding='utf-8', newline='') as file:
+      writer = csv.DictWriter(file, COLUMNS)
+      writer.writeheader()
+      writer.writerows(rows)
+      writer.writerows(
+        rows[number] | {'status': status, 'reason': reason}
+        for number, status, reason in notices
+      )
+      writer.writerows(
+        dict.fromkeys(COLUMNS, '') | {'status': 'label', 'reason': problem}
+        for problem in problems
+      )
+
+
 def main() -> int:
-  """Validates what the flags name; returns the exit code."""
+  """Validates what the flags name; returns the exit code.
+
+  Raises:
+    InvalidValue: --columns names what is none of data.csv.
+  """
+  from iqa_jax import config, errors
+
+  columns = dict(part.partition('=')[::2] for part in _COLUMNS.value)
+  known = ('file', *config.CSV_COLUMNS)
+  if wrong := sorted(columns.keys() - set(known)):
+    raise errors.InvalidValue(
+      f'--columns: {wrong[0]!r} is none of {", ".join(known)}'
+    )
   lines, code = validate(
     _DATASET.value,
     os.path.expanduser(_MANUAL_DIR.value or ''),
     _OUTPUT.value,
     _ALLOW_MISSING.value,
+    columns,
   )
   print('\n'.join(lines))
   return code

@@ -19,6 +19,7 @@ TYPE="${TYPE:-v6e-16}"  # 16 chips: 4 workers
 VERSION="${VERSION:-v2-alpha-tpuv6e}"  # the runtime that belongs to TYPE
 FILESTORE="${FILESTORE:-10.0.0.2:/share}"
 CONFIG="${CONFIG:-demo}"
+TPU_PYTHON="${TPU_PYTHON:-3.12}"  # uv brings it: the image's may be too old
 WORKDIR="${WORKDIR:-/mnt/iqa/runs/$CONFIG}"  # on the share, mounted at /mnt/iqa
 ATTEMPTS="${ATTEMPTS:-50}"  # slices to try before giving up
 PAUSE="${PAUSE:-60}"  # seconds between them: there may be no capacity
@@ -47,8 +48,10 @@ install_on_workers() {
     run "${tpu[@]}" scp "$archive" "$NAME:iqa_jax.tar.gz" "${where[@]}" \
       --worker=all &&
     on_all_workers "sudo mkdir -p /mnt/iqa && (mountpoint -q /mnt/iqa ||\
- sudo mount -t nfs $FILESTORE /mnt/iqa) && python3 -m venv iqa &&\
- iqa/bin/pip install -q './iqa_jax.tar.gz[tpu]'"
+ sudo mount -t nfs $FILESTORE /mnt/iqa) && python3 -m venv uv &&\
+ uv/bin/pip install -q uv &&\
+ uv/bin/uv venv -q --allow-existing --python=$TPU_PYTHON iqa &&\
+ uv/bin/uv pip install -q --python=iqa './iqa_jax.tar.gz[tpu]'"
 }
 
 train() {

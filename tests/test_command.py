@@ -90,11 +90,11 @@ def test_arguments_that_are_no_flags_are_refused():
     ('score', 'evaluation.scoring.run', ['--predictions=p', '--labels=l']),
     (
       'export_heatmaps',
-      'export.export.run',
+      'export.run.run',
       ['--workdir=w', '--images=i', '--output=o'],
     ),
-    ('evaluate_explanations', 'inference.load', ['--workdir=w']),
-    ('review_criteria', 'inference.load', ['--workdir=w']),
+    ('evaluate_explanations', 'trained.load', ['--workdir=w']),
+    ('review_criteria', 'trained.load', ['--workdir=w']),
     ('validate_data', 'data.records.in_parallel', None),
   ],
 )

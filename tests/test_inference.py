@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from iqa_jax import config as config_lib
-from iqa_jax import inference, models, run_directory
+from iqa_jax import inference, models, run_directory, trained
 
 SIZE = 32
 
@@ -63,7 +63,7 @@ def reference(loaded, images):
 
 @pytest.mark.parametrize('size', [3, 4, 16])
 def test_every_image_once_in_order(workdir, photographs, size):
-  loaded = inference.load(workdir)
+  loaded = trained.load(workdir)
   rows = inference.predict(loaded, batches(photographs, size))
   assert rows['index'].tolist() == list(range(11))
   assert rows['image_id'][1] == 'photograph 1'
@@ -77,7 +77,7 @@ def test_every_image_once_in_order(workdir, photographs, size):
 
 
 def test_mirror_images_are_averaged_in(workdir, photographs):
-  loaded = inference.load(workdir)
+  loaded = trained.load(workdir)
   rows = inference.predict(loaded, batches(photographs, 4), flip_tta=True)
   views = [
     reference(loaded, view) for view in (photographs, photographs[:, :, ::-1])
@@ -93,7 +93,7 @@ def test_mirror_images_are_averaged_in(workdir, photographs):
 def test_views_are_those_of_the_operating_point(workdir, photographs, tmp_path):
   point = {'operating_point': {'threshold': 0.5, 'flip_tta': True}}
   copy_with(workdir, tmp_path, **point)
-  loaded = inference.load(tmp_path)
+  loaded = trained.load(tmp_path)
   told = inference.predict(loaded, batches(photographs, 4), flip_tta=True)
   rows = inference.predict(loaded, batches(photographs, 4))
   np.testing.assert_array_equal(rows['logits'], told['logits'])
@@ -102,7 +102,7 @@ def test_views_are_those_of_the_operating_point(workdir, photographs, tmp_path):
 
 
 def test_the_last_maps_give_the_same_logits(workdir, photographs):
-  loaded = inference.load(workdir)
+  loaded = trained.load(workdir)
   maps = loaded.model.apply(
     jax.tree.map(np.asarray, loaded.variables),
     models.normalize(photographs),
@@ -123,7 +123,7 @@ def test_the_last_maps_give_the_same_logits(workdir, photographs):
 
 def test_nothing_to_predict_is_an_error(workdir):
   with pytest.raises(ValueError, match='nothing to predict'):
-    inference.predict(inference.load(workdir), [])
+    inference.predict(trained.load(workdir), [])
 
 
 def copy_with(workdir, target, **fields):
@@ -136,7 +136,7 @@ def test_a_record_of_another_model_names_the_tensor(workdir, tmp_path):
   record['config']['model']['head'] = 'mlp'
   copy_with(workdir, tmp_path, config=record['config'])
   with pytest.raises(run_directory.RunDirectoryError, match='params/head/hid'):
-    inference.load(tmp_path)
+    trained.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_record_that_makes_no_sense_is_named(workdir, tmp_path, fields):
   with pytest.raises(
     run_directory.RunDirectoryError, match='does not describe a model'
   ):
-    inference.load(tmp_path)
+    trained.load(tmp_path)
 
 
 def test_tensorflow_and_orbax_stay_out():

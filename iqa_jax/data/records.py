@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import io
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from iqa_jax import errors, labels, machine
-from iqa_jax.photograph import images, prepare
+from iqa_jax.photograph import colour, images, prepare
 
 # Chroma at full resolution: subsampling would touch colour, an illumination
 # cue. See iqa_jax/data/README.md for what this quality was shown to keep.
@@ -26,6 +26,7 @@ METADATA = {
   'image_id': '',
   'patient_id': '',
   'camera': '',
+  'site': '',
   'eye': '',
   'sex': '',
   'age': labels.UNKNOWN,
@@ -52,10 +53,12 @@ class Entry:
   Attributes:
     path: its file, None where it is absent.
     metadata: its known fields of `METADATA`, plain values.
+    others: further files of that name, which are not used.
   """
 
   path: pathlib.Path | None
   metadata: Mapping[str, Any]
+  others: Sequence[pathlib.Path] = ()
 
   @property
   def image_id(self) -> str:
@@ -65,9 +68,10 @@ class Entry:
 def features() -> Any:
   """Returns the tfds features of a prepared photograph.
 
-  image: encoded; image_id, patient_id, camera, eye ('left', 'right', ''), sex:
-  text; age: years; quality (0 adequate, 1 inadequate), grade (EyeQ's 0, 1, 2)
-  and criteria [4] (labels.CRITERIA; 1 inadequate): -1 where unknown;
+  image: encoded; image_id, patient_id, camera, site (where it was taken), eye
+  ('left', 'right', ''), sex: text; age: years; quality (0 adequate, 1
+  inadequate), grade (EyeQ's 0, 1, 2) and criteria [4] (labels.CRITERIA; 1
+  inadequate): -1 where unknown;
   field_found: 0 or 1; affine float64 [2, 3]: prepared -> original pixels;
   size: side of the prepared frame that `affine` and `landmarks` are in;
   height, width: of the original; landmarks float32 [5]: optic disc x, y and
@@ -85,6 +89,7 @@ def features() -> Any:
       'image_id': text(),
       'patient_id': text(),
       'camera': text(),
+      'site': text(),
       'eye': text(),
       'sex': text(),
       'age': whole,
@@ -138,7 +143,10 @@ def _own_bytes(path) -> io.BytesIO | None:
   """Returns a file's bytes if they are what the pipeline decodes."""
   with Image.open(path) as image:
     upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-    if image.format == 'JPEG' and image.mode in ('RGB', 'L') and upright:
+    plain = image.mode in ('RGB', 'L') and not colour.profile_of(
+      image.mode, image.info.get('icc_profile')
+    )
+    if image.format == 'JPEG' and plain and upright:
       return io.BytesIO(pathlib.Path(path).read_bytes())
   return None
 

@@ -34,7 +34,7 @@ def assign(
 
   Args:
     table: 'dataset', 'split', 'image_id', 'patient_id', 'camera', 'quality',
-      'grade' and 'criteria' of every example (pipeline.Source.table).
+      'grade' and 'criteria' of every example (source.Source.table).
     config: the run's; reads `data` and `task`.
 
   Raises:
@@ -66,6 +66,8 @@ def assign(
     ('test', data.test_cameras),
   ):
     splits[name] = _of_cameras(table, splits[name], cameras)
+  if not data.learn_inadequate:
+    splits['train'] = _adequate(table, splits['train'], data)
   splits['train'] = _balanced(table, splits['train'], config)
   if data.max_train_examples:
     splits['train'] = _first(table, splits['train'], data.max_train_examples)
@@ -110,8 +112,17 @@ def _of_dataset(table, indices, data) -> dict[str, np.ndarray]:
     return parts
   cameras = np.unique(table['camera'], return_inverse=True)[1][rest]
   inadequate = table['quality'][rest] == labels.INADEQUATE
+  # As named in the dataset, so that the deal is the same in a mixture.
+  patients = np.array(
+    [
+      str(p).removeprefix(f'{d}:')
+      for d, p in zip(
+        table['dataset'][rest], table['patient_id'][rest], strict=True
+      )
+    ]
+  )
   fold = folds(
-    table['patient_id'][rest], inadequate * (cameras.max(initial=0) + 1) +
+    patients, inadequate * (cameras.max(initial=0) + 1) +
     cameras, data.folds,
   )  # fmt: skip
   validates = fold == data.fold
@@ -185,6 +196,17 @@ def _of_cameras(table, indices, cameras) -> np.ndarray:
       f'there is no camera {unknown[0]!r}; there are {", ".join(there)}'
     )
   return indices[np.isin(table['camera'][indices], list(cameras))]
+
+
+def _adequate(table, indices, data) -> np.ndarray:
+  """Returns the photographs without fault, into which faults can be put."""
+  if not any(data.faults.values()):
+    raise errors.InvalidValue(
+      'data.learn_inadequate=False leaves nothing inadequate to learn from: '
+      'give shares of simulated faults, data.faults'
+    )
+  good = table['quality'][indices] == labels.ADEQUATE
+  return indices[good & (table['grade'][indices] <= 0)]
 
 
 def _balanced(table, indices, config) -> np.ndarray:

@@ -7,8 +7,9 @@ import csv
 import difflib
 import os
 import pathlib
+from typing import Any
 
-from iqa_jax.data.records import DataError, refuse
+from iqa_jax.data.records import DataError, Entry, refuse
 
 
 def read(
@@ -74,18 +75,33 @@ def read(
 
 def photographs(
   folders: Sequence[str | os.PathLike], suffixes: Sequence[str]
-) -> dict[str, pathlib.Path]:
+) -> dict[str, list[pathlib.Path]]:
   """Returns the photographs in folders by name without suffix.
 
   Args:
-    folders: earlier ones win; those that don't exist are skipped.
+    folders: of several files of a name those of earlier folders come first,
+      and within a folder those whose suffix does; folders that don't exist are
+      skipped.
     suffixes: in lower case, with the dot.
   """
-  found: dict[str, pathlib.Path] = {}
+  found: dict[str, list[pathlib.Path]] = {}
   for folder in map(pathlib.Path, folders):
     if folder.is_dir():
       for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         name, suffix = os.path.splitext(entry.name)
         if suffix.lower() in suffixes:
-          found.setdefault(name, pathlib.Path(entry.path))
+          found.setdefault(name, []).append(pathlib.Path(entry.path))
   return found
+
+
+def entry(
+  found: Mapping[str, Sequence[pathlib.Path]], metadata: Mapping[str, Any]
+) -> Entry:
+  """Returns a labelled photograph with its files of `photographs`."""
+  paths = found.get(metadata['image_id'], ())
+  return Entry(paths[0] if paths else None, metadata, tuple(paths[1:]))
+
+
+def number(text: str) -> str:
+  """Returns a whole number as spreadsheets leave it alone: 1 for 1.0."""
+  return text[:-2] if text.endswith('.0') else text

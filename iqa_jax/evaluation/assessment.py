@@ -17,6 +17,8 @@ from iqa_jax.evaluation import intervals, metrics, resampling
 from iqa_jax.judging import operating_points
 
 Entry = dict[str, Any]
+FEW = 10  # images of a class, or patients, below which a group can't tell
+WIDE = 0.2  # an interval wider than this can't tell either
 TOO_SMALL = 'too small to tell'
 IMPRECISE = 'imprecise: wide interval'
 _COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
@@ -67,7 +69,7 @@ def verdict(
     'n_patients': len(np.unique(patient)),
     'threshold': float(threshold),
     'metrics': _entries(values, limits, truth, names),
-    'majority': _numbers(metrics.majority(truth, reference)),
+    'majority': numbers(metrics.majority(truth, reference)),
     'confusion': metrics.confusion(truth, called).tolist(),
   }
 
@@ -117,7 +119,7 @@ def grades(
     'classes': list(names),
     'counts': np.bincount(truth, minlength=len(names)).tolist(),
     'metrics': _entries(named(values), named(limits), truth, names),
-    'majority': _numbers(named(baseline)),
+    'majority': numbers(named(baseline)),
     'confusion': metrics.confusion(truth, called, len(names)).tolist(),
   }
 
@@ -169,12 +171,27 @@ def proportion(hit: np.ndarray, patient: np.ndarray) -> Entry:
   note = ''
   if not len(hit):
     note = 'no image'
-  elif len(np.unique(patient)) < intervals.FEW:
+  elif len(np.unique(patient)) < FEW:
     count = len(np.unique(patient))
     note = f'{TOO_SMALL}: {count} patient{"" if count == 1 else "s"}'
-  elif high - low > intervals.WIDE:
+  elif high - low > WIDE:
     note = IMPRECISE
   return {**entry(value, low, high, note), 'n': len(hit)}
+
+
+def too_small(truth: np.ndarray, patient: np.ndarray) -> str:
+  """Returns why a group of images can't tell anything, '' where it can."""
+  counts = {
+    'inadequate images': int((truth == 1).sum()),
+    'adequate images': int((truth == 0).sum()),
+    'patients': len(np.unique(patient)),
+  }
+  few = [
+    f'{n} {what[:-1] if n == 1 else what}'
+    for what, n in counts.items()
+    if n < FEW
+  ]
+  return ', '.join(few)
 
 
 def entry(
@@ -187,6 +204,11 @@ def entry(
     'high': _number(high),
     'note': note,
   }
+
+
+def numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+  """Returns numbers as JSON has them: None for what is not finite."""
+  return {name: _number(value) for name, value in values.items()}
 
 
 def summary(assessed: Mapping[str, Any], name: str) -> str:
@@ -216,10 +238,6 @@ def _entries(values, limits, truth, names) -> dict[str, Entry]:
       note = 'the interval is a point: no resample differs'
     entries[name] = entry(value, low, high, note)
   return entries
-
-
-def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
-  return {name: _number(value) for name, value in values.items()}
 
 
 def _number(value) -> float | None:

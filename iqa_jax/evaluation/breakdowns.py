@@ -13,12 +13,13 @@ import numpy as np
 
 from iqa_jax import labels
 from iqa_jax.evaluation import assessment, intervals, metrics
+from iqa_jax.evaluation.predictions import Predictions
 
-Columns = Mapping[str, np.ndarray]
 MEASURES = ('auc', 'sensitivity', 'specificity', 'accuracy')
 TITLES = {
   'dataset': 'Dataset',
   'camera': 'Camera',
+  'site': 'Site',
   'eye': 'Eye',
   'grade': 'EyeQ grade',
   'fault': 'Sole failing criterion',
@@ -27,14 +28,11 @@ TITLES = {
 }
 
 
-def run(columns: Columns) -> dict[str, Any]:
-  """Returns the breakdowns of judged images.
+def run(rows: Predictions) -> dict[str, Any]:
+  """Returns the breakdowns of judged images, by what is known of them.
 
   Args:
-    columns: 'quality' int (-1 unknown: left out), 'log_odds' or
-      'p_inadequate' (`metrics.ranks`), 'p_calibrated', 'verdict' int,
-      'patient_id', and any of 'dataset', 'camera', 'eye', 'grade', the four
-      criteria, 'field_found', 'width', 'height'.
+    rows: the images; those without a label or a finite score are left out.
 
   Returns:
     'groups': one {'breakdown', 'group', 'n', 'n_inadequate', 'n_patients',
@@ -43,16 +41,16 @@ def run(columns: Columns) -> dict[str, Any]:
     'shortcuts': how well a group's prevalence alone, without looking at the
     image, ranks the images (0.5: not at all).
   """
-  known = (columns['quality'] >= 0) & np.isfinite(columns['p_calibrated'])
-  columns = {k: np.asarray(v)[known] for k, v in columns.items()}
-  everyone = np.ones(int(known.sum()), bool)
-  overall = _measure(columns, 'all', 'all', everyone)
+  rows = rows[rows.judged]
+  overall = _measure(rows, 'all', 'all')
   groups, shortcuts = [], []
-  for breakdown, members in _partitions(columns):
+  for breakdown, members in _partitions(rows):
     for group, inside in members.items():
-      groups.append(_measure(columns, breakdown, group, inside))
-    if breakdown in ('camera', 'eye', 'field', 'size') and len(members) > 1:
-      shortcuts.append(_shortcut(columns, breakdown, members))
+      groups.append(_measure(rows[inside], breakdown, group))
+    if len(members) > 1 and (
+      breakdown in ('camera', 'site', 'eye', 'field', 'size')
+    ):
+      shortcuts.append(_shortcut(rows.quality, breakdown, members))
   return {
     'overall': overall,
     'groups': groups,
@@ -104,31 +102,37 @@ def worst(
   )
 
 
-def _partitions(columns: Columns) -> Iterator[tuple[str, dict[str, Any]]]:
+def _partitions(rows: Predictions) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields each breakdown that has labels: (name, {group: bool [n]})."""
-  for name in ('dataset', 'camera', 'eye'):
-    if name in columns:
-      values = np.asarray(columns[name]).astype(str)
+  for name in ('dataset', 'camera', 'site', 'eye'):
+    if getattr(rows, name) is not None:
+      values = getattr(rows, name).astype(str)
       names = [str(v) for v in np.unique(values) if v]
       if names and (name != 'dataset' or len(names) > 1):
         yield name, {v: values == v for v in names}
-  if 'grade' in columns and (columns['grade'] >= 0).any():
+  if rows.grade is not None and (rows.grade >= 0).any():
     yield (
       'grade',
-      {name: columns['grade'] == i for i, name in enumerate(labels.GRADES)},
+      {name: rows.grade == i for i, name in enumerate(labels.GRADES)},
     )
-  if all(name in columns for name in labels.CRITERIA):
-    criteria = np.stack([columns[name] for name in labels.CRITERIA], axis=1)
-    if (criteria >= 0).all(axis=1).any():
-      yield 'fault', _faults(criteria)
-  if 'field_found' in columns and len(columns['field_found']):
-    found = columns['field_found'] == 1
+  if rows.criteria is not None and (rows.criteria >= 0).all(axis=1).any():
+    yield 'fault', faults(rows.criteria)
+  if rows.field_found is not None and len(rows):
+    found = rows.field_found == 1
     yield 'field', {'found': found, 'not found': ~found}
-  if 'width' in columns and 'height' in columns and len(columns['width']):
-    yield 'size', _tertiles(columns['width'] * columns['height'])
+  if rows.width is not None and rows.height is not None and len(rows):
+    yield 'size', _tertiles(rows.width * rows.height)
 
 
-def _faults(criteria) -> dict[str, np.ndarray]:
+def faults(criteria: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns which images fail one criterion alone, several, or none.
+
+  Args:
+    criteria: int [n, 4], -1 unknown: in no group.
+
+  Returns:
+    {group: bool [n]}.
+  """
   failing = (criteria == 1).sum(axis=1)
   labelled = (criteria >= 0).all(axis=1)
   groups = {
@@ -142,7 +146,7 @@ def _faults(criteria) -> dict[str, np.ndarray]:
   }
 
 
-def _tertiles(pixels) -> dict[str, np.ndarray]:
+def _tertiles(pixels: np.ndarray) -> dict[str, np.ndarray]:
   """Returns thirds by size; fewer groups where many images are of one size."""
   low, high = np.quantile(pixels, [1 / 3, 2 / 3], method='lower')
   groups = [
@@ -156,43 +160,42 @@ def _tertiles(pixels) -> dict[str, np.ndarray]:
   return {name: inside for name, inside in groups if inside.any()}
 
 
-def _measure(columns, breakdown, group, inside) -> dict[str, Any]:
-  truth = columns['quality'][inside]
-  patient = columns['patient_id'][inside]
-  score = metrics.ranks(columns)[inside]
-  called = columns['verdict'][inside] == labels.INADEQUATE
-  bad, good = truth == labels.INADEQUATE, truth == labels.ADEQUATE
-  note = '' if len(truth) else 'no image'
+def _measure(rows: Predictions, breakdown: str, group: str) -> dict[str, Any]:
+  patient, called = rows.patient_id, rows.verdict == labels.INADEQUATE
+  bad, good = (rows.quality == q for q in (labels.INADEQUATE, labels.ADEQUATE))
   return {
     'breakdown': breakdown,
     'group': group,
-    'n': len(truth),
+    'n': len(rows),
     'n_inadequate': int(bad.sum()),
     'n_patients': len(np.unique(patient)),
-    'auc': _auc(truth, score, patient),
+    'auc': _auc(rows.quality, rows.ranks, patient),
     'sensitivity': assessment.proportion(called[bad], patient[bad]),
     'specificity': assessment.proportion(~called[good], patient[good]),
     'accuracy': assessment.proportion(called == bad, patient),
-    'note': note,
+    'note': '' if len(rows) else 'no image',
   }
 
 
-def _auc(truth, score, patient) -> assessment.Entry:
+def _auc(
+  truth: np.ndarray, score: np.ndarray, patient: np.ndarray
+) -> assessment.Entry:
   value, low, high = intervals.auc(truth, score, patient)
   note = metrics.reason(truth, value)
   if not note:
-    few = intervals.too_small(truth, patient)
+    few = assessment.too_small(truth, patient)
     if few:
       note = f'{assessment.TOO_SMALL}: {few}'
     elif not np.isfinite([low, high]).all():
       note = 'no interval: the images show no variance'
-    elif high - low > intervals.WIDE:
+    elif high - low > assessment.WIDE:
       note = assessment.IMPRECISE
   return {**assessment.entry(value, low, high, note), 'n': len(truth)}
 
 
-def _shortcut(columns, breakdown, members) -> dict[str, Any]:
-  truth = columns['quality']
+def _shortcut(
+  truth: np.ndarray, breakdown: str, members: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
   prevalence = np.full(len(truth), np.nan)
   for inside in members.values():
     if inside.any():

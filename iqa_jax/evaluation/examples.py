@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import io
 from typing import Any, NamedTuple
 
@@ -10,6 +9,8 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import labels, models, tasks
+from iqa_jax.evaluation.predictions import Predictions
+from iqa_jax.judging.verdicts import OperatingRecord
 
 _KINDS = {
   'missed': 'Missed: labelled inadequate, called adequate',
@@ -38,34 +39,35 @@ class Example(NamedTuple):
 
 def draw(
   loaded: Any,
-  record: Mapping[str, Any],
+  record: OperatingRecord,
   config: ml_collections.ConfigDict,
   source: Any,
   indices: np.ndarray,
-  columns: Mapping[str, np.ndarray],
+  judged: Predictions,
 ) -> list[Example]:
   """Returns `config.explain.examples` photographs with maps.
 
   Args:
-    loaded: the model whose maps are shown, of inference.load; the verdicts
+    loaded: the model whose maps are shown, of trained.load; the verdicts
       may be those of an ensemble that it belongs to.
-    record: the 'operating_point' of the verdicts.
+    record: what the verdicts were made by.
     config: the run's; reads `explain`.
     source: the data.
-    indices: of the rows of `columns` in the source's table.
-    columns: of a split, see evaluate.
+    indices: of the rows of `judged` in the source's table.
+    judged: the predictions of a split.
   """
   from iqa_jax.data import pipeline
+  from iqa_jax.data import plan as plan_lib
   from iqa_jax.explain import cam, overlay
-  from iqa_jax.explain.subject import Subject
+  from iqa_jax.explain.explainer import Explainer
 
-  chosen = choose(columns, config.explain.examples)
+  chosen = choose(judged, config.explain.examples)
   rows = np.concatenate([np.asarray(r, int) for r in chosen.values()])
   if not len(rows):
     return []
   size, task = loaded.image_size, loaded.task
   method = config.explain.method
-  subject = Subject(
+  explainer = Explainer(
     loaded,
     methods=(method,),
     layer=config.explain.layer or None,
@@ -73,43 +75,36 @@ def draw(
   )
   batches = pipeline.batches(
     source,
-    pipeline.plan_eval(source, indices[rows]),
+    plan_lib.plan_eval(source, indices[rows]),
     image_size=size,
     batch_size=min(8, len(rows)),
-    cells=models.cells(config),
+    **models.inputs(config),
   )
   images = np.concatenate(
     [np.asarray(b['image'])[np.asarray(b['mask']) > 0] for b in batches]
   )
   target = config.explain.target
-  truth = {
-    'quality': columns['quality'][rows],
-    'grade': columns['grade'][rows],
-    'criteria': np.stack([columns[n][rows] for n in labels.CRITERIA], axis=1),
-  }
-  # The scores that the verdicts are made of, of all members and views.
-  logits = np.stack([columns[f'logit_{n}'][rows] for n in task.outputs], axis=1)
+  drawn = judged[rows]
+  truth = {k: getattr(drawn, k) for k in ('quality', 'grade', 'criteria')}
+  # The logits are those that verdicts are made of, of all members and views.
   targets = np.asarray(
-    task.predicted_targets(
-      columns['p_calibrated'][rows],
-      record['operating_point']['threshold'],
-    )
+    task.predicted_targets(drawn.p_calibrated, record.threshold)
     if target == 'predicted'
-    else cam.choose_targets(task, target, logits, labels=truth)
+    else cam.choose_targets(task, target, drawn.logits, labels=truth)
   )
-  maps = subject.maps(images, targets)[method]
-  shown = cam.scale(maps, 'image', (size, size), placement=subject.placement)
+  maps = explainer.maps(images, targets)[method]
+  shown = cam.scale(maps, 'image', (size, size), placement=explainer.placement)
   kinds = [kind for kind, found in chosen.items() for _ in found]
   examples = []
-  for i, row in enumerate(rows):
+  for i, name in enumerate(drawn.image_id):
     file = io.BytesIO()
     overlay.thumbnail(images[i, ..., :3], shown[i]).save(
       file, 'JPEG', quality=88
     )
     explained = tasks.evidence_for(task.targets[int(targets[i])])
     words = [
-      f'P(inadequate) {_probability(columns["p_calibrated"][row])}',
-      f'labelled {labels.QUALITY[columns["quality"][row]]}',
+      f'P(inadequate) {_probability(drawn.p_calibrated[i])}',
+      f'labelled {labels.QUALITY[drawn.quality[i]]}',
       f'map: evidence for {explained}, {method}',
     ]
     if cam.status(maps[i]) != 'ok':
@@ -117,7 +112,7 @@ def draw(
     examples.append(
       Example(
         _KINDS[kinds[i]],
-        str(columns['image_id'][row]),
+        str(name),
         '; '.join(words),
         file.getvalue(),
       )
@@ -132,17 +127,13 @@ def _probability(p: float) -> str:
   return '> 0.999' if p >= 0.9995 else f'= {p:.3f}'
 
 
-def choose(
-  columns: Mapping[str, np.ndarray], count: int
-) -> dict[str, list[int]]:
+def choose(judged: Predictions, count: int) -> dict[str, list[int]]:
   """Returns rows to show by kind, dealt in turn, no image twice.
 
   Of errors and of right verdicts the most certain come first.
   """
-  p = np.asarray(columns['p_calibrated'])
-  truth, called = columns['quality'], columns['verdict']
-  usable = np.isfinite(p) & (truth >= 0)
-  uncertain = np.asarray(columns['uncertain']) == 1
+  p, truth, called = judged.p_calibrated, judged.quality, judged.verdict
+  usable, uncertain = judged.judged, judged.uncertain
   right = usable & (called == truth) & ~uncertain
   pools = {
     'missed': (usable & (truth == 1) & (called == 0), p),

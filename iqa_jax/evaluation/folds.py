@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-import csv
+from collections.abc import Mapping, Sequence
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -12,27 +12,14 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import labels, run_directory
-from iqa_jax.evaluation import assessment, metrics, report
-from iqa_jax.evaluation import breakdowns as breakdowns_lib
-
-_TEXT = (
-  'image_id',
-  'dataset',
-  'split',
-  'patient_id',
-  'camera',
-  'eye',
-  'verdict',
+from iqa_jax.evaluation import (
+  assessment,
+  breakdowns,
+  metrics,
+  predictions,
+  report,
 )
-_WHOLE = (
-  'grade',
-  'quality',
-  *labels.CRITERIA,
-  'field_found',
-  'width',
-  'height',
-  'uncertain',
-)
+from iqa_jax.evaluation.predictions import Predictions
 
 
 def pool(
@@ -59,39 +46,16 @@ def pool(
     RunDirectoryError: a fold is missing or damaged, or folds share images.
   """
   home = pathlib.Path(workdir)
-  results, tables = [], []
-  for k in range(count):
-    results.append(run_directory.read_json(home / f'fold_{k}' / 'metrics.json'))
-    tables.append(read_predictions(home / f'fold_{k}' / 'predictions.csv'))
+  folders = [home / f'fold_{k}' for k in range(count)]
+  results = [run_directory.read_json(f / 'metrics.json') for f in folders]
+  tables = [predictions.read(f / 'predictions.csv') for f in folders]
   split, notes = _pooled_split(tables)
-  columns = {
-    key: np.concatenate([t[key][t['split'] == split] for t in tables])
-    for key in tables[0]
-    # Raw log-odds of several models are not on one scale.
-    if key != 'log_odds'
-  }
+  pooled = predictions.concatenate([t[t.split == split] for t in tables])
   # Each fold has a model of its own: only calibrated scores are on one scale,
   # and what is drawn is what is measured.
-  columns['p_inadequate'] = columns['p_calibrated']
-  # A fold's verdicts are by its own operating point.
-  shift = _margins(results, tables, split)
-  finite = np.isfinite(shift)
-  known = (columns['quality'] >= 0) & finite
-  resamples = config.eval.bootstrap
-  pooled = {
-    'n': len(columns['quality']),
-    'n_not_finite': int((~finite).sum()),
-    'verdict': assessment.verdict(
-      columns['quality'][known],
-      columns['p_calibrated'][known],
-      columns['p_calibrated'][known],
-      0.5,
-      columns['patient_id'][known],
-      resamples=resamples,
-      called=shift[known] >= 0,
-    ),
-    'breakdowns': breakdowns_lib.run(columns),
-  }
+  pooled = dataclasses.replace(
+    pooled, p_inadequate=pooled.p_calibrated, log_odds=None
+  )
   result = {
     'format': 1,
     'positive_class': labels.QUALITY[labels.INADEQUATE],
@@ -106,36 +70,32 @@ def pool(
       'threshold': 0.5,
       'chosen_on': 'validation of each fold',
     },
-    'splits': {'pooled': pooled},
+    'splits': {'pooled': _measure(pooled, config.eval.bootstrap)},
   }
   run_directory.write_json(home / 'metrics.json', result)
-  report.write(home, result, {'pooled': columns}, resamples=resamples)
+  report.write(
+    home, result, {'pooled': pooled}, resamples=config.eval.bootstrap
+  )
   return result
 
 
-def read_predictions(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """Returns the columns of a predictions.csv that evaluation wrote.
-
-  Raises:
-    RunDirectoryError: it can't be read, or is none.
-  """
-  try:
-    with open(path, encoding='utf-8', newline='') as file:
-      rows = list(csv.DictReader(file))
-    found: dict[str, np.ndarray] = {}
-    for key in rows[0]:
-      values = [row[key] for row in rows]
-      if key in _TEXT:
-        found[key] = np.array(values)
-      else:
-        found[key] = np.array(values, int if key in _WHOLE else np.float64)
-    names = ['unknown', *labels.QUALITY]
-    found['verdict'] = np.array([names.index(v) - 1 for v in found['verdict']])
-    return found
-  except (OSError, LookupError, ValueError, TypeError) as error:
-    raise run_directory.RunDirectoryError(
-      f'{path} is no predictions.csv of an evaluation: {error}'
-    ) from error
+def _measure(pooled: Predictions, resamples: int) -> dict[str, Any]:
+  judged = pooled[pooled.judged]
+  return {
+    'n': len(pooled),
+    'n_not_finite': int((~np.isfinite(pooled.p_calibrated)).sum()),
+    'verdict': assessment.verdict(
+      judged.quality,
+      judged.ranks,
+      judged.p_calibrated,
+      0.5,
+      judged.patient_id,
+      resamples=resamples,
+      # By each fold's own operating point.
+      called=judged.verdict == labels.INADEQUATE,
+    ),
+    'breakdowns': breakdowns.run(pooled),
+  }
 
 
 def as_text(result: Mapping[str, Any]) -> str:
@@ -162,18 +122,11 @@ def as_text(result: Mapping[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def _pooled_split(tables) -> tuple[str, list[str]]:
+def _pooled_split(tables: Sequence[Predictions]) -> tuple[str, list[str]]:
+  """Returns the split in which folds share no image, and what to know of it."""
   for split in ('test', 'validation'):
-    names = np.concatenate(
-      [
-        np.char.add(
-          np.char.add(t['dataset'], '/')[t['split'] == split],
-          t['image_id'][t['split'] == split],
-        )
-        for t in tables
-      ]
-    )
-    if len(names) and len(np.unique(names)) == len(names):
+    names = [name for t in tables for name in t[t.split == split].names]
+    if names and len(set(names)) == len(names):
       if split == 'test':
         return split, []
       return split, [
@@ -189,17 +142,7 @@ def _pooled_split(tables) -> tuple[str, list[str]]:
   )
 
 
-def _margins(results, tables, split) -> np.ndarray:
-  """Returns p_calibrated less the threshold of each image's own fold."""
-  return np.concatenate(
-    [
-      t['p_calibrated'][t['split'] == split] - r['operating_point']['threshold']
-      for r, t in zip(results, tables, strict=True)
-    ]
-  )
-
-
-def _over_folds(results) -> dict[str, Any]:
+def _over_folds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """Returns each metric's mean and range over the folds."""
   found = {}
   for name in (*metrics.RANKING, *metrics.DECISIONS, *metrics.PROBABILITIES):

@@ -16,8 +16,6 @@ from iqa_jax.evaluation import delong, metrics, resampling
 from iqa_jax.judging import calibration
 
 _Z = stats.norm.ppf(0.975)
-FEW = 10  # images of a class, or patients, below which a group can't tell
-WIDE = 0.2  # an interval wider than this can't tell either
 # Patients of a class, below which one in twenty of it can't be seen.
 _TWENTIETH = round(1 / (1 - metrics.FIXED))
 _FIXED_ON = {
@@ -151,7 +149,7 @@ def calibration_error(
     *(t.sum(axis=0) - t for t in sums)
   )
   away = (without - without.mean()) * np.sqrt((size - 1) / size)
-  half = _quantile(away, size) * np.sqrt(away @ away)
+  half = student(away, size) * np.sqrt(away @ away)
   low, high = np.sqrt(np.maximum([square - half, square + half], 0))
   return float(low), float(high)
 
@@ -195,7 +193,7 @@ def binary(
   )
   for name, losses in resampling.losses(truth, p).items():
     away = resamples.by_patient((losses - losses.mean())[:, None])[:, 0]
-    quantiles[name] = _quantile(away, len(away))
+    quantiles[name] = student(away, len(away))
   found = {
     name: _bounded(
       values[name],
@@ -317,22 +315,7 @@ def auc(
     return 0.0, 0.0, 1 - unseen(truth, patient)['auc']
   error = np.sqrt(max(variance, 0.0))
   quantile = _auc_quantile([truth == 1], [score], patient)
-  return float(value), *_logit(value, error * quantile, (0.0, 1.0))
-
-
-def too_small(truth: np.ndarray, patient: np.ndarray) -> str:
-  """Returns why a group of images can't tell anything, '' where it can."""
-  counts = {
-    'inadequate images': int((truth == 1).sum()),
-    'adequate images': int((truth == 0).sum()),
-    'patients': len(np.unique(patient)),
-  }
-  few = [
-    f'{n} {what[:-1] if n == 1 else what}'
-    for what, n in counts.items()
-    if n < FEW
-  ]
-  return ', '.join(few)
+  return float(value), *bent(value, error * quantile, (0.0, 1.0))
 
 
 def _auc_quantile(
@@ -351,10 +334,10 @@ def _auc_quantile(
       continue
     parts.append(above[0] + below[0])
     few = min(few, *patients)
-  return _quantile(np.mean(parts, axis=0) if parts else np.zeros(1), few)
+  return student(np.mean(parts, axis=0) if parts else np.zeros(1), few)
 
 
-def _quantile(away: np.ndarray, few: int) -> float:
+def student(away: np.ndarray, few: int) -> float:
   """Returns Student's 97.5th percentile for a sum of contributions.
 
   Its degrees of freedom are those of the estimated variance (Satterthwaite
@@ -383,10 +366,10 @@ def _bounded(
   finite = samples[np.isfinite(samples)]
   if len(finite) < 0.95 * len(samples) or len(finite) < 2:
     return _NOTHING
-  return _logit(value, quantile * float(finite.std(ddof=1)), bounds)
+  return bent(value, quantile * float(finite.std(ddof=1)), bounds)
 
 
-def _logit(value: float, half: float, bounds: Interval) -> Interval:
+def bent(value: float, half: float, bounds: Interval) -> Interval:
   """Returns value -+ half, bent so that it stays inside the bounds.
 
   On the scale of log((value - low) / (high - value)), or of the logarithm

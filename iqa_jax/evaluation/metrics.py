@@ -7,7 +7,7 @@ give (one class only, nothing called inadequate) is NaN; `reason` says why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import math
 
 import numpy as np
@@ -131,15 +131,6 @@ def ranking(truth: np.ndarray, score: np.ndarray) -> dict[str, float]:
     'sensitivity_at_95_specificity': float(tpr[fpr <= 1 - FIXED + close].max()),
     'specificity_at_95_sensitivity': float(1 - fpr[tpr >= FIXED - close].min()),
   }
-
-
-def ranks(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Returns what ranks the images of predictions, float64 [n].
-
-  The log-odds, which saturate nowhere, where `columns` have them; otherwise
-  p_inadequate.
-  """
-  return columns['log_odds' if 'log_odds' in columns else 'p_inadequate']
 
 
 def decisions(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

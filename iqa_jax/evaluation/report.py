@@ -15,6 +15,7 @@ import jinja2
 from iqa_jax import run_directory
 from iqa_jax.evaluation import assessment, breakdowns, figures, metrics
 from iqa_jax.evaluation.examples import Example
+from iqa_jax.evaluation.predictions import Predictions
 
 _HEADLINE = ('auc', 'sensitivity', 'specificity', 'accuracy')
 _BREAKDOWN_MEASURES = ('auc', 'sensitivity', 'specificity', 'accuracy')
@@ -28,7 +29,7 @@ _NOT_MEDICAL = (
 def write(
   output: str | os.PathLike,
   result: Mapping[str, Any],
-  tables: Mapping[str, Mapping[str, Any]],
+  tables: Mapping[str, Predictions],
   *,
   config: Mapping[str, Any] | None = None,
   history: Sequence[Mapping[str, Any]] = (),
@@ -41,7 +42,7 @@ def write(
   Args:
     output: the folder.
     result: what metrics.json holds.
-    tables: the columns of every split in it.
+    tables: the predictions of every split in it.
     config: the run's configuration, nested.
     history: lines of history.jsonl.
     environment: what environment.json holds.

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.models import heads
+from iqa_jax.models import evidence, heads
 from iqa_jax.photograph import geometry
 from iqa_jax.photograph import placement as placement_lib
 
@@ -74,6 +74,10 @@ class Explanation(NamedTuple):
       where several layers were asked for, a tuple of those, in their order.
     landmarks: float32 [b, 5] of a head that locates them (heads.located), else
       NaN.
+    cells: of a head of evidence (logits [b, g, g, 3] of a fault of each of
+      labels.LOCAL_CRITERIA, field share [b, g, g]), float32; else None.
+    cause: float32 [b, 3], logits of such a fault in the whole photograph; else
+      None.
   """
 
   logits: jax.Array
@@ -81,6 +85,8 @@ class Explanation(NamedTuple):
   scores: jax.Array
   maps: dict[str, Maps]
   landmarks: jax.Array
+  cells: tuple[jax.Array, jax.Array] | None = None
+  cause: jax.Array | None = None
 
 
 def explain(
@@ -101,7 +107,7 @@ def explain(
   Args:
     model: a models.Classifier.
     variables: its parameters and statistics.
-    images: normalised [b, h, w, 3].
+    images: normalised [b, h, w, 3], or with the field as a fourth channel.
     targets: what to explain, indices into the columns of `task.scores`: int
       [b], or [t, b] for t targets of every image, or a function from the
       logits [b, k] to those (see `choose_targets`).
@@ -119,25 +125,36 @@ def explain(
   layers = _layers(model, layer)
   order = sorted(layers, key=model.points.index)
 
+  # Which maps don't carry on.
+  field = {'field': images[..., 3]} if images.shape[-1] > 3 else {}
   _, state = model.apply(
     variables, images, stop=order[0], mutable=['intermediates']
   )
   maps = {order[0]: state['intermediates'][order[0]][0]}
+  told = [heads.found(state)]
   pulls: dict[str, Callable[[jax.Array], tuple[jax.Array]]] = {}
   for below, point in zip(order, (*order[1:], None), strict=True):
 
     def run(x, below=below, point=point):
       out, kept = model.apply(
-        variables, x, start=below, stop=point, mutable=['intermediates']
+        variables,
+        x,
+        start=below,
+        stop=point,
+        mutable=['intermediates'],
+        **field,
       )
-      return out if point else (task.scores(out), (out, heads.located(kept)))
+      result = out if point else task.scores(out)
+      return result, (out, heads.found(kept))
 
+    result, pulls[below], (logits, also) = jax.vjp(
+      run, maps[below], has_aux=True
+    )
+    told.append(also)
     if point is None:
-      scores, pulls[below], (logits, landmarks) = jax.vjp(
-        run, maps[below], has_aux=True
-      )
+      scores = result
     else:
-      maps[point], pulls[below] = jax.vjp(run, maps[below])
+      maps[point] = result
 
   ids = _checked(targets(logits) if callable(targets) else targets, scores)
 
@@ -157,8 +174,15 @@ def explain(
 
   found = jax.vmap(combine)(chosen) if ids.ndim == 2 else combine(chosen)
   several = layer is not None and not isinstance(layer, str)
+  landmarks, cells, cause = (
+    next((part for part in parts if part is not None), None)
+    for parts in zip(*told, strict=True)
+  )
   if landmarks is None:
-    landmarks = jnp.full((len(images), 5), jnp.nan)
+    landmarks = jnp.full((images.shape[0], 5), jnp.nan)
+  if cells is not None:
+    of_local = list(evidence.local(cells[0].shape[-1]))
+    cells = cells[0][..., of_local], cells[1]
   return Explanation(
     logits=logits.astype(jnp.float32),
     targets=ids,
@@ -168,6 +192,8 @@ def explain(
       for method, of in found.items()
     },
     landmarks=landmarks,
+    cells=cells,
+    cause=cause,
   )
 
 

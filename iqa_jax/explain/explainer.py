@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iqa_jax import devices, errors, models
+from iqa_jax import devices, errors, labels, models
 from iqa_jax.explain import additive, cam
 from iqa_jax.photograph import prepare
 from iqa_jax.photograph.placement import Placement
@@ -38,6 +38,13 @@ class Seen:
     targets: int32 [n], into `Task.targets`: what the maps explain.
     raw: float32 [n, h, w], signed maps.
     landmarks: float32 [n, 5], see cam.Explanation.
+    criteria: float32 [n, c], probability of a fault of each of
+      Explainer.criteria; None where it knows none.
+    evidence: float32 [n, g, g, 3] of labels.LOCAL_CRITERIA in each cell, see
+      cause.shares; None of heads without cells.
+    field_share: float32 [n, g, g], of each cell in the field; None likewise.
+
+  An index or a slice of it is of one photograph or of some.
   """
 
   logits: np.ndarray
@@ -46,9 +53,29 @@ class Seen:
   targets: np.ndarray
   raw: np.ndarray
   landmarks: np.ndarray
+  criteria: np.ndarray | None = None
+  evidence: np.ndarray | None = None
+  field_share: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.logits)
+
+  def __getitem__(self, index: int | slice) -> Seen:
+    values: dict[str, Any] = {
+      f.name: getattr(self, f.name) for f in dataclasses.fields(self)
+    }
+    return Seen(**{k: v[index] for k, v in values.items() if v is not None})
+
+  def cells(self) -> dict[str, np.ndarray]:
+    """Returns {criterion: probability [g, g] of its fault in each cell}.
+
+    Of one photograph; 0 outside the field; {} of heads without cells.
+    """
+    if self.evidence is None or self.field_share is None:
+      return {}
+    faulty = -np.expm1(-self.evidence) * self.field_share[..., None]
+    maps = np.moveaxis(faulty.astype(np.float32), -1, 0)
+    return dict(zip(labels.LOCAL_CRITERIA, maps, strict=True))
 
 
 class Explainer:
@@ -95,6 +122,13 @@ class Explainer:
       )
 
   @property
+  def criteria(self) -> tuple[str, ...]:
+    """The criteria whose probability of a fault the model tells."""
+    if self.trained.task.name == 'criteria':
+      return labels.CRITERIA
+    return labels.LOCAL_CRITERIA if self.trained.model.takes_field else ()
+
+  @property
   def threshold(self) -> float:
     """The operating point, on the calibrated probability; 0.5 without one."""
     return self.trained.judges.threshold
@@ -106,7 +140,7 @@ class Explainer:
       images: uint8 [n, s, s, 3 or 4], prepared.
     """
     found = self._batched(self._look, self.trained.variables, images)
-    return Seen(*found)
+    return Seen(**found)
 
   def logits(self, images: np.ndarray, variables: Any = None) -> np.ndarray:
     """Returns logits [n, k] of images [n, s, s, 3] of 0..255.
@@ -162,6 +196,16 @@ class Explainer:
       )
     }
 
+  def comparable(self) -> dict[int, float]:
+    """Returns `constants` by number of the target, of heads of evidence alone.
+
+    Their maps are logits by design; of other heads where they add up.
+    """
+    if not self.trained.model.takes_field:
+      return {}
+    targets = self.trained.task.targets
+    return {targets.index(t): c for t, c in self.constants().items()}
+
   @functools.cached_property
   def _predict(self) -> Callable[..., Any]:
     trained = self.trained
@@ -195,14 +239,22 @@ class Explainer:
       judged = functools.partial(trained.judged, variables, x)
       found = self._explain(variables, x, lambda logits: choose(judged(logits)))
       logits = judged(found.logits)
-      return (
-        logits,
-        task.probabilities(logits),
-        task.p_inadequate(logits),
-        found.targets,
-        found.maps[self.methods[0]],
-        found.landmarks,
-      )
+      seen = {
+        'logits': logits,
+        'probabilities': task.probabilities(logits),
+        'p_inadequate': task.p_inadequate(logits),
+        'targets': found.targets,
+        'raw': found.maps[self.methods[0]],
+        'landmarks': found.landmarks,
+      }
+      if task.name == 'criteria':
+        seen['criteria'] = task.probabilities(logits)
+      elif found.cause is not None:
+        seen['criteria'] = jax.nn.sigmoid(found.cause)
+      if found.cells is not None:
+        cells, share = found.cells
+        seen |= {'evidence': jax.nn.softplus(cells), 'field_share': share}
+      return seen
 
     return devices.parallel(look, in_axes=(None, 0))
 

@@ -7,8 +7,7 @@ to 1 for the top of the colour bar; what is below 0 is shown as none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-import dataclasses
+from collections.abc import Sequence
 import functools
 import importlib.util
 import math
@@ -16,7 +15,7 @@ import pathlib
 import textwrap
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from iqa_jax import errors
 from iqa_jax.photograph import placement as placement_lib
@@ -37,15 +36,20 @@ _ANCHORS = {
   ),
 }
 COLORS = ('viridis', 'inferno', 'jet')
+LOGIT_TOP = 5.0  # logits at the top of the colour bar
 LEVELS = (0.25, 0.5, 0.75)  # of the colour bar, where contours are drawn
 
 EMPTY = (
   'Empty map: nothing in this layer speaks for what is explained, so there is '
   'nothing to colour.'
 )
-_INK, _PALE, _PAPER = (238, 240, 243), (168, 176, 188), (22, 25, 31)
-_AMBER, _TEAL = (255, 176, 84), (92, 214, 192)
-_PANEL_SIDE = 560  # height in pixels of the two pictures of a panel
+# Of a head of evidence, whose maps can only speak against a photograph.
+NO_FAULT = (
+  'Empty map: this network finds evidence of faults only, and nothing else '
+  'speaks for an adequate photograph.'
+)
+INK, PALE, PAPER = (238, 240, 243), (168, 176, 188), (22, 25, 31)
+AMBER, TEAL = (255, 176, 84), (92, 214, 192)
 
 
 @functools.cache
@@ -97,6 +101,7 @@ def overlay(
   placement: Placement | None = None,
   colors: str = 'viridis',
   opacity: float = 0.55,
+  within: np.ndarray | None = None,
   in_place: bool = False,
 ) -> Image.Image:
   """Returns the photograph with the map laid over where it belongs.
@@ -110,12 +115,17 @@ def overlay(
       for cells that share it evenly.
     colors: one of COLORS.
     opacity: of the strongest evidence ('jet': of everything), 0 to 1.
+    within: bool [s, s] over the prepared image, outside which nothing is shown;
+      of maps that are 0 there, whose cells are enlarged beyond the rim.
     in_place: whether `photograph` may be drawn on, which saves its copy.
   """
   picture = photograph if in_place else photograph.copy()
   box, levels = _laid(shown, affine, prepared_size, photograph.size, placement)
   if levels is None:
     return picture
+  if within is not None:
+    _, rim = _laid(within, affine, prepared_size, photograph.size, None)
+    levels = ImageChops.multiply(levels, rim)
   if colors != 'jet':
     # Where nothing is shown nothing needs to be blended.
     part = levels.getbbox()
@@ -248,116 +258,6 @@ def _enlarged(cells, size, spans) -> Image.Image:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Caption:
-  """What a panel says in words.
-
-  Attributes:
-    name: of the photograph.
-    verdict: 'adequate' or 'inadequate'.
-    probability: of inadequate, with how it was come by, e.g. 'P(inadequate) =
-      0.93, calibrated'.
-    uncertain: whether the verdict is near the operating point.
-    target: what the map explains, e.g. 'evidence for: focus'.
-    source: method and layer.
-    bar: what the top of the colour bar stands for.
-    note: what must be known to read the map; '' for nothing. Of an empty map
-      it says so.
-  """
-
-  name: str
-  verdict: str
-  probability: str
-  uncertain: bool
-  target: str
-  source: str
-  bar: str
-  note: str = ''
-
-
-def panel(
-  photograph: Image.Image,
-  shown: np.ndarray,
-  affine: np.ndarray,
-  prepared_size: int,
-  *,
-  caption: Caption,
-  placement: Placement | None = None,
-  colors: str = 'viridis',
-  opacity: float = 0.55,
-  decorate: Callable[[Image.Image], None] | None = None,
-) -> Image.Image:
-  """Returns photograph and overlay side by side, with caption and colour bar.
-
-  Arguments as of `overlay`; `decorate` draws on the photograph, beside the map.
-  """
-  shrink = min(
-    _PANEL_SIDE / photograph.height, 1.5 * _PANEL_SIDE / photograph.width, 1
-  )
-  size = (
-    max(1, round(photograph.width * shrink)),
-    max(1, round(photograph.height * shrink)),
-  )
-  plain = photograph.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-  stretch = np.array(
-    [[size[0] / photograph.width], [size[1] / photograph.height]]
-  )
-  colored = overlay(
-    plain,
-    shown,
-    affine * stretch,
-    prepared_size,
-    placement=placement,
-    colors=colors,
-    opacity=opacity,
-  )
-  if decorate is not None:
-    decorate(plain)
-  gap, bar_room = 16, 118
-  wide = max(2 * size[0] + 3 * gap + bar_room, 760)
-  header, footer = 104, 62
-  picture = Image.new('RGB', (wide, header + size[1] + footer), _PAPER)
-  draw = ImageDraw.Draw(picture)
-
-  draw.text((gap, 16), _short(caption.name, 78), fill=_PALE, font=typeface(15))
-  verdict = caption.verdict.upper()
-  tint = _AMBER if caption.verdict == 'inadequate' else _TEAL
-  draw.text((gap, 38), verdict, fill=tint, font=typeface(26, bold=True))
-  at = gap + draw.textlength(verdict, font=typeface(26, bold=True)) + 18
-  words = caption.probability
-  if caption.uncertain:
-    words += '   uncertain: have a person look'
-  draw.text((at, 46), words, fill=_INK, font=typeface(17))
-  left = 2 * gap + size[0]
-  draw.text((gap, 78), 'photograph', fill=_PALE, font=typeface(14))
-  draw.text(
-    (left, 78), f'{caption.target} ({caption.source})', fill=_PALE,
-    font=typeface(14),
-  )  # fmt: skip
-  picture.paste(plain, (gap, header))
-  picture.paste(colored, (left, header))
-
-  if caption.note:
-    _note(draw, caption.note, (left, header), size)
-  else:
-    _bar(picture, draw, left + size[0] + gap, header, size[1], caption.bar,
-         colors)  # fmt: skip
-  draw.text(
-    (gap, header + size[1] + 14),
-    'Research use only, not a medical device. A map shows where the network '
-    'found evidence,',
-    fill=_PALE,
-    font=typeface(13),
-  )
-  draw.text(
-    (gap, header + size[1] + 32),
-    'not what is wrong with the photograph.',
-    fill=_PALE,
-    font=typeface(13),
-  )
-  return picture
-
-
 def thumbnail(
   prepared: np.ndarray,
   shown: np.ndarray,
@@ -366,6 +266,7 @@ def thumbnail(
   side: int = 192,
   colors: str = 'viridis',
   opacity: float = 0.55,
+  within: np.ndarray | None = None,
 ) -> Image.Image:
   """Returns prepared image and overlay beside each other, 2 `side` x `side`.
 
@@ -376,6 +277,7 @@ def thumbnail(
     side: of each of the two, in pixels.
     colors: one of COLORS.
     opacity: as of `overlay`.
+    within: as of `overlay`.
   """
   plain = Image.fromarray(prepared).resize(
     (side, side), Image.Resampling.BILINEAR, reducing_gap=2.0
@@ -391,6 +293,7 @@ def thumbnail(
     placement=placement,
     colors=colors,
     opacity=opacity,
+    within=within,
   )
   both.paste(colored, (side, 0))
   return both
@@ -403,53 +306,14 @@ def noted(photograph: Image.Image, note: str) -> Image.Image:
   font = typeface(size, bold=True)
   lines = textwrap.wrap(note, max(10, int(width / size / 0.68)))
   line = round(1.35 * size)
-  picture = Image.new('RGB', (width, height + line * len(lines) + size), _PAPER)
+  picture = Image.new('RGB', (width, height + line * len(lines) + size), PAPER)
   picture.paste(photograph, (0, 0))
   draw = ImageDraw.Draw(picture)
   for i, words in enumerate(lines):
     draw.text(
-      (size // 2, height + size // 2 + i * line), words, fill=_AMBER, font=font
+      (size // 2, height + size // 2 + i * line), words, fill=AMBER, font=font
     )
   return picture
-
-
-def _bar(picture, draw, left, top, height, label, colors) -> None:
-  """Draws the colour bar, as the colours lie on the photograph's black."""
-  ramp = Image.frombytes('RGB', (1, 256), palette(colors)[::-1].tobytes())
-  picture.paste(ramp.resize((18, height - 40)), (left, top + 20))
-  for share in (0.0, 0.5, 1.0):
-    y = top + 20 + (1 - share) * (height - 41)
-    draw.line([(left + 18, y), (left + 24, y)], fill=_PALE)
-  font = typeface(13)
-  y = top + 20
-  for line in textwrap.wrap(label, 11):
-    draw.text((left + 28, y - 8), line, fill=_INK, font=font)
-    y += 16
-  draw.text((left + 28, top + height - 29), 'none', fill=_INK, font=font)
-
-
-def _note(draw, text, origin, size) -> None:
-  """Writes a note across the lower part of a picture."""
-  font = typeface(16, bold=True)
-  lines = textwrap.wrap(text, max(12, size[0] // 10))
-  height = 22 * len(lines) + 20
-  left, top = origin[0], origin[1] + size[1] - height
-  draw.rectangle(
-    [left, top, left + size[0] - 1, origin[1] + size[1] - 1], fill=_PAPER
-  )
-  for i, line in enumerate(lines):
-    draw.text((left + 10, top + 10 + 22 * i), line, fill=_AMBER, font=font)
-
-
-def _short(text: str, length: int) -> str:
-  """Returns one printable line of at most `length` characters."""
-  text = ''.join(
-    c if c.isprintable() else '\N{REPLACEMENT CHARACTER}' for c in text
-  )
-  if len(text) <= length:
-    return text
-  half = (length - 1) // 2
-  return f'{text[:half]}\N{HORIZONTAL ELLIPSIS}{text[-half:]}'
 
 
 @functools.cache

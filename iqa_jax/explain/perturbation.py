@@ -1,35 +1,137 @@
-"""Explanations without gradients: cover parts of the photograph, and look.
+"""Perturbed photographs, and explanations that need nothing else.
 
-They see the network from outside only, so they check the maps of cam.py. Both
-take a `Score`, any function from images to numbers, and return signed maps:
-positive where the photograph speaks for the target.
+`Perturber` is the one place where photographs are changed and looked at again:
+what is kept of them goes to the device as a mask, where the picture is put
+together and judged, always in batches of one size. Occlusion and RISE see the
+network from outside only, so they check the maps of cam.py; both return signed
+maps, positive where the photograph speaks for the target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
 from iqa_jax import errors
 from iqa_jax.explain import cam
 
-# (images float32 [n, h, w, 3] of 0..255, targets int [n]) -> float [n].
-Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# (images float32 [b, h, w, c] of 0..255, targets int [b]) -> float [b], in
+# JAX; c is 3, or 4 of networks that take the field of view.
+Score = Callable[[jax.Array, jax.Array], jax.Array]
+# (arrays' rows [b, ...]..., masks [b, h, w], numbers [b]) -> images.
+Compose = Callable[..., jax.Array]
 
 # What stands where the photograph has been taken away. Darkness and blur are
 # themselves faults of a photograph, so none of them is neutral: say which.
 BASELINES = ('zero', 'blur', 'mean')
+OCCLUSION_CELLS, RISE_MASKS = 14, 512
 _BLUR = 0.05  # standard deviation, as a share of the image's side
-_CHUNK = 64
+_CHUNK = 64  # masks of RISE held at a time
+
+
+class Perturber:
+  """Scores perturbed photographs, in batches of one size on the device.
+
+  Args:
+    score: the network; a jax.tree_util.Partial where it holds weights.
+    batch_size: frames at a time.
+    tick: called with the number of frames whenever some are done.
+  """
+
+  def __init__(
+    self,
+    score: Score,
+    *,
+    batch_size: int = 16,
+    tick: Callable[[int], object] = lambda count: None,
+  ):
+    whole = isinstance(score, jax.tree_util.Partial)
+    self._score = score if whole else jax.tree_util.Partial(score)
+    self._batch_size, self._tick = batch_size, tick
+
+  def __call__(
+    self,
+    compose: Compose,
+    arrays: tuple[np.ndarray, ...],
+    targets: np.ndarray,
+    frames: Iterable[tuple[int, np.ndarray]],
+  ) -> np.ndarray:
+    """Returns the scores of all frames, in order, float32.
+
+    Args:
+      compose: a pure function that makes frames (`blend`, road.imputed).
+      arrays: what it makes them of, [n, ...] each.
+      targets: int [n].
+      frames: (which of the n photographs, mask [h, w]), one a frame.
+    """
+    placed = tuple(jnp.asarray(a, jnp.float32) for a in arrays)
+    wanted = jnp.asarray(targets, jnp.int32)
+    waiting: list[tuple[int, np.ndarray]] = []
+    flying: list[tuple[jax.Array, int]] = []
+    found: list[np.ndarray] = []
+
+    def land():
+      scores, count = flying.pop()
+      found.append(np.asarray(scores)[:count])
+      self._tick(count)
+
+    def send():
+      count, first = len(waiting), len(found) + len(flying)
+      rows = waiting + waiting[:1] * (self._batch_size - count)
+      which = np.asarray([i for i, _ in rows], np.int32)
+      masks = np.stack([mask for _, mask in rows])
+      numbers = np.arange(len(rows)) + first * self._batch_size
+      scores = _scores(
+        compose, self._score, placed, which, wanted, masks, numbers
+      )
+      if flying:  # one batch is computed while the next is made
+        land()
+      flying.append((scores, count))
+      waiting.clear()
+
+    for frame in frames:
+      waiting.append(frame)
+      if len(waiting) == self._batch_size:
+        send()
+    if waiting:
+      send()
+    if flying:
+      land()
+    return np.concatenate(found) if found else np.zeros(0, np.float32)
+
+  def plain(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns the scores [n] of images [n, h, w, c] as they are."""
+    whole = np.ones(images.shape[1:3], bool)
+    frames = ((i, whole) for i in range(len(images)))
+    return self(blend, (images, images), targets, frames)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(compose, score, arrays, which, targets, masks, numbers):
+  frames = compose(*(a[which] for a in arrays), masks, numbers)
+  return score(frames, targets[which])
+
+
+def blend(
+  images: jax.Array, other: jax.Array, keep: jax.Array, numbers: jax.Array
+) -> jax.Array:
+  """Returns `images` as far as `keep` [b, h, w] of 0..1 says, else `other`."""
+  del numbers
+  keep = keep[..., None].astype(jnp.float32)
+  return keep * images + (1 - keep) * other
 
 
 def baseline(images: np.ndarray, inside: np.ndarray, kind: str) -> np.ndarray:
-  """Returns images [n, h, w, 3] with nothing left to see in them.
+  """Returns images with nothing left to see in them, float32.
 
   Args:
-    images: [n, h, w, 3] of 0..255.
+    images: [n, h, w, c] of 0..255; beyond the third channel (the field of view)
+      nothing changes.
     inside: bool [n, h, w], the field of view.
     kind: 'zero' (black), 'blur' (Gaussian, a twentieth of the side) or 'mean'
       (the mean colour of the field, everywhere in the field; black outside).
@@ -38,34 +140,37 @@ def baseline(images: np.ndarray, inside: np.ndarray, kind: str) -> np.ndarray:
     ValueError: no such baseline.
   """
   images = np.asarray(images, np.float32)
+  colour, rest = images[..., :3], images[..., 3:]
   if kind == 'zero':
-    return np.zeros_like(images)
-  if kind == 'blur':
+    empty = np.zeros_like(colour)
+  elif kind == 'blur':
     sigma = _BLUR * images.shape[1]
-    return ndimage.gaussian_filter(images, (0, sigma, sigma, 0))
-  if kind == 'mean':
+    empty = ndimage.gaussian_filter(colour, (0, sigma, sigma, 0))
+  elif kind == 'mean':
     weights = np.asarray(inside, np.float32)[..., None]
     total = np.maximum(weights.sum((1, 2), keepdims=True), 1)
-    return weights * ((images * weights).sum((1, 2), keepdims=True) / total)
-  raise errors.InvalidValue(
-    f'baseline {kind!r} is none of {", ".join(BASELINES)}'
-  )
+    empty = weights * ((colour * weights).sum((1, 2), keepdims=True) / total)
+  else:
+    raise errors.InvalidValue(
+      f'baseline {kind!r} is none of {", ".join(BASELINES)}'
+    )
+  return np.concatenate([empty, rest], -1)
 
 
 def occlusion(
-  score: Score,
+  ask: Perturber,
   images: np.ndarray,
   targets: np.ndarray,
   fill: np.ndarray,
   *,
-  cells: int = 14,
+  cells: int = OCCLUSION_CELLS,
   window: float = 2.0,
 ) -> np.ndarray:
   """Returns how much the score falls when a window is covered.
 
   Args:
-    score: the network, from outside.
-    images: [n, h, w, 3] of 0..255.
+    ask: the network, from outside.
+    images: [n, h, w, c] of 0..255.
     targets: int [n].
     fill: what covers, of the shape of `images` (see `baseline`).
     cells: the map's cells along each side.
@@ -74,37 +179,30 @@ def occlusion(
   Returns:
     float32 [n, cells, cells]. Zeiler and Fergus 2014, section 4.2.
   """
-  height, width = images.shape[1:3]
+  size = images.shape[1:3]
   centres = (np.arange(cells) + 0.5) / cells
   reach = window / (2 * cells)
-  low = np.maximum(centres - reach, 0)
-  high = np.minimum(centres + reach, 1)
-  rows = np.stack([np.round(low * height), np.round(high * height)], 1)
-  columns = np.stack([np.round(low * width), np.round(high * width)], 1)
-  maps = np.empty((len(images), cells * cells), np.float32)
-  before = score(np.asarray(images, np.float32), targets)
-  for i, image in enumerate(np.asarray(images, np.float32)):
-    for first in range(0, cells * cells, _CHUNK):
-      block = range(first, min(first + _CHUNK, cells * cells))
-      covered = np.repeat(image[None], len(block), 0)
-      for number, cell in enumerate(block):
-        top, bottom = rows[cell // cells].astype(int)
-        left, right = columns[cell % cells].astype(int)
-        covered[number, top:bottom, left:right] = fill[
-          i, top:bottom, left:right
-        ]
-      after = score(covered, np.repeat(targets[i], len(block)))
-      maps[i, first : first + len(block)] = before[i] - after
-  return maps.reshape(-1, cells, cells)
+  ends = np.stack(
+    [np.maximum(centres - reach, 0), np.minimum(centres + reach, 1)], 1
+  )
+  rows, columns = (np.round(ends * length).astype(int) for length in size)
+  keep = np.ones((1 + cells * cells, *size), bool)
+  for cell in range(cells * cells):
+    top, bottom = rows[cell // cells]
+    left, right = columns[cell % cells]
+    keep[1 + cell, top:bottom, left:right] = False
+  frames = ((i, mask) for i in range(len(images)) for mask in keep)
+  found = ask(blend, (images, fill), targets, frames).reshape(len(images), -1)
+  return (found[:, :1] - found[:, 1:]).reshape(-1, cells, cells)
 
 
 def rise(
-  score: Score,
+  ask: Perturber,
   images: np.ndarray,
   targets: np.ndarray,
   fill: np.ndarray,
   *,
-  masks: int = 512,
+  masks: int = RISE_MASKS,
   cells: int = 7,
   keep: float = 0.5,
   seed: int = 0,
@@ -116,8 +214,8 @@ def rise(
   signed and leaves the ranking of the pixels as it is.
 
   Args:
-    score: the network, from outside.
-    images: [n, h, w, 3] of 0..255.
+    ask: the network, from outside.
+    images: [n, h, w, c] of 0..255.
     targets: int [n].
     fill: what stands where a mask removes, of the shape of `images`.
     masks: how many random masks.
@@ -128,23 +226,19 @@ def rise(
   Returns:
     float32 [n, h, w].
   """
-  size = images.shape[1:3]
+  size, count = images.shape[1:3], len(images)
   rng = np.random.default_rng(seed)
-  maps = np.zeros((len(images), *size), np.float64)
+  maps = np.zeros((count, *size), np.float64)
   kept = np.zeros(size, np.float64)
-  scores = np.zeros(len(images))
+  scores = np.zeros(count)
   for first in range(0, masks, _CHUNK):
-    count = min(_CHUNK, masks - first)
-    mask = _rise_masks(rng, count, size, cells, keep)
+    mask = _rise_masks(rng, min(_CHUNK, masks - first), size, cells, keep)
     kept += mask.sum(0)
-    for i in range(len(images)):
-      light = mask[..., None]
-      seen = images[i] * light + fill[i] * (1 - light)
-      values = np.asarray(
-        score(seen.astype(np.float32), np.repeat(targets[i], count)), np.float64
-      )
-      maps[i] += np.einsum('m,mhw->hw', values, mask)
-      scores[i] += values.sum()
+    frames = ((i, one) for i in range(count) for one in mask)
+    values = ask(blend, (images, fill), targets, frames).astype(np.float64)
+    values = values.reshape(count, len(mask))
+    maps += np.tensordot(values, mask, 1)
+    scores += values.sum(1)
   maps /= np.maximum(kept, 1e-9)
   return (maps - scores[:, None, None] / masks).astype(np.float32)
 

@@ -13,7 +13,11 @@ import pathlib
 from typing import Any
 from urllib import parse
 
-from iqa_jax import run_directory
+from iqa_jax import labels, run_directory
+from iqa_jax.export import manifest
+from iqa_jax.photograph import inputs
+
+_NEAR = (1, 2, 3, 10, 30, 100, 300, 1000, 3000, 10_000)  # pages away
 
 _SCALES = {
   'image': 'from none to the most in each photograph: colours of two '
@@ -44,6 +48,7 @@ def write(
   scaling: str,
   colors: str,
   page: int,
+  share: float = 1.0,
 ) -> int:
   """Writes the contact sheet of an export; returns the number of pages.
 
@@ -55,52 +60,33 @@ def write(
     scaling: what the colours mean, see export.SCALINGS.
     colors: the colour map's name.
     page: photographs a page.
+    share: of the photographs, failed ones too, that are shown: a fixed random
+      sample.
 
   Photographs come by falling probability of inadequate, then those that could
   not be used.
   """
-  import jinja2
-
   output = pathlib.Path(output)
-  cards: list[dict[str, Any]] = []
-  counts = {
-    'total': 0, 'ok': 0, 'adequate': 0, 'inadequate': 0, 'uncertain': 0,
-    'empty': 0,
-  }  # fmt: skip
-  for record in records():
-    counts['total'] += 1
-    if record['status'] == 'ok':
-      counts['ok'] += 1
-      counts[record['verdict']] += 1
-      counts['uncertain'] += bool(record['uncertain'])
-      counts['empty'] += record['empty_map']
-    if record['status'] != 'ok' or 'thumbnail' in record['files']:
-      cards.append(_card(record))
-  cards.sort(key=lambda c: (c['status'] != 'ok', -c['p'], c['name']))
+  cards, counts = _collected(records(), share)
   pages = [cards[i : i + page] for i in range(0, len(cards), page)] or [[]]
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  template = environment.get_template('contact_sheet.html')
+  template = _template()
   entries = [_entry(number, cards) for number, cards in enumerate(pages)]
-  shown = sum(c['status'] == 'ok' for c in cards)
   for number, these in enumerate(pages):
     for card in these:
       card['picture'] = _inlined(output, card['thumbnail'])
     text = template.render(
       cards=these,
       counts=counts,
-      shown=shown,
+      shown=len(cards),
       failed=counts['total'] - counts['ok'],
-      entries=entries,
+      entries=_near(entries, number),
       number=number,
+      several=len(entries) > 1,
       target=target,
       scale=_SCALES[scaling],
       colors=colors,
       targets=sorted({c['target'] for c in these if c['target']}),
+      causes=sorted({c['cause'] for c in these if c['cause']}),
       statuses=sorted({(c['status'], c['reason_short']) for c in these}),
       names=', '.join(outputs),
     )
@@ -112,6 +98,41 @@ def write(
     if old.name not in kept:
       old.unlink()
   return len(pages)
+
+
+def _template() -> Any:
+  import jinja2
+
+  return jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  ).get_template('contact_sheet.html')
+
+
+def _collected(
+  records: Iterable[Mapping[str, Any]], share: float
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+  """Returns the cards of the sample, in order, and counts over all records."""
+  cards: list[dict[str, Any]] = []
+  counts = {
+    'total': 0, 'ok': 0, 'adequate': 0, 'inadequate': 0, 'uncertain': 0,
+    'empty': 0,
+  }  # fmt: skip
+  for record in records:
+    ok = record['status'] == 'ok'
+    counts['total'] += 1
+    if ok:
+      counts['ok'] += 1
+      counts[record['verdict']] += 1
+      counts['uncertain'] += bool(record['uncertain'])
+      counts['empty'] += record['empty_map']
+    has_picture = not ok or manifest.THUMBNAIL in record['files']
+    if has_picture and inputs.sampled(record['path'], share):
+      cards.append(_card(record))
+  cards.sort(key=lambda c: (c['status'] != 'ok', -c['p'], c['name']))
+  return cards, counts
 
 
 def _card(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,6 +152,9 @@ def _card(record: Mapping[str, Any]) -> dict[str, Any]:
     'calibrated': record.get('p_calibrated') is not None,
     'threshold': record.get('operating_point'),
     'uncertain': bool(record.get('uncertain')),
+    'cause': record.get('cause', ''),
+    'advice': record.get('advice', ''),
+    'criteria': _criteria(record),
     'target': record.get('target', ''),
     'source': f'{record.get("method")}, {record.get("layer")}',
     'empty': bool(record.get('empty_map')),
@@ -141,6 +165,19 @@ def _card(record: Mapping[str, Any]) -> dict[str, Any]:
     'thumbnail': files['thumbnail'][0] if ok else '',
     'link': parse.quote(opened),
   }  # fmt: skip
+
+
+def _criteria(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Returns name, probability and share of the criteria that are known."""
+  return [
+    {
+      'name': name.replace('_', ' '),
+      'p': record[f'p_{name}'],
+      'share': record.get(f'share_{name}'),
+    }
+    for name in labels.CRITERIA
+    if record.get(f'p_{name}') is not None
+  ]
 
 
 def _p(record: Mapping[str, Any]) -> float:
@@ -161,6 +198,16 @@ def _entry(number: int, cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     'about': about,
     'failed': failed,
   }
+
+
+def _near(entries: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+  """Returns the pages that page `number` links: ends, neighbours, further.
+
+  All would be a million links for a thousand pages.
+  """
+  far = {number, 0, len(entries) - 1}
+  far |= {number + sign * step for step in _NEAR for sign in (-1, 1)}
+  return [entries[i] for i in sorted(far) if 0 <= i < len(entries)]
 
 
 def _inlined(output: pathlib.Path, name: str) -> str:

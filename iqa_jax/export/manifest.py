@@ -22,6 +22,15 @@ from iqa_jax.explain import ruler
 _FORMAT = 1
 _FOLDER = 'journal'
 KINDS = ('overlay', 'contour', 'panel', 'npz')
+THUMBNAIL = 'thumbnail'  # the contact sheet's
+
+# What people open: the manifests, whole or of a shard, and the contact sheet.
+_PAGES = (
+  'manifest.csv',
+  'manifest-[0-9]*-of-[0-9]*.csv',
+  'index.html',
+  'index-[0-9]*.html',
+)
 
 # A spreadsheet takes text that begins like this for a formula.
 _FORMULA = ('=', '+', '-', '@', '\t', '\r')
@@ -31,8 +40,13 @@ class ManifestError(errors.UserError):
   """An output directory holds another export, is in use, or is unfinished."""
 
 
-def columns(logits: Sequence[str]) -> list[str]:
-  """Returns the manifest's columns for a model with these outputs."""
+def columns(logits: Sequence[str], criteria: Sequence[str] = ()) -> list[str]:
+  """Returns the manifest's columns.
+
+  Args:
+    logits: the model's outputs.
+    criteria: those that it knows something of.
+  """
   names = [
     'path',
     'status',
@@ -40,6 +54,8 @@ def columns(logits: Sequence[str]) -> list[str]:
     'width',
     'height',
     'field_found',
+    'not_fundus',
+    'unlike_training',
     *(f'logit_{name}' for name in logits),
     *(f'p_{name}' for name in logits),
     'p_inadequate',
@@ -47,6 +63,9 @@ def columns(logits: Sequence[str]) -> list[str]:
     'operating_point',
     'verdict',
     'uncertain',
+    *(('cause', 'advice') if criteria else ()),
+    *(f'p_{name}' for name in criteria),
+    *(f'share_{name}' for name in criteria),
     'target',
     'method',
     'layer',
@@ -87,7 +106,8 @@ class Journal:
       output: the output directory.
       shard: this shard's index.
       settings: all that outputs depend on, JSON values.
-      overwrite: begin anew where other settings were used.
+      overwrite: begin anew where other settings were used; what that export
+        left (manifests, pages, pictures) is removed first.
 
     Raises:
       ManifestError: another process writes this shard, or the directory holds
@@ -128,12 +148,14 @@ class Journal:
         + '\n'.join(f'  {line}' for line in _differences(saved, settings))
         + '\ngive another --output, or --overwrite to replace it'
       )
-    if own:
-      self._file.truncate(0)
-      return
     with open(path, 'ab') as file:
-      _lock(file, path)
-      path.unlink()
+      if not own:
+        _lock(file, path)
+      _withdraw(path)
+      if own:
+        self._file.truncate(0)
+      else:
+        path.unlink()
 
   def _scan(self) -> None:
     """Reads where the lines begin; cuts off a line that was half written."""
@@ -222,6 +244,31 @@ class Journal:
     self.close()
 
 
+def remove(output: str | os.PathLike, record: Mapping[str, Any]) -> None:
+  """Removes a photograph's pictures and arrays, those that are there.
+
+  Only what lies where an export writes: a journal may be anyone's.
+  """
+  for name, _ in record.get('files', {}).values():
+    first, *rest = pathlib.PurePosixPath(name).parts
+    if first in (*KINDS, THUMBNAIL) and '..' not in rest:
+      pathlib.Path(output, name).unlink(missing_ok=True)
+
+
+def _withdraw(journal: pathlib.Path) -> None:
+  """Removes what an export has left beside its journal.
+
+  The journal goes last, so that a run that is killed here does it again.
+  """
+  output = journal.parent.parent
+  for pattern in _PAGES:
+    for path in output.glob(pattern):
+      path.unlink(missing_ok=True)
+  with open(journal, 'rb') as file:
+    for line in file:
+      remove(output, _parse(line) or {})
+
+
 def open_finished(
   output: str | os.PathLike, num_shards: int
 ) -> tuple[list[Journal], dict[str, Any]]:
@@ -264,9 +311,10 @@ def write(
   path: str | os.PathLike,
   records: Iterable[Mapping[str, Any]],
   logits: Sequence[str],
+  criteria: Sequence[str] = (),
 ) -> int:
   """Writes the manifest atomically and returns its number of rows."""
-  names = columns(logits)
+  names = columns(logits, criteria)
   count = 0
   with (
     run_directory.atomic_path(path) as temporary,

@@ -8,7 +8,7 @@ and drawing, within a budget; what does not fit is decoded again.
 
 from __future__ import annotations
 
-import dataclasses
+import errno
 import io
 import itertools
 from multiprocessing import connection
@@ -27,7 +27,9 @@ import numpy as np
 from PIL import Image
 
 from iqa_jax import errors
-from iqa_jax.explain import overlay, ruler
+from iqa_jax.export import manifest, pictures
+from iqa_jax.export.messages import Drawing, Drawn, Failed, Prepared, Settings
+from iqa_jax.judging import fundus
 from iqa_jax.photograph import geometry, images, prepare
 from iqa_jax.photograph import placement as placement_lib
 from iqa_jax.photograph.placement import Placement
@@ -37,127 +39,12 @@ from iqa_jax.photograph.placement import Placement
 _WORKING_BYTES = 3 << 30
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What every photograph's outputs have in common.
-
-  Attributes:
-    output: the output directory.
-    temporary: folder on the same disk for files that are being written.
-    outputs: some of manifest.KINDS.
-    size: side of the network's input.
-    colors: see overlay.COLORS.
-    opacity: see overlay.overlay.
-    quality: of the JPEGs.
-    max_side: of the overlays and contours in pixels; 0 for the original's.
-    budget: bytes of decoded photographs to keep.
-    field: whether the network takes the field of view too (prepare.photograph).
-  """
-
-  output: str
-  temporary: str
-  outputs: tuple[str, ...]
-  size: int
-  colors: str
-  opacity: float
-  quality: int
-  max_side: int
-  budget: int
-  field: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-  """What a worker answers to `decode`.
-
-  Attributes:
-    image: uint8 [size, size, 3 or 4], the network's input.
-    width: of the upright photograph.
-    height: likewise.
-    field: in pixels of the upright photograph.
-    affine: float64 [2, 3], input (x, y, 1) -> (x, y) of that.
-    field_share: share of the input's area inside the field of view.
-    source: (bytes, modification time in ns) of the file.
-    seconds: by stage.
-  """
-
-  image: np.ndarray
-  width: int
-  height: int
-  field: geometry.Field
-  affine: np.ndarray
-  field_share: float
-  source: tuple[int, int]
-  seconds: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawing:
-  """What is to be drawn of a photograph.
-
-  Attributes:
-    name: relative path of its outputs, without ending.
-    shown: float32 [h, w], see overlay.
-    raw: float32 [h, w], the signed map.
-    placement: where the map's cells look, see overlay.overlay.
-    caption: the panel's words; its note also goes onto the overlay.
-    landmarks: float [5] in pixels of the photograph, see ruler.columns.
-    thumbnail: whether the contact sheet shows it.
-    facts: further arrays and texts of the NPZ.
-  """
-
-  name: str
-  shown: np.ndarray
-  raw: np.ndarray
-  placement: Placement | None
-  caption: overlay.Caption
-  landmarks: np.ndarray
-  thumbnail: bool
-  facts: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-  """What a worker answers to `draw`.
-
-  Attributes:
-    files: kind -> (path relative to the output directory, bytes).
-    evidence_in_field: share of the map's positive evidence inside the field;
-      None of an empty map.
-    seconds: by stage.
-  """
-
-  files: dict[str, tuple[str, int]]
-  evidence_in_field: float | None
-  seconds: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Failed:
-  """The photograph can't be used, or (`fatal`) the outputs not be written."""
-
-  status: str
-  reason: str
-  fatal: bool = False
-
-
-@dataclasses.dataclass
-class _Held:
-  photograph: Image.Image | None
-  prepared: np.ndarray
-  affine: np.ndarray
-  inside: np.ndarray
-  field: geometry.Field
-  width: int
-  height: int
-
-
 class Worker:
   """Decodes and draws; one photograph at a time."""
 
   def __init__(self, settings: Settings):
     self._settings = settings
-    self._held: dict[int, _Held] = {}
+    self._held: dict[int, pictures.Held] = {}
     self._bytes = 0
     self._numbers = itertools.count()
 
@@ -178,13 +65,15 @@ class Worker:
     except PermissionError:
       return Failed('permission', 'not readable by this user')
     except (OSError, ValueError) as error:
+      if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return Failed('missing', 'a link that leads to itself')
       return Failed('unreadable', str(error))
     decoded = time.thread_time()
     prepared = prepare.photograph(
       photograph.image, self._settings.size, field=self._settings.field
     )
     picture = self._picture(photograph.image)
-    held = _Held(
+    held = pictures.Held(
       picture,
       prepared.image[..., :3],
       prepared.affine,
@@ -200,6 +89,11 @@ class Worker:
       else:
         self._bytes += size
     self._held[number] = held
+    looks = None
+    if self._settings.check_fundus:
+      looks = fundus.look(
+        prepared.image[..., :3], prepared.inside, self._settings.familiar
+      )
     return Prepared(
       prepared.image,
       photograph.width,
@@ -209,6 +103,7 @@ class Worker:
       float(prepared.inside.mean()),
       (status.st_size, status.st_mtime_ns),
       {'decode': decoded - start, 'prepare': time.thread_time() - decoded},
+      looks,
     )
 
   def forget(self, number: int) -> None:
@@ -237,18 +132,26 @@ class Worker:
         return again
       held, seconds['decode'] = again
     files: dict[str, tuple[str, int]] = {}
-    for kind, ending, make in self._pictures(held, drawing):
+    made = pictures.Pictures(held, drawing, self._settings)
+    # The overlay last, because it draws on the photograph itself.
+    for kind in ('contour', 'panel', 'npz', manifest.THUMBNAIL, 'overlay'):
+      thumbnail = kind == manifest.THUMBNAIL
+      wanted = (
+        drawing.thumbnail if thumbnail else kind in self._settings.outputs
+      )
+      if not wanted:
+        continue
       start = time.thread_time()
-      picture = make()
+      picture = getattr(made, kind)()
       rendered = time.thread_time()
+      ending = 'npz' if kind == 'npz' else 'jpg'
       name = f'{kind}/{drawing.name}.{ending}'
       data = io.BytesIO()
       if isinstance(picture, dict):
         np.savez(data, **picture)
-      elif kind == 'thumbnail':
-        picture.save(data, 'JPEG', quality=72)
       else:
-        picture.save(data, 'JPEG', quality=self._settings.quality)
+        quality = 72 if thumbnail else self._settings.quality
+        picture.save(data, 'JPEG', quality=quality)
       files[kind] = (name, self._write(name, data.getbuffer()))
       seconds['render'] += rendered - start
       seconds['encode'] += time.thread_time() - rendered
@@ -259,7 +162,7 @@ class Worker:
   def _needs_photograph(self) -> bool:
     return bool({'overlay', 'contour', 'panel'} & set(self._settings.outputs))
 
-  def _decode_again(self, held: _Held | None, path: str):
+  def _decode_again(self, held: pictures.Held | None, path: str):
     """Returns what is to be drawn on, whatever the budget, and the seconds."""
     start = time.thread_time()
     try:
@@ -268,7 +171,7 @@ class Worker:
       return Failed(error.status, error.reason)
     if held is None:
       prepared = prepare.photograph(photograph.image, self._settings.size)
-      held = _Held(
+      held = pictures.Held(
         None,
         prepared.image,
         prepared.affine,
@@ -279,87 +182,6 @@ class Worker:
       )
     held.photograph = self._picture(photograph.image)
     return held, time.thread_time() - start
-
-  def _pictures(self, held: _Held, drawing: Drawing):
-    """Yields (kind, file ending, function that makes it)."""
-    s = self._settings
-    photograph = held.photograph
-    look: dict[str, Any] = {
-      'placement': drawing.placement,
-      'colors': s.colors,
-      'opacity': s.opacity,
-    }
-    laid: Any = ()
-    note = drawing.caption.note
-    if photograph is not None:
-      # Downsized pictures have their own pixels.
-      stretch = np.array(
-        [[photograph.width / held.width], [photograph.height / held.height]]
-      )
-      laid = (photograph, drawing.shown, held.affine * stretch, s.size)
-
-    def measured(picture):
-      sx, sy = picture.width / held.width, picture.height / held.height
-      stretch = [sx, sy, (sx * sy) ** 0.5, sx, sy]
-      marks = drawing.landmarks * stretch
-      ruler.draw(picture, marks, held.field.scaled(sx, sy))
-      return picture
-
-    if 'contour' in s.outputs:
-      yield (
-        'contour',
-        'jpg',
-        lambda: (
-          overlay.noted(measured(laid[0].copy()), note)
-          if note
-          else measured(
-            overlay.contour(*laid, placement=drawing.placement, colors=s.colors)
-          )
-        ),
-      )
-    if 'panel' in s.outputs:
-      yield (
-        'panel',
-        'jpg',
-        lambda: overlay.panel(
-          *laid, caption=drawing.caption, decorate=measured, **look
-        ),
-      )
-    if 'npz' in s.outputs:
-      columns = drawing.raw.shape[1]
-      where = drawing.placement or placement_lib.evenly(s.size, columns)
-      facts = drawing.facts | {
-        'map': drawing.raw,
-        'affine': held.affine,
-        'prepared_size': s.size,
-        'cell_offset': where.offset,
-        'cell_stride': where.stride,
-        'width': held.width,
-        'height': held.height,
-      }
-      yield 'npz', 'npz', lambda: facts
-    if drawing.thumbnail:
-      shown = drawing.shown
-      yield (
-        'thumbnail',
-        'jpg',
-        lambda: overlay.thumbnail(
-          held.prepared,
-          np.zeros_like(shown) if drawing.caption.note else shown,
-          **look,
-        ),
-      )
-    # Last, because it draws on the photograph itself.
-    if 'overlay' in s.outputs:
-      yield (
-        'overlay',
-        'jpg',
-        lambda: (
-          overlay.noted(measured(laid[0]), note)
-          if note
-          else measured(overlay.overlay(*laid, **look, in_place=True))
-        ),
-      )
 
   def _write(self, name: str, data) -> int:
     """Writes an output so that it is there as a whole or not at all."""
@@ -442,7 +264,7 @@ def _serve(pipe: connection.Connection) -> None:
       answer = Failed('too_large', 'out of memory')
     except Exception as error:
       answer = Failed('unreadable', f'{type(error).__name__}: {error}'[:300])
-    pipe.send((number, answer))
+    pipe.send(answer)
 
 
 def main() -> None:

@@ -295,6 +295,50 @@ def to_arrays(scorer: NotFundus) -> dict[str, np.ndarray]:
   }
 
 
+@dataclasses.dataclass(frozen=True)
+class Looks:
+  """What a picture looks like, whatever its quality.
+
+  Attributes:
+    not_fundus: score of being no fundus photograph, 0 to 1.
+    flagged: whether it gets no verdict therefore.
+    unlike_training: how unlike the photographs that the model learned from, 1
+      at the limit; None where the model doesn't know.
+  """
+
+  not_fundus: float
+  flagged: bool
+  unlike_training: float | None
+
+  @property
+  def reason(self) -> str:
+    """Why there is no verdict, in words."""
+    return (
+      f'not a fundus photograph: score {self.not_fundus:.3f}, the limit is '
+      f'{load().threshold:.3f}'
+    )
+
+
+def look(
+  image: np.ndarray,
+  inside: np.ndarray,
+  familiar: Mapping[str, Any] | None = None,
+) -> Looks:
+  """Returns what a prepared photograph looks like.
+
+  Args:
+    image: uint8 [s, s, 3], prepared.
+    inside: bool [s, s], its field of view.
+    familiar: of `fit_familiar`, of the model's model.json; None without.
+  """
+  row = features(image, inside)
+  score = float(load().of_features(row[None])[0])
+  unlike = None
+  if familiar is not None:
+    unlike = unlike_training(row, familiar)[0]
+  return Looks(score, load().flags(score), unlike)
+
+
 def fit_familiar(rows: np.ndarray, flagged: float = 0.015) -> dict[str, Any]:
   """Returns what is familiar to a run, as a record for its model.json.
 

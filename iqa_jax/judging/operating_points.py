@@ -29,7 +29,12 @@ RULES = (
 
 
 def choose(
-  rule: str, target: float, truth: np.ndarray, p: np.ndarray
+  rule: str,
+  target: float,
+  truth: np.ndarray,
+  p: np.ndarray,
+  *,
+  weight: np.ndarray | None = None,
 ) -> dict[str, Any]:
   """Chooses a threshold; it lies half way between two observed scores.
 
@@ -43,6 +48,7 @@ def choose(
     truth: int [n], 1 inadequate, 0 adequate, of validation; others are left
       out.
     p: float [n], calibrated p_inadequate; NaN is left out.
+    weight: float [n], how many images each counts as in the curve; None: 1.
 
   Returns:
     The record above, 'sensitivity' and 'specificity' as reached on these
@@ -62,6 +68,7 @@ def choose(
   truth, p = np.asarray(truth), np.asarray(p, np.float64)
   usable = np.isin(truth, (0, 1)) & np.isfinite(p)
   truth, p = truth[usable], p[usable]
+  weight = np.ones(len(p)) if weight is None else weight[usable]
   point: dict[str, Any] = {'rule': rule, 'target': float(target)}
   if rule == 'youden':
     del point['target']
@@ -80,7 +87,7 @@ def choose(
       'reason': 'validation has one class only',
     }
   else:
-    thresholds, sensitivity, specificity = curve(truth, p)
+    thresholds, sensitivity, specificity = curve(truth, p, weight)
     # Thresholds fall along the curve. Of equally good ones take the lowest: a
     # missed fault is worse than a false alarm.
     if rule == 'sensitivity':
@@ -90,8 +97,9 @@ def choose(
     elif rule == 'youden':
       best = _last_least(-sensitivity - specificity)
     else:
-      missed, alarms = (1 - sensitivity) * positive, 1 - specificity
-      best = _last_least(target * missed + alarms * negative)
+      missed = (1 - sensitivity) * weight[truth == 1].sum()
+      alarms = (1 - specificity) * weight[truth == 0].sum()
+      best = _last_least(target * missed + alarms)
     point |= {
       'threshold': float(thresholds[best]),
       'chosen_on': 'validation',
@@ -107,7 +115,7 @@ def choose(
 
 
 def curve(
-  truth: np.ndarray, p: np.ndarray
+  truth: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns thresholds, falling, and sensitivity and specificity at each.
 
@@ -115,8 +123,9 @@ def curve(
   scores. NaN where a class is missing.
   """
   distinct, where = np.unique(p, return_inverse=True)
-  positive = np.bincount(where, truth == 1, len(distinct))[::-1]
-  negative = np.bincount(where, truth == 0, len(distinct))[::-1]
+  weight = np.ones(len(p)) if weight is None else weight
+  positive = np.bincount(where, (truth == 1) * weight, len(distinct))[::-1]
+  negative = np.bincount(where, (truth == 0) * weight, len(distinct))[::-1]
   with np.errstate(invalid='ignore', divide='ignore'):
     sensitivity = np.concatenate([[0], positive.cumsum()]) / positive.sum()
     false = np.concatenate([[0], negative.cumsum()]) / negative.sum()

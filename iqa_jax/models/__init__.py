@@ -52,6 +52,7 @@ def create(
   cells: int = 28,
   cell_units: int = 128,
   independent: bool = False,
+  field_pooling: bool = False,
 ) -> Classifier:
   """Returns a model; it holds no parameters, see `init`.
 
@@ -71,6 +72,7 @@ def create(
     cells: side of the grid of evidence.
     cell_units: hidden units of a cell.
     independent: the outputs are criteria, each judged by itself.
+    field_pooling: the last map is averaged inside the field of view only.
 
   Raises:
     ValueError: there is no such backbone, point, head or compute type.
@@ -111,6 +113,10 @@ def create(
     kinds = ', '.join([*heads.KINDS, 'imagenet', 'evidence'])
     raise errors.InvalidValue(f'head {head!r} is none of {kinds}')
   pool, hidden = shape
+  if field_pooling and pool not in ('average', 'standardized'):
+    raise errors.InvalidValue(
+      f'the head {head!r} does not average, so it has no use for field_pooling'
+    )
   return Classifier(
     backbone,
     heads.Head(
@@ -122,6 +128,7 @@ def create(
       dtype=jnp.dtype(dtype),
     ),
     last or None,
+    field_pooling=field_pooling,
   )
 
 
@@ -147,12 +154,21 @@ def from_config(
     cells=c.cells,
     cell_units=c.cell_units,
     independent=config.task.name == 'criteria',
+    field_pooling=c.field_pooling,
   )
 
 
-def cells(config: ml_collections.ConfigDict) -> int:
-  """Returns the side of the grid of evidence, 0 of other heads."""
-  return config.model.cells if config.model.head == 'evidence' else 0
+def inputs(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns what a run's model takes beside colours, for pipeline.batches.
+
+  'field': bool, whether images come with their field of view; 'cells': int, the
+  side of the grid on which faults are learned, 0 for none.
+  """
+  evident = config.model.head == 'evidence'
+  return {
+    'field': evident or config.model.field_pooling,
+    'cells': config.model.cells if evident else 0,
+  }
 
 
 def shapes(model: Classifier, image_size: int) -> dict[str, Any]:
@@ -187,16 +203,16 @@ def init(model: Classifier, key: jax.Array, image_size: int) -> dict[str, Any]:
   return jax.tree_util.tree_map_with_path(draw, tree)
 
 
-def normalize(images: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+def normalize(images: jax.Array) -> jax.Array:
   """Returns uint8 images as the networks take them.
 
   Args:
     images: RGB [b, h, w, 3], or RGB and the field of view as a fourth channel.
-    dtype: of the result.
 
   Returns:
-    RGB scaled to ImageNet's mean 0 and deviation 1; the field scaled to 0..1.
+    float32: RGB scaled to ImageNet's mean 0 and deviation 1; the field scaled
+    to 0..1.
   """
   scaled = images / 255.0
   colour = (scaled[..., :3] - MEAN) / DEVIATION
-  return jnp.concatenate([colour, scaled[..., 3:]], -1).astype(dtype)
+  return jnp.concatenate([colour, scaled[..., 3:]], -1)

@@ -6,7 +6,9 @@ compute type.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import contextvars
 import math
 from typing import Any
 
@@ -24,6 +26,7 @@ MOMENTUM = 0.9
 # Pixels times channels in and out, from which _convolve's own gradient is
 # faster (measured with jax 0.10 on 2 cores).
 _LARGE = 10**8
+_PORTABLE = contextvars.ContextVar('portable', default=False)
 
 Mask = jax.Array | None
 
@@ -48,7 +51,6 @@ def conv(
   size, stride, padding = window
   if size == 1 and not bias:
     return Pointwise(features, stride, dtype, name=name)
-  on_cpu = jax.default_backend() == 'cpu'
   return nn.Conv(
     features,
     (size, size),
@@ -57,8 +59,36 @@ def conv(
     use_bias=bias,
     dtype=dtype,
     name=name,
-    conv_general_dilated=_convolve if on_cpu and stride == 1 else None,
+    conv_general_dilated=_convolve if stride == 1 else None,
   )
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+  """What is traced in here has nothing that is tuned for the CPU.
+
+  For formats that have no word for a choice by platform.
+  """
+  token = _PORTABLE.set(True)
+  try:
+    yield
+  finally:
+    _PORTABLE.reset(token)
+
+
+def _by_platform(
+  cpu: Callable[..., jax.Array],
+  default: Callable[..., jax.Array],
+  *arguments: jax.Array,
+) -> jax.Array:
+  """Returns `cpu` of the arguments in programs for a CPU, else `default`.
+
+  Chosen when a program is lowered, for the platform that it is lowered for: no
+  trace of the other is left in it, nor in its gradient.
+  """
+  if _PORTABLE.get():
+    return default(*arguments)
+  return lax.platform_dependent(*arguments, cpu=cpu, default=default)
 
 
 def _convolve(
@@ -80,6 +110,7 @@ def _convolve(
       x, kernel, window_strides, padding, **options
     )
 
+  # On the CPU only; elsewhere the library's own is best.
   if math.prod(x.shape[1:]) * kernel.shape[-1] < _LARGE:
     return convolve(x, kernel)
 
@@ -111,14 +142,15 @@ def _convolve(
 
   remembering = jax.custom_vjp(convolve)
   remembering.defvjp(lambda x, k: (convolve(x, k), (x, k)), backward)
-  return remembering(x, kernel)
+  return _by_platform(remembering, convolve, x, kernel)
 
 
 class Pointwise(nn.Module):
-  """A 1x1 convolution without bias, as the matrix product that it is.
+  """A 1x1 convolution without bias; on a CPU the matrix product that it is.
 
-  XLA's CPU convolutions take 1.5 to 9 times as long for a kernel's gradient;
-  GPU and TPU make no difference between the two.
+  XLA's CPU convolutions take 1.5 to 9 times as long for a kernel's gradient.
+  Elsewhere a convolution is fused with its neighbours, and XLA's compiler for
+  an H100 (jax 0.10.2) ends the process at the matrix product.
 
   Attributes:
     features: channels of the result.
@@ -136,9 +168,24 @@ class Pointwise(nn.Module):
     kernel = self.param(
       'kernel', nn.initializers.lecun_normal(), shape, jnp.float32
     )
-    x = x[:, :: self.stride, :: self.stride].astype(self.dtype)
-    flat = x.reshape(-1, x.shape[-1]) @ kernel[0, 0].astype(self.dtype)
-    return flat.reshape(*x.shape[:-1], self.features)
+
+    def product(x, kernel):
+      x = x[:, :: self.stride, :: self.stride]
+      flat = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+      return flat.reshape(*x.shape[:-1], self.features)
+
+    def convolution(x, kernel):
+      return lax.conv_general_dilated(
+        x,
+        kernel,
+        (self.stride, self.stride),
+        'VALID',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      )
+
+    return _by_platform(
+      product, convolution, x.astype(self.dtype), kernel.astype(self.dtype)
+    )
 
 
 def max_pool(x: jax.Array, window: Window) -> jax.Array:
@@ -148,24 +195,32 @@ def max_pool(x: jax.Array, window: Window) -> jax.Array:
   values gets the gradient, and NaN wins, as in torch.
   """
   size, stride, padding = window
-  if jax.default_backend() != 'cpu':
+
+  def pool(x):
     return nn.max_pool(
-      x, (size, size), (stride, stride), [(padding, padding)] * 2
+      x,
+      window_shape=(size, size),
+      strides=(stride, stride),
+      padding=[(padding, padding)] * 2,
     )
-  # The gradient of XLA's pooling (select-and-scatter) takes 8 to 13 times as
-  # long on a CPU as that of a running maximum over the windows' places.
-  x = jnp.pad(
-    x,
-    [(0, 0), (padding, padding), (padding, padding), (0, 0)],
-    constant_values=-jnp.inf,
-  )
-  ends = [length - size + 1 for length in x.shape[1:3]]
-  best = jnp.full((), -jnp.inf, x.dtype)
-  for i in range(size):
-    for j in range(size):
-      here = x[:, i : ends[0] + i : stride, j : ends[1] + j : stride]
-      best = jnp.where((here > best) | jnp.isnan(here), here, best)
-  return best
+
+  def running(x):
+    # The gradient of XLA's pooling (select-and-scatter) takes 8 to 13 times as
+    # long on a CPU as that of a running maximum over the windows' places.
+    x = jnp.pad(
+      x,
+      [(0, 0), (padding, padding), (padding, padding), (0, 0)],
+      constant_values=-jnp.inf,
+    )
+    ends = [length - size + 1 for length in x.shape[1:3]]
+    best = jnp.full((), -jnp.inf, x.dtype)
+    for i in range(size):
+      for j in range(size):
+        here = x[:, i : ends[0] + i : stride, j : ends[1] + j : stride]
+        best = jnp.where((here > best) | jnp.isnan(here), here, best)
+    return best
+
+  return _by_platform(running, pool, x)
 
 
 def adaptive_average(x: jax.Array, size: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Reads photographs as 8-bit RGB, whatever a camera or archive wrote.
+"""Reads photographs as 8-bit sRGB, whatever a camera or archive wrote.
 
 JPEG, PNG, TIFF and, with the `dicom` extra, DICOM. Whatever is wrong with a
 file, the one exception that comes out is `ImageError`, whose status goes into
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from iqa_jax import errors
+from iqa_jax.photograph import colour
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.dcm')
 
@@ -25,6 +26,7 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.dcm')
 # announces more is a decompression bomb or a mistake.
 MAX_PIXELS = 89_478_485
 MIN_SIDE = 32
+_SUBFILE, _REDUCED_OR_MASK = 254, 5  # TIFF's tag NewSubfileType, bits 0 and 2
 
 STATUSES = (
   'missing',
@@ -165,12 +167,13 @@ def _read_pillow(path, file, min_size):
   with Image.open(file, formats=('JPEG', 'PNG', 'TIFF')) as image:
     width, height = image.size
     _check_size(path, width, height)
+    if image.format == 'TIFF':
+      _check_one_page(path, image)
     if min_size is not None and image.format in ('JPEG', 'MPO'):
       # draft never goes below what is asked for.
       shorter = min(width, height)
       wanted = min(2 * min_size / shorter, 1.0)
       image.draft('RGB', (int(width * wanted), int(height * wanted)))
-    image.load()
     upright = upright_rgb(image)
     if upright.size != image.size and upright.size == image.size[::-1]:
       width, height = height, width
@@ -178,34 +181,27 @@ def _read_pillow(path, file, min_size):
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-  """Returns an image as Pillow opened it, upright and of mode RGB."""
-  return _to_rgb(ImageOps.exif_transpose(image))
+  """Returns an image as Pillow opened it, upright, of mode RGB and in sRGB."""
+  depth = colour.depth(image)
+  return colour.to_rgb(ImageOps.exif_transpose(image), depth)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-  if image.mode == 'RGB' and 'transparency' not in image.info:
-    return image
-  if image.mode.startswith(('I', 'F')):
-    return _grey_to_rgb(np.asarray(image))
-  if image.mode in ('LA', 'PA', 'RGBA', 'RGBa', 'La') or (
-    'transparency' in image.info
-  ):
-    rgba = image.convert('RGBA')
-    black = Image.new('RGBA', image.size, (0, 0, 0, 255))
-    return Image.alpha_composite(black, rgba).convert('RGB')
-  return image.convert('RGB')
+def _check_one_page(path, image) -> None:
+  """Raises ImageError for a TIFF of several photographs.
 
-
-def _grey_to_rgb(values: np.ndarray) -> Image.Image:
-  """Returns 16-bit, 32-bit or float grey values as RGB."""
-  values = np.nan_to_num(values.astype(np.float64))
-  top = values.max(initial=0.0)
-  if top > 255.0:
-    values = values / (257.0 if top <= 65535.0 else top / 255.0)
-  elif values.dtype.kind == 'f' and 0.0 < top <= 1.0:
-    values = values * 255.0
-  grey = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-  return Image.fromarray(grey).convert('RGB')
+  Smaller copies and masks, as its NewSubfileType names them, are no pages.
+  """
+  pages = 0
+  for page in range(getattr(image, 'n_frames', 1)):
+    image.seek(page)
+    pages += not image.tag_v2.get(_SUBFILE, 0) & _REDUCED_OR_MASK
+  image.seek(0)
+  if pages > 1:
+    raise ImageError(
+      path,
+      'unreadable',
+      f'a TIFF of {pages} pages: save the photograph as a file of its own',
+    )
 
 
 def _read_dicom(path, file):
@@ -238,4 +234,6 @@ def _read_dicom(path, file):
   if values.ndim == 2:
     values = np.repeat(values[..., None], 3, axis=-1)
   values = np.ascontiguousarray(values[..., :3])
-  return Image.fromarray(values), height, width
+  image = Image.fromarray(values)
+  image.info['icc_profile'] = dataset.get('ICCProfile')
+  return colour.to_rgb(image), height, width

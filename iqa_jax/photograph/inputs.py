@@ -93,7 +93,7 @@ def _of_folder(root: str, suffixes) -> Listing:
       return
     for entry in entries:
       key = prefix + entry.name
-      if entry.is_dir():
+      if _is_folder(entry):
         yield from walk(entry.path, f'{key}/')
       elif entry.name.lower().endswith(suffixes):
         yield key
@@ -107,6 +107,13 @@ def _of_folder(root: str, suffixes) -> Listing:
       f'{", ".join(suffixes)}'
     )
   return Listing(root, sorted(keys), ignored)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError:
+    return False  # a link that leads to itself
 
 
 def _of_pattern(pattern: str) -> Listing:
@@ -144,7 +151,7 @@ def _of_list(path: str, root: str | None, suffixes) -> Listing:
           raise InputError(
             f'{path}, line {reader.line_num}: column {column!r} holds no path'
           )
-        keys.append(_with_suffix(base, value, suffixes))
+        keys.append(_spelt(base, _with_suffix(base, value, suffixes)))
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise InputError(f'{path} is not a CSV list: {error}') from error
   if not keys:
@@ -163,6 +170,28 @@ def _with_suffix(base: str, value: str, suffixes) -> str:
     if os.path.lexists(os.path.join(base, value + suffix)):
       return value + suffix
   return value
+
+
+def _spelt(base: str, value: str) -> str:
+  """Returns the one spelling of a path: relative to `base` where it is below.
+
+  Behind a link '..' is the parent of where it leads, so it is resolved only
+  where that makes no difference.
+  """
+  absolute = os.path.join(base, value)
+  plain = os.path.normpath(absolute)
+  if '..' in pathlib.PurePath(value).parts:
+    try:
+      if not os.path.samefile(
+        os.path.dirname(absolute), os.path.dirname(plain)
+      ):
+        return value
+    except OSError:
+      return value
+  below = os.path.join(base, '')
+  if plain.startswith(below):
+    return plain.removeprefix(below)
+  return plain if os.path.isabs(value) else os.path.normpath(value)
 
 
 def in_shard(key: str, index: int, count: int) -> bool:

@@ -8,7 +8,8 @@ Writes contact sheets: adequate.png, faults.png (every fault at rising
 severity; it counts as inadequate from 0.5 on), image_field.png (with the three
 measured distances) and, with --real, beside_real.png, simulated and real
 photographs side by side. --photographs writes that many single files and
-labels.csv, as if downloaded, to try the export on.
+labels.csv, as if downloaded, to try the export on; --pixel_labels writes what
+each of their pixels is, as iqa_jax.evaluate_explanations reads it.
 """
 
 import csv
@@ -23,6 +24,9 @@ _OUTPUT = flags.DEFINE_string('output', None, 'folder to write to')
 _REAL = flags.DEFINE_string('real', None, 'folder of real photographs')
 _PHOTOGRAPHS = flags.DEFINE_integer(
   'photographs', 0, 'single photographs to write', lower_bound=0
+)
+_PIXEL_LABELS = flags.DEFINE_string(
+  'pixel_labels', None, 'folder for an indexed PNG of each of --photographs'
 )
 _SIZE = flags.DEFINE_integer('size', 256, 'side in pixels', lower_bound=64)
 _SEED = flags.DEFINE_integer('seed', 0, 'of the first', lower_bound=0)
@@ -161,8 +165,11 @@ def _write_photographs(output, count, size, seed) -> None:
   from PIL import Image
 
   from iqa_jax import labels
-  from iqa_jax.simulation import photograph
+  from iqa_jax.simulation import photograph, pixel_labels
 
+  told = _PIXEL_LABELS.value and pathlib.Path(_PIXEL_LABELS.value).expanduser()
+  if told:
+    told.mkdir(parents=True, exist_ok=True)
   rows = []
   for i in tqdm.trange(count, desc='drawing', unit='photograph', disable=None):
     name = None if i % 2 else labels.CRITERIA[i // 2 % 4]
@@ -171,6 +178,9 @@ def _write_photographs(output, count, size, seed) -> None:
     )
     file = f'simulated_{seed + i:07d}.jpg'
     Image.fromarray(drawn.image).save(output / file, quality=95)
+    if told:
+      pixels = pixel_labels.of_drawn(drawn)
+      pixel_labels.write((told / file).with_suffix('.png'), pixels)
     rows.append(
       [file, labels.QUALITY[drawn.quality], drawn.eye]
       + [labels.QUALITY[c] for c in drawn.criteria]

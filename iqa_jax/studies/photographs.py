@@ -15,17 +15,15 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from iqa_jax import config as config_lib
 from iqa_jax import errors
 from iqa_jax import labels as L
-from iqa_jax.data import tables
 from iqa_jax.photograph import images, inputs, prepare
+from iqa_jax.simulation import pixel_labels as labels_lib
+from iqa_jax.studies import label_table, pixel_truth
 
-_NAMES = ('image_id', 'path', 'image', 'image_path', 'filename', 'file')
-_LANDMARKS = ('disc_x', 'disc_y', 'disc_diameter', 'fovea_x', 'fovea_y')
-_VERDICTS = {'': -1, '-1': -1, 'adequate': 0, '0': 0, 'inadequate': 1, '1': 1}
 # Beyond all seeds of the dataset.
 _FIRST_SEED = 2**40
-_EYES = {'left': 'left', 'l': 'left', 'right': 'right', 'r': 'right'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Photographs:
     patients: whose photographs they are, [n]; '' where unknown.
     skipped: (name, reason) of photographs that could not be read.
     source: where they come from, for people.
+    truth: uint8 [n, s, s], what each pixel is (see pixel_truth); 0 where that
+      isn't known. None: of no photograph.
   """
 
   ids: np.ndarray
@@ -57,6 +57,7 @@ class Photographs:
   patients: np.ndarray
   skipped: tuple[tuple[str, str], ...]
   source: str
+  truth: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -70,12 +71,17 @@ class Photographs:
       'criteria': self.criteria,
     }
 
+  @property
+  def people(self) -> np.ndarray:
+    """Whom they are of, [n]; who is unknown is a patient of their own."""
+    return np.where(self.patients == '', self.ids, self.patients)
+
   def take(self, indices: Any) -> Photographs:
     """Returns some of the photographs."""
     chosen = {
       f.name: getattr(self, f.name)[indices]
       for f in dataclasses.fields(self)
-      if f.name not in ('skipped', 'source')
+      if isinstance(getattr(self, f.name), np.ndarray)
     }
     return dataclasses.replace(self, **chosen)
 
@@ -85,6 +91,7 @@ def read(
   size: int,
   *,
   labels: str | os.PathLike | None = None,
+  pixel_labels: str | os.PathLike | None = None,
   split: str = '',
   limit: int = 0,
   usable: str = 'inadequate',
@@ -95,13 +102,11 @@ def read(
   Args:
     where: a folder, a glob pattern or a CSV list.
     size: side of the prepared photographs in pixels.
-    labels: a CSV file that names photographs (by file name, with or without
-      ending) and has any of the columns quality, grade, focus, illumination,
-      image_field, artifacts (0 or adequate, 1 or inadequate; grade 0 to 2),
-      eye, patient_id (else each photograph is taken as a patient of its own),
-      disc_x, disc_y, disc_diameter, fovea_x, fovea_y (pixels of the
-      file); photographs it does not name are left out. None: a CSV list is its
-      own labels, a folder has none.
+    labels: a CSV file that names photographs, see label_table.read; those it
+      does not name are left out, and who has no patient is one of their own.
+      None: a CSV list is its own labels, a folder has none.
+    pixel_labels: a folder of PNGs with what each pixel is, see pixel_truth;
+      photographs that have none there are left out. None: it isn't known.
     split: keep rows whose column `split` says so only; '' for all.
     limit: read at most this many, drawn by lot but evenly over the labels
       adequate and inadequate; 0 for all.
@@ -113,23 +118,35 @@ def read(
   """
   if labels is None and where.lower().endswith('.csv'):
     labels = where
-  known = _read_labels(labels, split, usable) if labels else None
+  known = label_table.read(labels, split, usable) if labels else None
   listing = inputs.find(where, suffixes=images.SUFFIXES)
   paths = [pathlib.Path(listing.root) / key for key in listing.keys]
   if known is not None:
-    paths = [p for p in paths if _stem(p.name) in known]
+    paths = [p for p in paths if label_table.stem(p.name) in known]
     if not paths:
       raise errors.InvalidValue(
         f'none of the {len(listing.keys)} photographs of {where} is named in '
         f'{labels}' + (f' with split {split}' if split else '')
       )
-  rows = [(known or {}).get(_stem(p.name), {}) for p in paths]
+  if pixel_labels:
+    folder = pathlib.Path(pixel_labels)
+    paths = [p for p in paths if pixel_truth.path(folder, p).is_file()]
+    if not paths:
+      raise errors.InvalidValue(
+        f'{folder} holds a PNG of the name of none of the photographs of '
+        f'{where}'
+      )
+  rows = [(known or {}).get(label_table.stem(p.name), {}) for p in paths]
   quality = np.asarray([row.get('quality', L.UNKNOWN) for row in rows])
   chosen = _lot(quality, limit, seed)
 
   source = f'{where}, labels of {labels}' if known is not None else where
-  readers = [lambda i=i: _prepare(paths[i], size, rows[i]) for i in chosen]
-  return _collect(readers, [_stem(paths[i].name) for i in chosen], size, source)
+  readers = [
+    lambda i=i: _prepare(paths[i], size, rows[i], pixel_labels) for i in chosen
+  ]
+  return _collect(
+    readers, [label_table.stem(paths[i].name) for i in chosen], size, source
+  )
 
 
 def drawn(
@@ -161,6 +178,9 @@ def drawn(
     centres = np.arange(size) + 0.5
     return {
       'image': prepare.resize(found.image, size),
+      'truth': pixel_truth.nearest(
+        labels_lib.of_drawn(found), drawn_at * centres / size
+      ),
       'inside': found.view.scaled(shrink, shrink).inside(
         centres[None, :], centres[:, None]
       ),
@@ -175,16 +195,22 @@ def drawn(
   return _collect(makers, names, size, f'{count} simulated photographs')
 
 
-def _prepare(path, size, row) -> dict[str, Any]:
+def _prepare(path, size, row, pixel_labels=None) -> dict[str, Any]:
   photograph = images.read(path)
   prepared = prepare.photograph(photograph.image, size)
   landmarks = np.asarray(row.get('landmarks', [np.nan] * 5), float)
-  return {
+  found = {
     **row,
     'image': prepared.image,
     'inside': prepared.inside,
     'landmarks': _to_prepared(landmarks, prepared.affine),
   }
+  if pixel_labels:
+    file = pixel_truth.path(pathlib.Path(pixel_labels), path)
+    found['truth'] = pixel_truth.prepared(
+      pixel_truth.read(file), photograph.image.size, prepared.affine, size
+    )
+  return found
 
 
 def _to_prepared(landmarks, affine) -> np.ndarray:
@@ -229,53 +255,10 @@ def _collect(
     patients=column('patient', '', str),
     skipped=tuple(skipped),
     source=source,
+    truth=np.stack([row['truth'] for row in rows])
+    if 'truth' in rows[0]
+    else None,
   )
-
-
-def _read_labels(path, split, usable) -> dict[str, dict[str, Any]]:
-  rows: dict[str, dict[str, Any]] = {}
-  for line, row in tables.read(path, ()):
-    name = next((row[n] for n in _NAMES if row.get(n)), '')
-    if not name:
-      raise errors.InvalidValue(
-        f'{path}, line {line}: no column names the photograph; expected one '
-        f'of {", ".join(_NAMES)}'
-      )
-    if split and row.get('split') != split:
-      continue
-
-    def verdict(column, row=row, line=line):
-      value = row.get(column, '').lower()
-      if value not in _VERDICTS:
-        raise errors.InvalidValue(
-          f'{path}, line {line}: {column} is {value!r}, expected 0 or '
-          'adequate, 1 or inadequate, or nothing'
-        )
-      return _VERDICTS[value]
-
-    grade = row.get('grade', '')
-    if grade not in ('', '-1', '0', '1', '2'):
-      raise errors.InvalidValue(
-        f'{path}, line {line}: grade is {grade!r}, expected 0, 1, 2 or nothing'
-      )
-    known: dict[str, Any] = {
-      'quality': verdict('quality'),
-      'grade': int(grade or L.UNKNOWN),
-      'criteria': [verdict(name) for name in L.CRITERIA],
-      'eye': _EYES.get(row.get('eye', '').lower(), ''),
-      'patient': row.get('patient_id', ''),
-      'landmarks': [float(row.get(n) or 'nan') for n in _LANDMARKS],
-    }
-    if known['quality'] == L.UNKNOWN:
-      known['quality'] = L.quality_of_grade(known['grade'], usable)
-    rows[_stem(pathlib.PurePosixPath(name).name)] = known
-  return rows
-
-
-def _stem(name: str) -> str:
-  """Returns a file's name without the ending of an image."""
-  stem, suffix = os.path.splitext(name)
-  return stem if suffix.lower() in images.SUFFIXES else name
 
 
 def _lot(quality: np.ndarray, limit: int, seed: int) -> list[int]:
@@ -298,16 +281,18 @@ def choose(
   *,
   images: str = '',
   labels: str | None = None,
+  pixel_labels: str | None = None,
   limit: int = 0,
   seed: int = 0,
 ) -> Photographs:
   """Returns the photographs named, or those of the run when none are.
 
   Args:
-    loaded: the run's model (inference.Loaded).
+    loaded: the run's model (trained.Trained).
     workdir: its run directory.
     images: see `read`; '' for `of_run`.
     labels: see `read`; of `images` only.
+    pixel_labels: see `read`.
     limit: how many at most; 0 for all.
     seed: of the lot.
 
@@ -319,11 +304,14 @@ def choose(
       raise errors.InvalidValue(
         'labels without images: say which photographs they name'
       )
-    return of_run(loaded, workdir, limit=limit, seed=seed)
+    return of_run(
+      loaded, workdir, pixel_labels=pixel_labels, limit=limit, seed=seed
+    )
   return read(
     images,
     loaded.image_size,
     labels=labels,
+    pixel_labels=pixel_labels,
     limit=limit,
     usable=loaded.config.task.usable,
     seed=seed,
@@ -331,7 +319,12 @@ def choose(
 
 
 def of_run(
-  loaded: Any, workdir: str | os.PathLike, *, limit: int, seed: int = 0
+  loaded: Any,
+  workdir: str | os.PathLike,
+  *,
+  pixel_labels: str | None = None,
+  limit: int,
+  seed: int = 0,
 ) -> Photographs:
   """Returns photographs a run was tested on, or as good: drawn anew.
 
@@ -339,8 +332,9 @@ def of_run(
   for among the files it was made from; a run on fundus_sim gets new drawings.
 
   Args:
-    loaded: the run's model (inference.Loaded).
+    loaded: the run's model (trained.Trained).
     workdir: its run directory.
+    pixel_labels: see `read`; drawings know their own.
     limit: how many, at most; 0 for all there are (drawn: 200).
     seed: of the lot.
 
@@ -356,7 +350,8 @@ def of_run(
     sizes = photograph.SIZES
     at = sizes[data.builder_config or next(iter(sizes))]
     return drawn(limit or 200, size, drawn_at=at, seed=seed)
-  folder = os.path.expanduser(data.test_manual_dir or data.manual_dir)
+  folder = config_lib.of_dataset(data.test_manual_dir or data.manual_dir, name)
+  folder = os.path.expanduser(folder)
   table = pathlib.Path(workdir) / 'predictions.csv'
   if not folder or not os.path.isdir(folder) or not table.is_file():
     raise errors.InvalidValue(
@@ -368,6 +363,7 @@ def of_run(
     folder,
     size,
     labels=table,
+    pixel_labels=pixel_labels,
     split='test',
     limit=limit,
     usable=loaded.config.task.usable,

@@ -44,8 +44,16 @@ class Store:
   Use as a context manager; leaving waits for the last save.
   """
 
-  def __init__(self, workdir: str | os.PathLike):
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    saved: Callable[[], None] = lambda: None,
+  ):
     """Opens (process 0: and creates) `workdir`/checkpoints.
+
+    Args:
+      workdir: the run directory.
+      saved: called after every save, in the background, too.
 
     Raises:
       RunDirectoryError: it cannot be created.
@@ -54,6 +62,7 @@ class Store:
     self.folder = pathlib.Path(workdir).absolute() / 'checkpoints'
     self._manager: ocp.CheckpointManager | None = None
     self._last = -1
+    self._after = saved
     self._saved = time.monotonic()
     self._worker = futures.ThreadPoolExecutor(1, 'checkpoint')
     self._saving: futures.Future | None = None
@@ -150,6 +159,7 @@ class Store:
       ),
       force=True,
     )
+    self._after()
 
   def restore(
     self, template: Callable[[dict[str, Any]], Any]

@@ -16,6 +16,8 @@ import numpy as np
 
 from iqa_jax import run_directory
 from iqa_jax.data import pipeline
+from iqa_jax.data import plan as plan_lib
+from iqa_jax.data import source as source_lib
 from iqa_jax.judging import fundus
 from iqa_jax.photograph import prepare
 
@@ -26,7 +28,7 @@ _LEAST = 20
 
 def store(
   workdir: str | os.PathLike,
-  source: pipeline.Source,
+  source: source_lib.Source,
   indices: np.ndarray,
   config: ml_collections.ConfigDict,
 ) -> None:
@@ -51,7 +53,7 @@ def store(
 
 
 def _features(source: Any, indices: np.ndarray, config) -> np.ndarray:
-  plan = pipeline.plan_train(source, indices, config, 0)
+  plan = plan_lib.plan_train(source, indices, config, 0)
   some = {
     field.name: getattr(plan, field.name)[:_COUNT]
     for field in dataclasses.fields(plan)
@@ -59,7 +61,7 @@ def _features(source: Any, indices: np.ndarray, config) -> np.ndarray:
   rows = []
   for batch in pipeline.batches(
     source,
-    pipeline.Plan(**some),
+    plan_lib.Plan(**some),
     image_size=config.data.image_size,
     batch_size=16,
   ):

@@ -27,6 +27,7 @@ import tqdm
 
 from iqa_jax import devices, machine, models, processes
 from iqa_jax.data import pipeline
+from iqa_jax.data import plan as plan_lib
 
 _MEMORY_SHARE = 0.5  # of what is available; the rest is for everything else
 
@@ -76,6 +77,25 @@ class FeatureCache:
       yield {**batch, **pipeline.targets(source, plan, at, share)}
 
 
+def thinned(
+  batch: dict[str, np.ndarray], stride: int, seed: Sequence[int]
+) -> dict[str, np.ndarray]:
+  """Returns a batch of cells with every `stride`-th row and column of them.
+
+  Args:
+    batch: with 'features' [b, g, g, c] and 'fault' [b, g, g].
+    stride: 1 for all of them.
+    seed: of the place that is counted from.
+  """
+  if stride == 1:
+    return batch
+  row, column = np.random.default_rng(seed).integers(0, stride, 2)
+  thin = {
+    k: batch[k][:, row::stride, column::stride] for k in ('features', 'fault')
+  }
+  return {**batch, **thin}
+
+
 def read(
   source: Any,
   plan: Any,
@@ -99,7 +119,7 @@ def read(
     plan,
     image_size=config.data.image_size,
     batch_size=batch_size,
-    cells=models.cells(config),
+    **models.inputs(config),
     start_batch=start_batch,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
@@ -145,7 +165,7 @@ def for_phase(
   own = prefixes[number]
   if own is None:
     return None, None
-  views = pipeline.finite_views(config)
+  views = plan_lib.finite_views(config)
   if views is None:
     return _none('the augmentation is not a finite set of views')
   if not config.train.cache_gb:
@@ -158,10 +178,10 @@ def for_phase(
   if total <= len(views):
     return _none(f'{total} epochs see an image hardly more than once')
   plans = [
-    pipeline.plan_views(source, np.unique(train), config, view)
+    plan_lib.plan_views(source, np.unique(train), config, view)
     for view in views
   ]
-  plans.append(pipeline.plan_eval(source, np.unique(validation)))
+  plans.append(plan_lib.plan_eval(source, np.unique(validation)))
 
   def build(prefix: str, base: FeatureCache | None) -> FeatureCache | None:
     return _build(
@@ -169,9 +189,9 @@ def for_phase(
     )
 
   def size(prefix: str) -> float:
-    spec = _spec(model, variables, prefix, config.data.image_size)
     count = sum(len(plan.index) for plan in plans)
-    return count * math.prod(spec.shape) * spec.dtype.itemsize / 1e9
+    side = config.data.image_size
+    return count * gigabytes(model, variables, prefix, side)
 
   budget = config.train.cache_gb
   repeated = phases[number].epochs > len(views)
@@ -198,6 +218,21 @@ def for_phase(
   return build(own, held) or held, held
 
 
+def gigabytes(
+  model: nn.Module, variables: Any, prefix: str, size: int
+) -> float:
+  """Returns what a feature point's maps of one photograph take, in 1e9 bytes.
+
+  Args:
+    model: the classifier.
+    variables: its variables, or their shapes.
+    prefix: the feature point.
+    size: side of the images in pixels.
+  """
+  spec = _spec(model, variables, prefix, size)
+  return math.prod(spec.shape) * spec.dtype.itemsize / 1e9
+
+
 def _none(reason: str) -> tuple[None, None]:
   logging.info('no feature cache for this phase: %s', reason)
   return None, None
@@ -215,11 +250,14 @@ def _group(prefixes: Sequence[str | None], number: int) -> range:
 
 def _spec(model, variables, prefix: str, size: int) -> jax.ShapeDtypeStruct:
   """Returns shape [1, h, w, c] and dtype of a feature point's maps."""
-  return jax.eval_shape(
+  spec = jax.eval_shape(
     lambda v, x: model.apply(v, x, stop=prefix),
     variables,
     jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
   )
+  # Cells are logarithms between 0 and 10 or so, and many.
+  dtype = jnp.float16 if prefix == 'cells' else spec.dtype
+  return jax.ShapeDtypeStruct(spec.shape, dtype)
 
 
 def _build(
@@ -229,7 +267,9 @@ def _build(
   spec = _spec(model, variables, prefix, config.data.image_size)
   count = sum(len(plan.index) for plan in plans)
   maps = _allocate((count, *spec.shape[1:]), spec.dtype, folder)
-  if maps is None:
+  # One that has photographs where the others have maps would not keep step.
+  room = processes.gather({'room': np.array([maps is not None])})['room']
+  if maps is None or not room.all():
     _none(f'there is no room for {count} maps of {prefix}')
     return None
   logging.info(
@@ -250,7 +290,7 @@ def _build(
   views = 1 + max(int(plan.view.max(initial=0)) for plan in plans)
   rows = np.full((len(source.table['image_id']), views), -1, np.int64)
   fault = None
-  if cells := models.cells(config):
+  if cells := models.inputs(config)['cells']:
     fault = np.zeros((count, cells, cells), np.uint8)
   filled = 0
   bar = tqdm.tqdm(
@@ -306,7 +346,13 @@ def _allocate(shape, dtype, folder) -> np.ndarray | None:
   size = math.prod(shape) * np.dtype(dtype).itemsize
   if size < _MEMORY_SHARE * machine.available_memory():
     return np.empty(shape, dtype)
-  if size > shutil.disk_usage(folder).free:
+  try:
+    # It may be of process 0's machine alone.
+    os.makedirs(folder, exist_ok=True)
+    if size > shutil.disk_usage(folder).free:
+      return None
+  except OSError as error:
+    logging.warning('%s cannot hold a feature cache: %s', folder, error)
     return None
   with tempfile.TemporaryFile(dir=folder) as handle:
     handle.truncate(size)

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import devices, models, processes
-from iqa_jax.data import pipeline
+from iqa_jax.data import plan as plan_lib
 from iqa_jax.models.classifier import HEAD_INPUT
 from iqa_jax.training import feature_cache, phases
 
@@ -65,7 +65,7 @@ def fit(
     weight = mask
     if model.neck:  # of cells, those inside the field, by their share in it
       weight = (mask[:, None, None] * x[..., -1]).ravel()
-      x = x[..., :-1].reshape(len(weight), -1)
+      x = x[..., :-1].reshape(len(weight), -1).astype(jnp.float32)
     return weight @ x, weight @ x**2, weight.sum()
 
   measure = devices.parallel(moments, in_axes=(None, 0, 0))
@@ -73,7 +73,7 @@ def fit(
   some = np.unique(indices)
   if cache is None:  # a thousand photographs have cells enough
     some = some[:: -(-len(some) // _ENOUGH)]
-  plan = pipeline.plan_eval(source, some)
+  plan = plan_lib.plan_eval(source, some)
   batches = feature_cache.read(
     source, plan, config, cache, batch_size=config.eval.batch_size
   )

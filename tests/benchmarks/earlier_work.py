@@ -91,7 +91,7 @@ def _training(folder: str, images: int, size: int):
   import numpy as np
 
   from iqa_jax import config as config_lib
-  from iqa_jax.data import pipeline
+  from iqa_jax.data import source as source_lib
   from iqa_jax.training import loop
 
   _material.cache_compilations(f'{folder}/compiled')
@@ -104,7 +104,7 @@ def _training(folder: str, images: int, size: int):
   config.data.data_dir = f'{folder}/records'
   config.train.batch_size = config.eval.batch_size = min(_BATCH, images)
   phases = config.train.phases
-  source = pipeline.open_source(config)
+  source = source_lib.open_source(config)
   every = np.nonzero(source.table['split'] == 'train')[0]
   splits = {'train': every[:images], 'validation': every[images:]}
 

@@ -69,12 +69,14 @@ def _photographs(folder: pathlib.Path, count: int, side: int) -> None:
 
 
 def _measure(name, side, workdir, photographs, images, repeats):
-  from iqa_jax.export import export
+  from iqa_jax.export import run
+  from iqa_jax.export.model import Model
+  from iqa_jax.export.options import Options
 
   with tempfile.TemporaryDirectory() as written:
     numbers = iter(range(10**6))
     stages: dict[str, list[float]] = {stage: [] for stage in _STAGES}
-    options = export.Options(
+    options = Options(
       str(workdir),
       str(photographs),
       '',
@@ -84,13 +86,13 @@ def _measure(name, side, workdir, photographs, images, repeats):
       contact_sheet=False,
       progress=False,
     )
-    model = export.Model(options)
+    model = Model(options)
 
     def ours():
       from dataclasses import replace
 
       output = os.path.join(written, f'ours{next(numbers)}')
-      summary = export.run(replace(options, output=output), model)
+      summary = run.run(replace(options, output=output), model)
       assert summary.statuses == {'ok': images}, summary.statuses
       for stage in _STAGES:
         stages[stage].append(summary.seconds[stage])

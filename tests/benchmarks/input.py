@@ -86,23 +86,24 @@ def run(
 
 def _open(folder: str, name: str):
   from iqa_jax import config as config_lib
-  from iqa_jax.data import pipeline
+  from iqa_jax.data import source as source_lib
 
   config = config_lib.default()
   config.data.name = 'eyeq'
   config.data.builder_config = name
   config.data.manual_dir = f'{folder}/download'
   config.data.data_dir = f'{folder}/records'
-  return pipeline.open_source(config)
+  return source_lib.open_source(config)
 
 
 def _read(source, passes: int, size: int, batch: int) -> None:
   import numpy as np
 
   from iqa_jax.data import pipeline
+  from iqa_jax.data import plan as plan_lib
 
   training = np.nonzero(source.table['split'] == 'train')[0]
-  plan = pipeline.plan_eval(source, np.tile(training, passes))
+  plan = plan_lib.plan_eval(source, np.tile(training, passes))
   read = 0
   for got in pipeline.batches(source, plan, image_size=size, batch_size=batch):
     read += int(got['mask'].sum())

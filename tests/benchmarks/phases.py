@@ -31,7 +31,7 @@ class _Plan:
 
 
 class _Drawn:
-  """Photographs of noise: the interface of data/pipeline.py, at no cost."""
+  """Photographs of noise: the interface of data/ that training sees."""
 
   def __init__(self, count: int, size: int):
     import numpy as np
@@ -159,6 +159,7 @@ def _schedule(images: int, size: int, width: float, cache_gb: float):
 
   from iqa_jax import config as config_lib
   from iqa_jax.training import feature_cache, loop
+  from iqa_jax.training import run as run_lib
 
   config = config_lib.default()
   config.data.image_size = size
@@ -168,7 +169,9 @@ def _schedule(images: int, size: int, width: float, cache_gb: float):
   config.train.batch_size = config.eval.batch_size = images
   source = _Drawn(images + images // 4, size)
   pipeline: Any = source
-  loop.pipeline = feature_cache.pipeline = pipeline
+  feature_cache.pipeline = pipeline
+  for module in (loop, run_lib, feature_cache):
+    module.plan_lib = pipeline
   splits = {
     'train': np.arange(images),
     'validation': np.arange(images, images + images // 4),

@@ -3,6 +3,7 @@
 import csv
 import pathlib
 
+import numpy as np
 from PIL import Image
 
 from iqa_jax.simulation import photograph
@@ -76,3 +77,9 @@ def brset(folder: pathlib.Path) -> pathlib.Path:
     draw(folder / 'fundus_photos' / f'{row["image_id"]}.jpg', i)
   write_brset(folder / 'labels_brset.csv', rows)
   return folder
+
+
+def stored(source, index: int) -> np.ndarray:
+  """Returns the stored image of an example, uint8 [h, w, 3]."""
+  [record] = source.read(np.array([index]))
+  return source.features.deserialize_example_np(record)['image']

@@ -1,8 +1,10 @@
 """The tfds builders on small downloads drawn here."""
 
 import collections
+import csv
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,9 +16,13 @@ import pytest
 import tensorflow_datasets as tfds
 
 from iqa_jax import config as config_lib
+from iqa_jax import labels
 from iqa_jax.data import building, pipeline, records
+from iqa_jax.data import plan as plan_lib
+from iqa_jax.data import source as source_lib
 from iqa_jax.data.brset import brset_dataset_builder
 from iqa_jax.data.eyeq import eyeq_dataset_builder
+from iqa_jax.data.eyeq import labels as eyeq_labels
 from iqa_jax.photograph import images
 from tests.data import dummy
 
@@ -72,7 +78,7 @@ def open_eyeq(tmp_path, **changes):
   config.data.manual_dir = str(tmp_path / 'download')
   config.data.data_dir = str(tmp_path / 'records')
   config.data.update(changes)
-  return pipeline.open_source(config)
+  return source_lib.open_source(config)
 
 
 @pytest.fixture
@@ -90,7 +96,7 @@ def test_records_hold_what_was_downloaded(tmp_path, download):
   assert table['grade'][i] == 1 and table['quality'][i] == 1
   assert (table['height'][i], table['width'][i]) == (96, 96)
   assert (table['criteria'] == -1).all() and np.isnan(table['landmarks']).all()
-  [image] = source.images(np.array([i]))
+  image = dummy.stored(source, i)
   path = download / 'train/10_right.jpeg'
   made = records.from_file(path)
   np.testing.assert_allclose(table['affine'][i], made['affine'])
@@ -143,7 +149,8 @@ def test_truncated_photographs(tmp_path, download):
   path = download / 'train/11_left.jpeg'
   path.write_bytes(path.read_bytes()[:2000])
   with pytest.raises(
-    records.DataError, match=r'11_left\.jpeg: truncated.*Download it again'
+    records.DataError,
+    match=r'1 of 5 .*11_left\.jpeg: truncated.*Download them again',
   ):
     open_eyeq(tmp_path)
   source = open_eyeq(tmp_path, allow_missing=True)
@@ -174,7 +181,7 @@ def test_errors_say_what_to_do(tmp_path):
   (tmp_path / 'download/notes.txt').touch()
   with pytest.raises(records.DataError, match=r'Label_EyeQ_train\.csv cannot'):
     open_eyeq(tmp_path)
-  with pytest.raises(ValueError, match="'eyq' is none of brset, eyeq"):
+  with pytest.raises(ValueError, match="'eyq' is none of brset, csv, eyeq"):
     open_eyeq(tmp_path, name='eyq')
 
 
@@ -184,25 +191,29 @@ def test_original_keeps_the_pixels(tmp_path, download):
   names = list(source.table['image_id'])
   [record] = source.read(np.array([names.index('10_left')]))
   assert (download / 'train/10_left.jpeg').read_bytes() in record
-  [image] = source.images(np.array([names.index('13_right')]))
+  image = dummy.stored(source, names.index('13_right'))
   expected = images.read(download / 'test/13_right.png').pixels
   assert np.abs(image.astype(int) - expected).mean() < 2
 
 
 def test_datasets_can_be_mixed(tmp_path):
-  folder = dummy.brset(dummy.eyeq(tmp_path / 'download'))
-  source = open_eyeq(tmp_path, name='eyeq+brset')
+  eyeq, brset = dummy.eyeq(tmp_path / 'a'), dummy.brset(tmp_path / 'b')
+  folders = f'eyeq={eyeq},brset={brset}'
+  source = open_eyeq(tmp_path, name='eyeq+brset', manual_dir=folders)
   table = source.table
   assert collections.Counter(table['dataset']) == {'eyeq': 5, 'brset': 4}
   nikon = table['camera'] == 'NIKON NF5050'
   assert set(table['image_id'][nikon]) == {'img00002', 'img00003'}
   read = source.read(np.array([8, 0, 5]))
   names = [
-    source._features.deserialize_example_np(r)['image_id'].decode()
-    for r in read
+    source.features.deserialize_example_np(r)['image_id'].decode() for r in read
   ]
   assert names == table['image_id'][[8, 0, 5]].tolist()
-  del folder
+  # Both have a patient 1 or 12; they are two people.
+  prefix = np.char.add(table['dataset'], ':')
+  assert np.char.startswith(table['patient_id'], prefix).all()
+  alone = open_eyeq(tmp_path, name='brset', manual_dir=str(brset))
+  assert set(alone.table['patient_id']) == {'1', '2', '3'}
 
 
 # `tfds` itself imports what its other commands need (Apache Beam, Croissant).
@@ -228,7 +239,7 @@ def test_tfds_build_from_the_dataset_folder(tmp_path, download):
     capture_output=True, text=True, check=False,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr[-2000:]
-  assert (tmp_path / 'records/eyeq/512/1.0.0/dataset_info.json').exists()
+  assert (tmp_path / 'records/eyeq/512/1.1.0/dataset_info.json').exists()
   assert len(open_eyeq(tmp_path).table['image_id']) == 5
 
 
@@ -237,7 +248,7 @@ import hashlib
 import sys
 from absl import logging
 from iqa_jax import config as config_lib
-from iqa_jax.data import pipeline
+from iqa_jax.data import source as source_lib
 from iqa_jax.data.fundus_sim import fundus_sim_dataset_builder as sim
 sim.Builder.BUILDER_CONFIGS.append(
   sim.Config(name='tiny', description='Ten.', size=32, counts=(6, 2, 2)))
@@ -246,10 +257,10 @@ config.data.data_dir, config.data.builder_config = sys.argv[1], 'tiny'
 logging.set_verbosity(logging.INFO)
 print('ready', flush=True)
 sys.stdin.readline()
-source = pipeline.open_source(config)
+source = source_lib.open_source(config)
 digest = hashlib.sha256()
-for name, image in zip(source.table['image_id'], source.images(range(10))):
-  digest.update(str(name).encode() + image.tobytes())
+for name, record in zip(source.table['image_id'], source.read(range(10))):
+  digest.update(str(name).encode() + record)
 print('digest', len(source.table['image_id']), digest.hexdigest())
 """
 
@@ -292,19 +303,162 @@ def test_two_processes_that_build_at_once_end_with_the_same_records(tmp_path):
   built = sum('building fundus_sim' in log for _, log in ends)
   assert built == 1, ends
   folder = tmp_path / 'fundus_sim' / 'tiny'
-  assert [p.name for p in folder.iterdir()] == ['2.0.0']
+  assert [p.name for p in folder.iterdir()] == ['2.1.0']
   assert not list(tmp_path.rglob('*incomplete*'))
 
 
-def test_a_fingerprint_is_of_labels_and_files():
+def test_other_pictures_under_the_same_names_are_noticed(tmp_path, download):
+  open_eyeq(tmp_path)
+  path = download / 'train/10_left.jpeg'
+  dummy.draw(path, 999)
+  with pytest.raises(records.DataError, match='from other labels or photogr'):
+    open_eyeq(tmp_path)
+
+
+def test_records_outlive_their_photographs(tmp_path, download):
+  open_eyeq(tmp_path)
+  (download / 'train/10_left.jpeg').unlink()
+  alone = 'no longer in .*: 10_left.*records alone.*leave out --config.data.man'
+  with pytest.raises(records.DataError, match=alone) as caught:
+    open_eyeq(tmp_path)
+  assert 'delete' not in str(caught.value)
+  shutil.rmtree(download)
+  with pytest.raises(records.DataError, match=r'no folder.*records alone'):
+    open_eyeq(tmp_path)
+  assert len(open_eyeq(tmp_path, manual_dir='').table['image_id']) == 5
+
+
+def test_unreadable_photographs_cost_no_work(tmp_path, download, monkeypatch):
+  """All are named before the first is prepared."""
+  prepared = []
+  original = records.from_file
+  monkeypatch.setattr(
+    records,
+    'from_file',
+    lambda path, **more: prepared.append(path) or original(path, **more),
+  )
+  for name in ('train/11_left', 'test/12_left'):
+    path = download / f'{name}.jpeg'
+    path.write_bytes(path.read_bytes()[:2000])
+  with pytest.raises(records.DataError, match=r'2 of 5 .*11_left.*12_left'):
+    open_eyeq(tmp_path)
+  assert not prepared
+  assert len(open_eyeq(tmp_path, allow_missing=True).table['image_id']) == 3
+  assert len(prepared) == 3
+
+
+@pytest.mark.parametrize('damage', ['cut', 'flip', 'empty', 'other'])
+def test_a_damaged_table_is_made_anew(tmp_path, download, damage):
+  table = open_eyeq(tmp_path).table
+  for path in (tmp_path / 'records').rglob('table-*.npz'):
+    data = bytearray(path.read_bytes())
+    if damage == 'cut':
+      data = data[: len(data) // 2]
+    elif damage == 'flip':
+      data[200:260] = bytes(60)
+    elif damage == 'empty':
+      data = b''
+    path.write_bytes(bytes(data))
+    if damage == 'other':
+      np.savez(path, image_id=np.zeros(2))
+  again = open_eyeq(tmp_path).table
+  assert again.keys() == table.keys()
+  for key in table:
+    np.testing.assert_array_equal(again[key], table[key])
+
+
+def test_datasets_of_different_sizes_are_not_mixed(tmp_path, download):
+  table = {'dataset': ['a', 'a', 'b'], 'size': [512, 512, 128]}
+  table = {key: np.array(values) for key, values in table.items()}
+  with pytest.raises(records.DataError, match='a 512 px, b 128 px'):
+    source_lib.check_sizes(table)
+  with pytest.raises(ValueError, match="'demo' is none of eyeq: 512, original"):
+    open_eyeq(tmp_path, builder_config='demo')
+  named = 'eyeq=original,fundus_sim=512'
+  assert config_lib.of_dataset(named, 'eyeq') == 'original'
+  assert config_lib.of_dataset(named, 'brset') == ''
+  assert config_lib.of_dataset('/a=b/c', 'brset') == '/a=b/c'
+
+
+def test_of_several_datasets_the_common_builder_config_is_meant(monkeypatch):
+  built = {}
+
+  def note(name, folder, kind, config):
+    built[name] = folder, kind
+
+  monkeypatch.setattr(source_lib, 'build', note)
+  monkeypatch.setattr(source_lib, 'Source', lambda *_: None)
+  config = config_lib.default()
+  config.data.name = 'eyeq+fundus_sim'
+  config.data.test_name = 'brset'
+  config.data.manual_dir = 'eyeq=A,brset=B'
+  source_lib.open_source(config)
+  assert built == {
+    'eyeq': ('A', '512'), 'fundus_sim': ('', '512'), 'brset': ('B', '512'),
+  }  # fmt: skip
+  built.clear()
+  config.data.update({'name': 'fundus_sim', 'test_name': ''})
+  source_lib.open_source(config)
+  assert built == {'fundus_sim': ('', '')}
+
+
+def write_own(folder, rows):
+  with open(folder / 'labels.csv', 'w', newline='') as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def own_of_eyeq(folder, found):
+  """Writes EyeQ's entries as a label file of one's own."""
+  write_own(
+    folder,
+    [
+      {
+        'path': entry.path.relative_to(folder),
+        'subject': entry.metadata['patient_id'],
+        'grade': labels.GRADES[entry.metadata['grade']],
+        'eye': {'left': 'OS', 'right': 'OD'}[entry.metadata['eye']],
+        'site': 'north' if split == 'train' else 'south',
+        'split': split,
+      }
+      for split, entries in found.items()
+      for entry in entries
+    ],
+  )
+
+
+def test_your_own_labels_are_a_dataset_like_eyeq(tmp_path, download):
+  """EyeQ's photographs, listed in a CSV, give the same records and splits."""
+  own_of_eyeq(download, eyeq_labels.entries(download))
+  published = open_eyeq(tmp_path).table
+  source = open_eyeq(
+    tmp_path, name='csv', csv={'patient': 'subject'}, image_size=64
+  )
+  table = source.table
+  assert set(table['site']) == {'north', 'south'}
+  names = [pathlib.Path(n).stem for n in table['image_id']]
+  at = [names.index(n) for n in published['image_id']]
+  for key in published.keys() - {'image_id', 'site', 'dataset'}:
+    np.testing.assert_array_equal(table[key][at], published[key], err_msg=key)
+  plan = plan_lib.plan_eval(source, np.arange(5))
+  [batch] = pipeline.batches(source, plan, image_size=64, batch_size=5)
+  assert batch['image'].shape == (5, 64, 64, 3)
+  np.testing.assert_array_equal(batch['grade'], table['grade'])
+
+
+def test_a_fingerprint_is_of_labels_and_files(tmp_path):
   def entry(path, grade):
     return records.Entry(path, {'image_id': 'a', 'grade': grade})
 
+  files = {'a.jpeg': 1, 'b/a.jpeg': 1, 'c/a.jpeg': 2, 'a.png': 1}
+  for name, size in files.items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(bytes(size))
   prints = {
     building.fingerprint({'train': [entry(path, grade)]})
-    for path in (None, pathlib.Path('a.jpeg'))
+    for path in (None, *(tmp_path / name for name in files))
     for grade in (0, 1)
   }
-  assert len(prints) == 4
-  moved = {'train': [entry(pathlib.Path('b/a.jpeg'), 0)]}
-  assert building.fingerprint(moved) in prints
+  # One that was moved is the same.
+  assert len(prints) == 2 * (1 + len(files) - 1)

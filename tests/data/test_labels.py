@@ -9,6 +9,7 @@ import pytest
 from iqa_jax import labels as vocabulary
 from iqa_jax.data import tables
 from iqa_jax.data.brset import labels as brset
+from iqa_jax.data.csv import labels as own
 from iqa_jax.data.eyeq import labels as eyeq
 from iqa_jax.data.records import DataError
 from tests.data import dummy
@@ -146,7 +147,10 @@ _CELL = st.one_of(
   st.sampled_from(['1', '2', '0', '1_left', 'Adequate', '1.0', 'nan', 'inf']),
 )
 _HEADERS = st.sampled_from(
-  ['image,quality', ','.join(dummy.BRSET_COLUMNS), '', '\ufeffimage,quality']
+  [
+    *('image,quality', '', '\ufeffimage,quality', 'path,patient,verdict'),
+    ','.join(dummy.BRSET_COLUMNS),
+  ]
 )
 
 
@@ -160,7 +164,11 @@ def test_junk_raises_nothing_but_data_errors(tmp_path, header, rows, tail):
   text = '\n'.join([header, *(','.join(row) for row in rows)])
   path = tmp_path / 'labels.csv'
   path.write_bytes(text.encode('utf-8', 'surrogatepass') + tail)
-  for read in (eyeq.read, brset.read):
+
+  def read_own(path, report):
+    return own.entries(path.parent, report)
+
+  for read in (eyeq.read, brset.read, read_own):
     reports = []
     try:
       for row in read(path, reports.append):
@@ -175,3 +183,44 @@ def test_a_missing_file_is_named(tmp_path):
     DataError, match=r'none\.csv cannot be read: No such file'
   ):
     list(tables.read(tmp_path / 'none.csv', ()))
+
+
+def test_the_sample_of_eyeq_as_your_own_labels(shared, tmp_path):
+  """README's worked example: the same photographs, patients and splits."""
+  folder = shared / 'data/eyeq_sample'
+  published = eyeq.entries(folder)
+  lines = ['photograph,patient,eye,quality,split']
+  for split, entries in published.items():
+    for entry in entries:
+      about = entry.metadata
+      grade = vocabulary.GRADES[about['grade']]
+      lines.append(
+        f'{entry.path},{about["patient_id"]},{about["eye"]},{grade},{split}'
+      )
+  (tmp_path / 'labels.csv').write_text('\n'.join(lines) + '\n')
+  columns = {'path': 'photograph', 'grade': 'quality'}
+  found = own.entries(tmp_path, columns=columns)
+  assert {k: len(v) for k, v in found.items()} == {'train': 161, 'test': 68}
+  for split, entries in published.items():
+    for ours, theirs in zip(found[split], entries, strict=True):
+      assert ours.path == theirs.path
+      for key in ('patient_id', 'eye', 'grade'):
+        assert ours.metadata[key] == theirs.metadata[key]
+
+
+def test_verdicts_follow_from_criteria(tmp_path):
+  (tmp_path / 'labels.csv').write_text(
+    'path,patient,Verdict,focus,illumination,image_field,artifacts\n'
+    'a.png,1,,adequate,0,0,0\n'
+    'b.png,1,,1,,,\n'
+    'c.png,2,,0,,,\n'
+    'd.png,3,Adequate,,,,\n'
+  )
+  rows = [e.metadata for e in own.entries(tmp_path)['train']]
+  assert [row['quality'] for row in rows] == [0, 1, -1, 0]
+  assert rows[1]['criteria'] == [1, -1, -1, -1]
+  with pytest.raises(DataError, match='no column of labels: verdict, grade'):
+    (tmp_path / 'labels.csv').write_text('path,patient\na.png,1\n')
+    own.entries(tmp_path)
+  with pytest.raises(DataError, match="no column 'site_name'"):
+    own.entries(tmp_path, columns={'site': 'site_name'})

@@ -9,9 +9,12 @@ import pytest
 
 from iqa_jax import config as config_lib
 from iqa_jax import labels, tasks
-from iqa_jax.data import pipeline, records
+from iqa_jax.data import decoding, pipeline, planting, records
+from iqa_jax.data import plan as plan_lib
+from iqa_jax.data import source as source_lib
 from iqa_jax.data.records import METADATA
 from iqa_jax.simulation import photograph
+from tests.data import dummy
 
 SIZE = 32
 _COUNT = 23
@@ -62,7 +65,7 @@ def source(tmp_path_factory):
   builder.download_and_prepare(
     download_config=tfds.download.DownloadConfig(try_download_gcs=False)
   )
-  return pipeline.Source([builder])
+  return source_lib.Source([builder])
 
 
 def configuration(**augment):
@@ -87,7 +90,7 @@ def assert_same(a, b):
 
 
 def test_every_image_is_scored_exactly_once(source):
-  plan = pipeline.plan_eval(source, everything(source))
+  plan = plan_lib.plan_eval(source, everything(source))
   for processes in (1, 2, 4):
     seen = collections.Counter()
     for process in range(processes):
@@ -102,8 +105,8 @@ def test_every_image_is_scored_exactly_once(source):
 
 
 def test_a_batch_is_what_was_stored(source):
-  plan = pipeline.plan_eval(source, everything(source))
-  [stored] = source.images([7])
+  plan = plan_lib.plan_eval(source, everything(source))
+  stored = dummy.stored(source, 7)
   batch = collect(source, plan, image_size=64)[0]
   np.testing.assert_array_equal(batch['image'][7], stored)
   last = collect(source, plan)[-1]
@@ -118,7 +121,7 @@ def test_a_batch_is_what_was_stored(source):
 
 def test_processes_share_the_batch_of_one(source):
   config = configuration(rotation=10.0, scale=0.1)
-  plan = pipeline.plan_train(source, everything(source), config, 3)
+  plan = plan_lib.plan_train(source, everything(source), config, 3)
   whole = collect(source, plan)
   halves = [
     collect(source, plan, process_index=p, process_count=2) for p in (0, 1)
@@ -132,7 +135,7 @@ def test_processes_share_the_batch_of_one(source):
 def test_any_batch_can_be_made_at_any_time(source):
   config = configuration(rotation=10.0, scale=0.1)
   config.data.faults.focus = 0.4
-  plan = pipeline.plan_train(source, everything(source), config, 1)
+  plan = plan_lib.plan_train(source, everything(source), config, 1)
   whole = collect(source, plan)
   for start in (1, 2):
     for a, b in zip(
@@ -149,7 +152,7 @@ def test_a_plan_depends_on_seed_epoch_and_examples_alone(source):
 
   def drawn(indices, epoch=0, seed=0):
     config.seed = seed
-    plan = pipeline.plan_train(source, indices, config, epoch)
+    plan = plan_lib.plan_train(source, indices, config, epoch)
     return [column.tolist() for column in dataclasses.astuple(plan)]
 
   whole = drawn(all_of_it)
@@ -157,18 +160,18 @@ def test_a_plan_depends_on_seed_epoch_and_examples_alone(source):
   assert drawn(all_of_it, epoch=1) != whole
   assert drawn(all_of_it, seed=1) != whole
   first, second = (
-    pipeline.plan_train(source, all_of_it, config, e).index for e in (0, 1)
+    plan_lib.plan_train(source, all_of_it, config, e).index for e in (0, 1)
   )
   assert (first != second).any()
   np.testing.assert_array_equal(np.sort(first), all_of_it)
 
 
 def test_a_flip_mirrors_image_and_landmarks(source):
-  plan = pipeline.plan_train(source, everything(source), configuration(), 0)
+  plan = plan_lib.plan_train(source, everything(source), configuration(), 0)
   assert 0 < plan.flip.sum() < _COUNT
   straight = {
     i: (image, marks)
-    for b in collect(source, pipeline.plan_eval(source, everything(source)))
+    for b in collect(source, plan_lib.plan_eval(source, everything(source)))
     for i, image, marks, real in zip(
       b['index'], b['image'], b['landmarks'], b['mask'], strict=True
     )
@@ -188,8 +191,8 @@ def test_a_flip_mirrors_image_and_landmarks(source):
 
 
 def turned(source, index, angle, shrink):
-  plan = pipeline.plan_eval(source, np.array([index]))
-  plan = pipeline.Plan(
+  plan = plan_lib.plan_eval(source, np.array([index]))
+  plan = plan_lib.Plan(
     plan.index, plan.flip, np.float32([angle]), np.float32([shrink]),
     plan.fault, plan.seed, plan.procedural, plan.variant, plan.camera,
   )  # fmt: skip
@@ -197,7 +200,7 @@ def turned(source, index, angle, shrink):
 
 
 def test_a_quarter_turn_is_exact(source):
-  [stored] = source.images([5])
+  stored = dummy.stored(source, 5)
   for quarters in (1, 2, 3):
     # Counterclockwise or clockwise is all one; twice must undo once back.
     image = turned(source, 5, quarters * np.pi / 2, 0.0).astype(int)
@@ -211,14 +214,14 @@ def test_a_quarter_turn_is_exact(source):
 @pytest.mark.parametrize('flip', [False, True])
 def test_landmarks_go_where_the_image_goes(source, monkeypatch, flip):
   """A spot painted on the photograph is found where its landmark says."""
-  plan = pipeline.plan_eval(source, np.array([5]))
-  plan = pipeline.Plan(
+  plan = plan_lib.plan_eval(source, np.array([5]))
+  plan = plan_lib.Plan(
     plan.index, np.array([flip]), np.float32([0.4]), np.float32([0.2]),
     plan.fault, plan.seed, plan.procedural, plan.variant, plan.camera,
   )  # fmt: skip
   spot = np.zeros((64, 64, 3), np.uint8)
   spot[12:17, 40:45] = 255
-  monkeypatch.setattr(pipeline, '_decode', lambda tf, *_: tf.constant(spot))
+  monkeypatch.setattr(decoding, 'decode', lambda tf, *_: tf.constant(spot))
   marks = source.table['landmarks'].copy()
   marks[5] = (42.5, 14.5, 8.0, 42.5, 14.5)
   monkeypatch.setitem(source.table, 'landmarks', marks)
@@ -233,7 +236,7 @@ def test_landmarks_go_where_the_image_goes(source, monkeypatch, flip):
 
 
 def test_scaling_makes_the_whole_field_smaller(source):
-  [stored] = source.images([5])
+  stored = dummy.stored(source, 5)
   smaller = turned(source, 5, 0.0, 0.25)
   lit = lambda image: (image.max(2) > 20).any(0).sum()  # noqa: E731
   assert lit(smaller) == pytest.approx(0.75 * lit(stored), abs=2)
@@ -241,12 +244,12 @@ def test_scaling_makes_the_whole_field_smaller(source):
 
 
 def test_finite_views():
-  assert pipeline.finite_views(configuration()) == [0, 1]
-  assert pipeline.finite_views(configuration(flip=False)) == [0]
-  assert pipeline.finite_views(configuration(rotation=5.0)) is None
+  assert plan_lib.finite_views(configuration()) == [0, 1]
+  assert plan_lib.finite_views(configuration(flip=False)) == [0]
+  assert plan_lib.finite_views(configuration(rotation=5.0)) is None
   config = configuration()
   config.data.faults.focus = 0.1
-  assert pipeline.finite_views(config) is None
+  assert plan_lib.finite_views(config) is None
 
 
 def test_balanced_sampling_balances_training_only(source):
@@ -254,7 +257,7 @@ def test_balanced_sampling_balances_training_only(source):
   config.data.balance = 'sampling'
   quality = source.table['quality']
   share = np.mean([
-    quality[pipeline.plan_train(source, everything(source), config, e).index]
+    quality[plan_lib.plan_train(source, everything(source), config, e).index]
     for e in range(60)
   ])  # fmt: skip
   assert quality.mean() < 0.4
@@ -269,7 +272,7 @@ def test_a_photograph_drawn_again_looks_different(source):
   rare = np.nonzero(source.table['quality'] == labels.INADEQUATE)[0][:1]
   common = np.nonzero(source.table['quality'] == labels.ADEQUATE)[0]
   indices = np.concatenate([rare, common])
-  plans = [pipeline.plan_train(source, indices, config, e) for e in range(9)]
+  plans = [plan_lib.plan_train(source, indices, config, e) for e in range(9)]
   plan = max(plans, key=lambda plan: (plan.index == rare[0]).sum())
   again = plan.index == rare[0]
   assert again.sum() > 4
@@ -277,7 +280,7 @@ def test_a_photograph_drawn_again_looks_different(source):
   for column in (plan.angle, plan.shrink):
     assert len(np.unique(column[again])) == again.sum()
   one = np.repeat(common[:1], 400)  # by hand, as often as it takes
-  plan = pipeline.plan_train(source, one, config, 0)
+  plan = plan_lib.plan_train(source, one, config, 0)
   assert (plan.fault >= 0).mean() == pytest.approx(0.5, abs=0.1)
 
 
@@ -287,10 +290,10 @@ def test_planned_labels_are_those_of_the_batches(source):
   config.data.faults.focus = 0.3
   config.data.faults.artifacts = 0.2
   indices = everything(source)[4:]
-  planned = pipeline.planned_labels(source, indices, config, epochs=3)
+  planned = plan_lib.planned_labels(source, indices, config, epochs=3)
   seen: dict[str, list] = {key: [] for key in planned}
   for epoch in range(3):
-    plan = pipeline.plan_train(source, indices, config, epoch)
+    plan = plan_lib.plan_train(source, indices, config, epoch)
     for batch in collect(source, plan):
       for key, values in seen.items():
         values.extend(batch[key][batch['mask'] > 0])
@@ -322,7 +325,7 @@ def balanced(source, task, config):
   config.task.name = task
   config.task.class_weights = 'balanced'
   indices = np.arange(len(source.table['image_id']))
-  planned = pipeline.planned_labels(source, indices, config, epochs=5)
+  planned = plan_lib.planned_labels(source, indices, config, epochs=5)
   return tasks.Task.from_config(config, planned).class_weights
 
 
@@ -357,12 +360,12 @@ def test_faults_change_adequate_photographs_and_their_labels(source):
   config.data.faults.focus = 0.5
   config.data.faults.artifacts = 0.5
   table = source.table
-  plan = pipeline.plan_train(source, everything(source), config, 0)
+  plan = plan_lib.plan_train(source, everything(source), config, 0)
   adequate = table['quality'][plan.index] == labels.ADEQUATE
   assert (plan.fault[adequate] >= 0).all()
   assert (plan.fault[~adequate] == -1).all()
   assert set(plan.fault[adequate]) == {0, 3}
-  stored = list(source.images(plan.index))
+  stored = [dummy.stored(source, i) for i in plan.index]
   at = 0
   for batch in collect(source, plan, image_size=64):
     for k in np.nonzero(batch['mask'])[0]:
@@ -382,18 +385,18 @@ def test_fault_rates_over_one_are_refused(source):
   config = configuration()
   config.data.faults.focus = config.data.faults.artifacts = 0.6
   with pytest.raises(ValueError, match=r'sum to 1\.2, over 1'):
-    pipeline.plan_train(source, everything(source), config, 0)
+    plan_lib.plan_train(source, everything(source), config, 0)
 
 
 def test_a_batch_that_does_not_divide_is_refused(source):
-  plan = pipeline.plan_eval(source, everything(source))
+  plan = plan_lib.plan_eval(source, everything(source))
   with pytest.raises(ValueError, match='8 does not divide over 3'):
     collect(source, plan, process_count=3)
 
 
 def test_photographs_are_not_enlarged(source):
   size = int(source.table['size'].max())
-  plan = pipeline.plan_eval(source, everything(source)[:2])
+  plan = plan_lib.plan_eval(source, everything(source)[:2])
   filed, drawn = copy.copy(source), copy.copy(source)
   for some, name in ((filed, 'eyeq'), (drawn, 'fundus_sim')):
     dataset = np.full(len(source.table['dataset']), name)
@@ -429,12 +432,12 @@ def test_raw_photographs_are_prepared_like_records(tmp_path, orientation):
     'width': np.array([record['width']]),
     'original': np.array([True]),
   }
-  box = pipeline._boxes(table, np.array([0]))[0]
+  box = decoding.boxes(table, np.array([0]))[0]
   assert record['field_found']
   for size in (64, 224):
-    image = pipeline._decode(tf, stored, box, prepare.SIZE)
-    image = pipeline._fit(tf, image, tf.constant(box), prepare.SIZE)
-    image = pipeline._resize(tf, image, size).numpy()
+    image = decoding.decode(tf, stored, box, prepare.SIZE)
+    image = decoding.fit(tf, image, tf.constant(box), prepare.SIZE)
+    image = decoding.resize(tf, image, size).numpy()
     expected = prepare.photograph(images.read(path).image, size).image
     # What isn't upright is compressed anew.
     off = np.abs(image.astype(int) - expected).mean()
@@ -453,7 +456,7 @@ def test_masks_lie_on_what_was_put_in(source, rotation):
   """Where the mask says fault the picture changed, elsewhere it did not."""
   config = faulty_configuration(artifacts=0.5, procedural=0.4)
   config.data.augment.rotation = rotation
-  plan = pipeline.plan_train(source, everything(source), config, 0)
+  plan = plan_lib.plan_train(source, everything(source), config, 0)
   clean = dataclasses.replace(plan, fault=np.full(len(plan.index), -1))
   size, cells, seen = 64, 16, 0
   made, as_it_was = (
@@ -483,7 +486,7 @@ def test_masks_lie_on_what_was_put_in(source, rotation):
 
 def test_pictures_without_cells_are_the_same(source):
   config = faulty_configuration(artifacts=0.5)
-  plan = pipeline.plan_train(source, everything(source), config, 0)
+  plan = plan_lib.plan_train(source, everything(source), config, 0)
   plain = collect(source, plan, image_size=64, batch_size=4)
   both = collect(source, plan, image_size=64, batch_size=4, cells=8)
   for a, b in zip(plain, both, strict=True):
@@ -492,7 +495,7 @@ def test_pictures_without_cells_are_the_same(source):
 
 
 def test_the_field_is_the_fourth_channel(source):
-  plan = pipeline.plan_eval(source, np.arange(4))
+  plan = plan_lib.plan_eval(source, np.arange(4))
   [batch] = collect(source, plan, image_size=64, batch_size=4, cells=8)
   field = batch['image'][..., 3]
   for k in range(4):
@@ -504,7 +507,7 @@ def test_the_field_is_the_fourth_channel(source):
 
 def test_what_is_known_of_the_causes():
   unknown = [-1] * 4
-  found = pipeline.causes(
+  found = planting.causes(
     quality=np.array([0, 1, 0, 0, 1, 0]),
     grade=np.array([-1, -1, 1, 0, -1, 0]),
     criteria=np.array(
@@ -526,10 +529,10 @@ def test_what_is_known_of_the_causes():
 def test_fixed_variants_are_few_and_come_again(source):
   config = faulty_configuration(artifacts=0.4, procedural=0.5)
   config.data.fault_variants = 2
-  assert pipeline.finite_views(config) == [0, 1, 2, 3, 4, 5]
+  assert plan_lib.finite_views(config) == [0, 1, 2, 3, 4, 5]
   seen = collections.defaultdict(set)
   for epoch in range(6):
-    plan = pipeline.plan_train(source, everything(source), config, epoch)
+    plan = plan_lib.plan_train(source, everything(source), config, epoch)
     for row in zip(
       plan.index, plan.view, plan.fault, plan.seed, plan.procedural, strict=True
     ):
@@ -540,21 +543,21 @@ def test_fixed_variants_are_few_and_come_again(source):
   for (_, view), [(fault, *_)] in seen.items():
     assert (fault >= 0) == (view > 1)
   for view in range(6):
-    plan = pipeline.plan_views(source, everything(source), config, view)
+    plan = plan_lib.plan_views(source, everything(source), config, view)
     for row in zip(
       plan.index, plan.view, plan.fault, plan.seed, plan.procedural, strict=True
     ):
       assert seen.get(row[:2], {row[2:]}) == {row[2:]}
   inadequate = np.nonzero(source.table['quality'] == labels.INADEQUATE)[0]
-  assert not len(pipeline.plan_views(source, inadequate, config, 2).index)
+  assert not len(plan_lib.plan_views(source, inadequate, config, 2).index)
 
 
 def test_other_cameras_take_field_and_fault_along(source):
   config = faulty_configuration(artifacts=0.8)
   config.data.augment.cameras = 1.0
-  plan = pipeline.plan_train(source, everything(source), config, 0)
+  plan = plan_lib.plan_train(source, everything(source), config, 0)
   assert (plan.camera >= 0).all() and len(set(plan.camera)) == _COUNT
-  assert pipeline.finite_views(config) is None
+  assert plan_lib.finite_views(config) is None
   own = dataclasses.replace(plan, camera=np.full(_COUNT, -1))
   made, as_it_was = (
     collect(source, p, image_size=64, cells=16, batch_size=_COUNT)[0]
@@ -563,7 +566,7 @@ def test_other_cameras_take_field_and_fault_along(source):
   # The same twice, another every epoch.
   again = collect(source, plan, image_size=64, cells=16, batch_size=_COUNT)[0]
   assert_same(made, again)
-  other = pipeline.plan_train(source, everything(source), config, 1)
+  other = plan_lib.plan_train(source, everything(source), config, 1)
   assert set(plan.camera).isdisjoint(other.camera)
   field = made['image'][..., 3] > 127
   assert np.median(made['image'][~field]) <= 1
@@ -576,10 +579,10 @@ def test_other_cameras_take_field_and_fault_along(source):
 
 
 def test_fields_that_were_found_are_kept(source, monkeypatch):
-  plan = pipeline.plan_eval(source, np.arange(4))
+  plan = plan_lib.plan_eval(source, np.arange(4))
   [first] = collect(source, plan, image_size=64, batch_size=4, cells=8)
   monkeypatch.setattr(
-    pipeline.geometry, 'find_field', lambda _: pytest.fail('looked again')
+    decoding.geometry, 'find_field', lambda _: pytest.fail('looked again')
   )
   [second] = collect(source, plan, image_size=64, batch_size=4, cells=8)
   assert_same(first, second)

@@ -239,8 +239,48 @@ def test_errors(table, changes, error, message):
     splits.assign(table, brset_config(**changes))
 
 
+def test_in_a_mixture_each_dataset_is_dealt_as_alone(table):
+  """Though the source names its patients by dataset there."""
+  n = len(table['quality'])
+  both = {k: np.concatenate([v, v]) for k, v in table.items()}
+  both['dataset'] = np.repeat(['brset', 'own'], n)
+  named = np.char.add(np.char.add(both['dataset'], ':'), both['patient_id'])
+  both['patient_id'] = named
+  mixed = splits.assign(both, brset_config(name='brset+own'))
+  alone = splits.assign(table, brset_config())
+  for name in splits.NAMES:
+    expected = np.concatenate([alone[name], n + alone[name]])
+    np.testing.assert_array_equal(mixed[name], expected)
+
+
 def test_limit_of_training_examples(table):
   small = splits.assign(table, brset_config(max_train_examples=100))['train']
   large = splits.assign(table, brset_config(max_train_examples=300))['train']
   assert len(small) == 100
   assert set(small) < set(large)
+
+
+def test_training_can_do_without_real_inadequate_photographs(table):
+  config = brset_config(learn_inadequate=False)
+  with pytest.raises(ValueError, match='nothing inadequate to learn from'):
+    splits.assign(table, config)
+  config.data.faults.procedural = 0.5
+  without, all_ = (splits.assign(table, c) for c in (config, brset_config()))
+  good = all_['train'][table['quality'][all_['train']] == labels.ADEQUATE]
+  np.testing.assert_array_equal(without['train'], good)
+  for name in ('validation', 'test'):
+    np.testing.assert_array_equal(without[name], all_[name])
+
+
+def test_usable_photographs_are_not_taken_for_faultless():
+  table = patients_table(60)
+  table['dataset'][:] = 'eyeq'
+  table['grade'] = np.arange(len(table['quality'])) % 3
+  table['quality'] = np.where(table['grade'] == 2, 1, 0)
+  config = config_lib.default()
+  config.data.name = 'eyeq'
+  config.task.usable = 'adequate'
+  config.data.faults.focus = 0.1
+  config.data.learn_inadequate = False
+  train = splits.assign(table, config)['train']
+  assert (table['grade'][train] == 0).all()

@@ -17,8 +17,9 @@ def simulated_run(tmp_path, monkeypatch):
 
   `evaluate` then finds simulated logits where a network would predict.
   """
-  from iqa_jax import inference
+  from iqa_jax import inference, trained
   from iqa_jax.data import pipeline
+  from iqa_jax.data import plan as plan_lib
 
   def make(task_name='quality', count=800, seed=1, workdir='run', **changes):
     source = simulated.Source(count)
@@ -56,7 +57,7 @@ def simulated_run(tmp_path, monkeypatch):
   def load(workdir):
     task, logits, config = stored[str(workdir)]
     saved = run_directory.load_model(workdir)
-    return inference.Loaded(
+    return trained.Trained(
       model=None,
       variables={'logits': logits},
       task=task,
@@ -77,8 +78,8 @@ def simulated_run(tmp_path, monkeypatch):
       'spread': np.full(len(index), 0.01 * flip_tta, np.float32),
     }
 
-  monkeypatch.setattr(inference, 'load', load)
+  monkeypatch.setattr(trained, 'load', load)
   monkeypatch.setattr(inference, 'predict', predict)
-  monkeypatch.setattr(pipeline, 'plan_eval', lambda source, index: index)
+  monkeypatch.setattr(plan_lib, 'plan_eval', lambda source, index: index)
   monkeypatch.setattr(pipeline, 'batches', lambda source, plan, **_: plan)
   return make

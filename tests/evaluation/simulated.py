@@ -3,14 +3,17 @@
 Nothing here comes from a network or a photograph.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from scipy import special
 
 from iqa_jax import labels
+from iqa_jax.evaluation.predictions import Predictions
 
 
 class Source:
-  """The part of data.pipeline.Source that evaluation reads."""
+  """The part of data.source.Source that evaluation reads."""
 
   def __init__(self, count: int, seed: int = 0):
     rng = np.random.default_rng(seed)
@@ -74,6 +77,18 @@ def logits(source: Source, task: str, seed: int = 1) -> np.ndarray:
     ).astype(np.float32)
   noise = rng.normal(0, 1.3, table['criteria'].shape)
   return (table['criteria'] * strength - 3.2 + noise).astype(np.float32)
+
+
+def predictions(columns: Mapping[str, np.ndarray]) -> Predictions:
+  """Returns the record of columns; verdicts are numbers, what lacks is 0."""
+  n = len(columns['quality'])
+  given = dict.fromkeys(
+    ('image_id', 'patient_id', 'p_inadequate', 'uncertain'), np.zeros(n)
+  )
+  names = np.array(['unknown', *labels.QUALITY])
+  return Predictions.from_columns(
+    {**given, **columns, 'verdict': names[columns['verdict'] + 1]}
+  )
 
 
 def extreme(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ import pytest
 
 from iqa_jax import labels
 from iqa_jax.evaluation import breakdowns
+from tests.evaluation import simulated
 
 
 def columns(n=2000, seed=0):
@@ -23,6 +24,7 @@ def columns(n=2000, seed=0):
     'p_inadequate': p,
     'p_calibrated': p,
     'camera': rng.choice(['A', 'B'], n).astype('<U8'),
+    'site': np.where(np.arange(n) % 3, 'north', 'south'),
     'eye': np.where(np.arange(n) % 2, 'right', 'left'),
     'grade': np.where(truth, rng.integers(1, 3, n), 0),
     'field_found': np.ones(n, int),
@@ -43,8 +45,8 @@ def of(found, breakdown, group):
 
 def test_counts_add_up_and_shares_are_those_of_the_group():
   c = columns()
-  found = breakdowns.run(c)
-  for name in ('camera', 'eye', 'grade', 'field', 'size'):
+  found = breakdowns.run(simulated.predictions(c))
+  for name in ('camera', 'site', 'eye', 'grade', 'field', 'size'):
     rows = [g for g in found['groups'] if g['breakdown'] == name]
     assert sum(g['n'] for g in rows) == 2000, name
     assert sum(g['n_inadequate'] for g in rows) == c['quality'].sum()
@@ -61,7 +63,7 @@ def test_counts_add_up_and_shares_are_those_of_the_group():
 def test_recall_by_sole_failing_criterion():
   c = columns()
   c['focus'][c['illumination'] == 1] = 1
-  found = breakdowns.run(c)
+  found = breakdowns.run(simulated.predictions(c))
   assert of(found, 'fault', 'illumination alone')['n'] == 0
   alone = (c['focus'] == 1) & (c['illumination'] == 0)
   row = of(found, 'fault', 'focus alone')
@@ -76,7 +78,7 @@ def test_the_group_that_fails_is_named_first():
   c = columns()
   weak = (c['camera'] == 'B') & (c['quality'] == 1)
   c['verdict'][np.flatnonzero(weak)[::2]] = 0
-  first = breakdowns.run(c)['worst'][0]
+  first = breakdowns.run(simulated.predictions(c))['worst'][0]
   assert (first['breakdown'], first['group']) == ('camera', 'B')
   assert first['measure'] == 'sensitivity' and first['clearly']
 
@@ -86,7 +88,7 @@ def test_a_group_that_is_all_right_is_not_imprecise():
   c['p_inadequate'] = np.where(
     c['camera'] == 'A', c['quality'], c['p_inadequate']
   )
-  auc = of(breakdowns.run(c), 'camera', 'A')['auc']
+  auc = of(breakdowns.run(simulated.predictions(c)), 'camera', 'A')['auc']
   assert auc['value'] == 1 and 'imprecise' not in auc['note']
   # An interval, or a note that there is none.
   assert (auc['low'] is None) == ('no interval' in auc['note'])
@@ -96,7 +98,7 @@ def test_equal_groups_are_seldom_called_clearly_worse():
   rows = [
     w['clearly']
     for seed in range(20)
-    for w in breakdowns.run(columns(600, seed))['worst']
+    for w in breakdowns.run(simulated.predictions(columns(600, seed)))['worst']
     if w['breakdown'] in ('camera', 'eye')
   ]
   assert np.mean(rows) < 0.1
@@ -106,7 +108,7 @@ def test_a_small_group_is_told_to_be_small_and_never_named():
   c = columns()
   c['camera'][:8] = 'rare'
   c['verdict'][:8] = 1 - c['quality'][:8]
-  found = breakdowns.run(c)
+  found = breakdowns.run(simulated.predictions(c))
   row = of(found, 'camera', 'rare')
   assert row['accuracy']['value'] == 0
   assert row['accuracy']['note'] == 'too small to tell: 4 patients'
@@ -117,7 +119,10 @@ def test_a_small_group_is_told_to_be_small_and_never_named():
 def test_a_camera_that_gives_the_label_away_is_a_shortcut():
   c = columns()
   c['camera'] = np.where(c['quality'] == 1, 'A', 'B')
-  by_name = {s['breakdown']: s for s in breakdowns.run(c)['shortcuts']}
+  by_name = {
+    s['breakdown']: s
+    for s in breakdowns.run(simulated.predictions(c))['shortcuts']
+  }
   assert by_name['camera']['auc']['value'] == 1
   assert by_name['eye']['auc']['value'] == pytest.approx(0.5, abs=0.05)
 
@@ -126,7 +131,11 @@ def test_a_camera_that_gives_the_label_away_is_a_shortcut():
 def test_sizes_are_split_where_they_can_be(sizes):
   c = columns()
   c['width'] = np.resize(sizes, 2000)
-  rows = [g for g in breakdowns.run(c)['groups'] if g['breakdown'] == 'size']
+  rows = [
+    g
+    for g in breakdowns.run(simulated.predictions(c))['groups']
+    if g['breakdown'] == 'size'
+  ]
   assert sum(g['n'] for g in rows) == 2000
   assert len(rows) == min(len(sizes), 3)
 
@@ -134,5 +143,5 @@ def test_sizes_are_split_where_they_can_be(sizes):
 def test_no_image_and_unlabelled_images():
   c = {k: v[:10] for k, v in columns().items()}
   c['quality'] = np.full(10, labels.UNKNOWN)
-  found = breakdowns.run(c)
+  found = breakdowns.run(simulated.predictions(c))
   assert found['overall']['n'] == 0 and found['worst'] == []

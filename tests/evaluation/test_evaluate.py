@@ -9,11 +9,12 @@ import pytest
 from scipy import special
 from sklearn import metrics as sk
 
-from iqa_jax import inference, labels, run_directory
+from iqa_jax import labels, run_directory, trained
 from iqa_jax.evaluation import evaluate, scoring
-from iqa_jax.explain import subject as subject_lib
+from iqa_jax.judging import verdicts
 from iqa_jax.studies import photographs as photographs_lib
 from iqa_jax.studies import review
+from iqa_jax.studies import subject as subject_lib
 from tests.evaluation import simulated
 
 
@@ -86,7 +87,9 @@ def test_saturated_probabilities_are_still_ranked(
   ):
     assert found['auc']['value'] == pytest.approx(expected, abs=1e-12)
   path = str(folder / 'predictions.csv')
-  again = scoring.run(path, path, resamples=5)['splits']['scored']
+  again = scoring.run(path, path, scoring.Options(resamples=5))['splits'][
+    'scored'
+  ]
   assert again['verdict']['metrics']['auc']['value'] == pytest.approx(expected)
 
 
@@ -183,9 +186,8 @@ class Known(subject_lib.Subject):
   """A network whose logits are known of photographs that hold their index."""
 
   def __init__(self, loaded):
-    self.loaded, self.methods, self.layer = loaded, ('gradcam',), 'map'
+    self.trained, self.methods, self.layer = loaded, ('gradcam',), 'map'
     self.placement = None
-    self._likelihoods = loaded.task.likelihoods
 
   def logits(self, images, variables=None):
     high, low = images[:, 0, 0, :2].astype(int).T
@@ -221,7 +223,7 @@ def test_the_review_of_criteria_has_the_same_recalls(simulated_run, task):
     skipped=(),
     source='simulated',
   )
-  loaded = inference.load(folder)
+  loaded = trained.load(folder)
   groups = review.run(Known(loaded), photographs)[0]['groups']
   expected = {'adequate': measured['verdict']['metrics']['specificity']}
   if task == 'criteria':
@@ -245,7 +247,7 @@ def test_stored_points_of_criteria_judge_elsewhere(simulated_run, tmp_path):
   first = evaluate.run(config, folder, source, splits)
   shifted = {**splits, 'validation': splits['validation'][:100]}
   second = evaluate.run(config, folder, source, shifted, output=tmp_path / 'o')
-  key = evaluate.CRITERIA_POINTS
+  key = verdicts.CRITERIA_POINTS
   assert set(first[key]) == set(labels.CRITERIA)
   assert second[key] == first[key]
 

@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 from iqa_jax import command as command_lib
 from iqa_jax import config as config_lib
 from iqa_jax import cross_validate, run_directory
-from iqa_jax.evaluation import evaluate, figures, folds, report
+from iqa_jax.evaluation import evaluate, figures, folds, predictions, report
 
 # ml_collections loads configuration files by what Python has deprecated.
 ML_COLLECTIONS = pytest.mark.filterwarnings(
@@ -63,12 +63,10 @@ def test_every_image_is_tested_once_at_its_folds_own_point(five):
   assert pooled['n'] == 500
   rows = {}
   for k in range(5):
-    table = folds.read_predictions(workdir / f'fold_{k}' / 'predictions.csv')
-    for i in np.flatnonzero(table['split'] == 'test'):
-      rows[table['image_id'][i]] = (
-        table['p_calibrated'][i],
-        table['verdict'][i],
-      )
+    table = predictions.read(workdir / f'fold_{k}' / 'predictions.csv')
+    test = table[table.split == 'test']
+    found = zip(test.p_calibrated, test.verdict, strict=True)
+    rows |= dict(zip(test.image_id, found, strict=True))
   p, called = np.array([rows[i] for i in source.table['image_id']]).T
   truth = source.table['quality']
   values = {k: v['value'] for k, v in pooled['metrics'].items()}

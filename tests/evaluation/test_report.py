@@ -9,8 +9,16 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from iqa_jax.evaluation import assessment, evaluate, examples, figures, report
+from iqa_jax.evaluation import (
+  assessment,
+  evaluate,
+  examples,
+  figures,
+  learning_curves,
+  report,
+)
 from iqa_jax.evaluation.examples import Example
+from iqa_jax.judging.verdicts import OperatingRecord
 from tests.evaluation import simulated
 
 
@@ -122,7 +130,7 @@ def test_epochs_without_accuracy_leave_a_gap(begun):
     {k: v for k, v in h.items() if 'accuracy' not in k or h['epoch'] > begun}
     for h in simulated.HISTORY
   ]
-  panels = figures._history(history).figure.axes
+  panels = learning_curves.draw(history).axes
   titles = [axes.get_title('left') or axes.get_title() for axes in panels]
   assert ('Accuracy' in titles) == (begun < 14)
   if 'Accuracy' in titles:
@@ -150,9 +158,10 @@ def test_too_little_to_draw_is_no_crash(simulated_run, kept, monkeypatch):
 
 def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
   from iqa_jax import config as config_lib
-  from iqa_jax import inference
+  from iqa_jax import trained
   from iqa_jax.data import pipeline
-  from iqa_jax.explain import subject as subject_lib
+  from iqa_jax.data import plan as plan_lib
+  from iqa_jax.explain import explainer as explainer_lib
   from iqa_jax.tasks import Task
 
   n, size = 9, 32
@@ -160,7 +169,9 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
   source = rng.integers(40, 220, (n, size, size, 3)).astype(np.uint8)
   seen = {}
 
-  class Subject:
+  class Explainer:
+    placement = None
+
     """A map is bright in the row that the image's first pixel says."""
 
     def __init__(self, loaded, *, methods, layer, batch_size):
@@ -173,7 +184,8 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
       maps[1:, 0] = 1
       return {'gradcam': maps}
 
-  def batches(source, plan, *, image_size, batch_size):
+  def batches(source, plan, *, image_size, batch_size, cells):
+    assert not cells
     for first in range(0, len(plan), batch_size):
       index = plan[first : first + batch_size]
       padded = np.resize(index, batch_size)
@@ -182,8 +194,8 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
         'mask': (np.arange(batch_size) < len(index)).astype(np.float32),
       }
 
-  monkeypatch.setattr(subject_lib, 'Subject', Subject)
-  monkeypatch.setattr(pipeline, 'plan_eval', lambda source, index: index)
+  monkeypatch.setattr(explainer_lib, 'Explainer', Explainer)
+  monkeypatch.setattr(plan_lib, 'plan_eval', lambda source, index: index)
   monkeypatch.setattr(pipeline, 'batches', batches)
   config = config_lib.default()
   config.explain.examples = n
@@ -199,11 +211,13 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
     'logit_adequate': np.zeros(n),
     'logit_inadequate': np.zeros(n),
   }
-  loaded = inference.Loaded(None, {}, Task(), config, {'epoch': 1}, '', size)
+  loaded = trained.Trained(None, {}, Task(), config, {'epoch': 1}, '', size)
   # The verdicts' own operating point, not that of the file loaded before.
-  record = {'operating_point': {'threshold': 0.7}}
+  record = OperatingRecord(operating_point={'threshold': 0.7})
   indices = np.arange(n)[::-1]
-  drawn = examples.draw(loaded, record, config, source, indices, c)
+  drawn = examples.draw(
+    loaded, record, config, source, indices, simulated.predictions(c)
+  )
   assert sorted(e.name for e in drawn) == sorted(c['image_id'])
   rows = [int(e.name.removeprefix('photo_')) for e in drawn]
   np.testing.assert_array_equal(seen['images'], source[indices[rows]])
@@ -239,11 +253,11 @@ def test_examples_are_dealt_in_turn_and_never_twice():
     'verdict': (p >= 0.5).astype(int),
     'uncertain': (np.abs(p - 0.5) < 0.05).astype(int),
   }
-  chosen = examples.choose(c, 24)
+  chosen = examples.choose(simulated.predictions(c), 24)
   rows = [row for found in chosen.values() for row in found]
   assert len(rows) == len(set(rows)) == 24 and 0 not in rows
   assert {len(v) for v in chosen.values()} <= {4, 5}
   missed = [i for i in range(1, n) if truth[i] == 1 and p[i] < 0.5]
   assert chosen['missed'][0] == min(missed, key=lambda i: p[i])
-  right = {k: v[:2] for k, v in c.items()}
+  right = simulated.predictions(c)[:2]
   assert sum(map(len, examples.choose(right, 24).values())) == 1

@@ -53,7 +53,7 @@ def test_published_figures_of_mcf_net(shared):
   result = scoring.run(
     str(folder / 'MCF-Net_test_predictions.csv'),
     str(folder / 'Label_EyeQ_test.csv'),
-    resamples=20,
+    scoring.Options(resamples=20),
   )
   scored = result['splits']['scored']
   assert scored['n'] == 16249
@@ -73,7 +73,7 @@ def test_names_are_aligned_across_folders_orders_and_extensions(files):
     [f'some/folder/{n}.PNG', f'{v:.4f}'] for n, v in zip(names, p, strict=True)
   ][::-1]
   p_file = write(p_file, ['File_Name', 'Score'], rows)
-  result = scoring.run(p_file, l_file, resamples=20)
+  result = scoring.run(p_file, l_file, scoring.Options(resamples=20))
   auc = result['splits']['scored']['verdict']['metrics']['auc']['value']
   assert auc == pytest.approx(sk.roc_auc_score(truth, np.round(p, 4)))
   assert (
@@ -89,7 +89,7 @@ def test_own_predictions_are_scored_as_they_were_judged(
   config, folder, source, splits = simulated_run('grade')
   own = evaluate.run(config, folder, source, splits)
   path = str(folder / 'predictions.csv')
-  result = scoring.run(path, path, resamples=20)
+  result = scoring.run(path, path, scoring.Options(resamples=20))
   again = result['splits']['scored']['verdict']
   first = own['splits']['test']['verdict']
   assert again['confusion'] == first['confusion']
@@ -108,7 +108,11 @@ def test_comparison_is_paired_and_report_is_written(files, tmp_path):
     [[n, v] for n, v in zip(names, rng.random(20), strict=True)],
   )
   result = scoring.run(
-    p_file, l_file, compare=other, output=str(tmp_path / 'out'), resamples=50
+    p_file,
+    l_file,
+    scoring.Options(resamples=50),
+    compare=other,
+    output=str(tmp_path / 'out'),
   )
   found = result['comparison']['auc']
   assert found['first'] - found['second'] == pytest.approx(found['difference'])
@@ -138,7 +142,9 @@ def test_usable_counts_as_told(files, usable, expected):
     ),
     (['image', 'quality'], [['a', 0], ['b', 1], ['c', 2]]),
   )
-  result = scoring.run(p_file, l_file, usable=usable, resamples=20)
+  result = scoring.run(
+    p_file, l_file, scoring.Options(usable=usable, resamples=20)
+  )
   verdict = result['splits']['scored']['verdict']
   assert verdict['n_inadequate'] == expected
   assert verdict['n'] == (2 if usable == 'exclude' else 3)
@@ -153,12 +159,14 @@ def test_usable_of_labels_that_are_no_grades_is_refused(files, usable):
   with pytest.raises(
     scoring.ScoringError, match=f'usable={usable} .*no 2 among'
   ):
-    scoring.run(p_file, l_file, usable=usable, resamples=5)
+    scoring.run(p_file, l_file, scoring.Options(usable=usable, resamples=5))
   # Named for what they are, 0 and 1 are grades.
   l_file = write(l_file, ['image', 'grade'], [['a', 0], ['b', 1]])
   p_file = write(p_file, ['image', 'score'], [['a', 0.1], ['b', 0.2]])
   result = scoring.run(
-    p_file, l_file, usable=usable, label_column='grade', resamples=5
+    p_file,
+    l_file,
+    scoring.Options(usable=usable, label_column='grade', resamples=5),
   )
   assert result['splits']['scored']['verdict']['n_inadequate'] == 0
 
@@ -171,7 +179,9 @@ def test_usable_of_graded_scores_beside_verdicts_is_told(files):
     ),
     (['image', 'quality'], [['a', 'adequate'], ['b', 'inadequate']]),
   )
-  result = scoring.run(p_file, l_file, usable='adequate', resamples=5)
+  result = scoring.run(
+    p_file, l_file, scoring.Options(usable='adequate', resamples=5)
+  )
   assert any('in the scores only' in note for note in result['notes'])
 
 
@@ -248,7 +258,7 @@ def test_problems_are_named(files, problem):
     labels or (['image', 'quality'], [['a', 0], ['b', 1]]),
   )
   with pytest.raises(scoring.ScoringError, match=message):
-    scoring.run(p_file, l_file, resamples=10)
+    scoring.run(p_file, l_file, scoring.Options(resamples=10))
 
 
 CELL = st.text(max_size=6) | st.sampled_from(
@@ -282,7 +292,7 @@ def test_any_text_is_scored_or_refused(tmp_path, header, rows, raw):
   good = write(tmp_path / 'good.csv', ['image', 'quality', 'p'], [['a', 0, 0]])
   for predictions, labels in ((str(path), good), (good, str(path))):
     try:
-      scoring.run(predictions, labels, resamples=5)
+      scoring.run(predictions, labels, scoring.Options(resamples=5))
     except scoring.ScoringError as error:
       assert '.csv' in str(error)
 
@@ -299,7 +309,7 @@ def test_extreme_files_are_scored(tmp_path):
         for i, (t, v) in enumerate(zip(truth, p, strict=True))
       ],
     )
-    result = scoring.run(path, path, resamples=5)
+    result = scoring.run(path, path, scoring.Options(resamples=5))
     assert result['splits']['scored']['n'] == len(truth)
     assert scoring.as_text(result)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import config as config_lib
-from iqa_jax import inference, models, tasks
+from iqa_jax import models, tasks, trained
 from iqa_jax.models import heads
 from iqa_jax.photograph.placement import Placement
 from iqa_jax.studies import photographs as photographs_lib
@@ -51,10 +51,10 @@ class BrightSpots:
     return (logits, {'intermediates': {}}) if mutable else logits
 
 
-def loaded(task: str = 'quality') -> inference.Loaded:
+def loaded(task: str = 'quality') -> trained.Trained:
   """Returns the network as if it had been trained."""
   size = 4 if task == 'criteria' else 2
-  return inference.Loaded(
+  return trained.Trained(
     model=BrightSpots(),
     variables={'params': {'head': {'gain': np.full(size, 1000.0, np.float32)}}},
     task=tasks.Task(task),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import matplotlib
@@ -9,12 +11,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from iqa_jax.explain import cam, overlay
+from iqa_jax.explain import cam, overlay, panel
 from iqa_jax.photograph import geometry
 from iqa_jax.photograph.placement import Placement
 from tests.export import export_material as material
 
-CAPTION = overlay.Caption(
+CAPTION = panel.Caption(
   name='a.jpg',
   verdict='inadequate',
   probability='P(inadequate) = 0.900, calibrated',
@@ -157,13 +159,13 @@ def test_panel_says_what_it_shows():
   image = Image.fromarray(material.fundus(rng, width=900, height=600))
   affine = np.array([[6.0, 0, 150], [0, 6.0, 0]])
   shown = np.zeros((7, 7))
-  plain = overlay.panel(image, shown, affine, 100, caption=CAPTION)
-  other = overlay.panel(
+  plain = panel.draw(image, shown, affine, 100, caption=CAPTION)
+  other = panel.draw(
     image,
     shown,
     affine,
     100,
-    caption=overlay.Caption(**{**CAPTION.__dict__, 'verdict': 'adequate'}),
+    caption=panel.Caption(**{**CAPTION.__dict__, 'verdict': 'adequate'}),
   )
   assert plain.width > 2 * plain.height
   # The header differs, the pictures don't.
@@ -196,7 +198,22 @@ def test_names_of_any_script_and_length_fit():
   image = Image.fromarray(material.fundus(np.random.default_rng(5)))
   affine = np.array([[1.0, 0, 0], [0, 1.0, 0]])
   name = '眼底/' + 'x' * 300 + '\udcff\n.jpg'
-  caption = overlay.Caption(**{**CAPTION.__dict__, 'name': name})
-  overlay.panel(image, np.zeros((7, 7)), affine, 130, caption=caption)
-  assert len(overlay._short(name, 40)) == 39
-  assert overlay._short(name, 400).isprintable()
+  caption = panel.Caption(**{**CAPTION.__dict__, 'name': name})
+  panel.draw(image, np.zeros((7, 7)), affine, 130, caption=caption)
+  assert len(panel._short(name, 40)) == 39
+  assert panel._short(name, 400).isprintable()
+
+
+def test_nothing_is_shown_beyond_the_rim():
+  """However far the cells reach that touch it, and wherever it lies."""
+  image = Image.new('RGB', (300, 200))
+  affine = np.array([[1.6, 0, 60], [0, 1.6, 10]])
+  at = (np.arange(100) + 0.5) / 100 - 0.5
+  within = np.hypot(at[None], at[:, None]) < 0.4
+  shown = np.ones((5, 5))
+  drawn = functools.partial(overlay.overlay, image, shown, affine, 100)
+  clipped = np.asarray(drawn(within=within)).any(-1)
+  y, x = np.mgrid[:200, :300] + 0.5
+  inside = np.hypot(x - 140, y - 90) < 0.4 * 160
+  assert np.asarray(drawn()).any(-1).sum() > 1.2 * inside.sum()
+  assert (clipped != inside).sum() < 0.05 * inside.sum()

@@ -33,6 +33,7 @@ def make_run(
   config.model.width = 0.125
   config.model.depth = 0.34
   config.model.head = head
+  config.model.cells = 6
   config.data.image_size = size
   config.task.name = task
   outputs = Task(name=task).outputs
@@ -89,6 +90,8 @@ def command(workdir, images, output, *flags: str) -> list[str]:
     f'--images={images}',
     f'--output={output}',
     '--noprogress',
+    # What is drawn here is a textured circle.
+    '--nocheck_fundus',
     *flags,
   ]
 

@@ -66,7 +66,9 @@ def sheet(tmp_path):
   return tmp_path
 
 
-def write(folder: pathlib.Path, records=RECORDS, page: int = 100) -> int:
+def write(
+  folder: pathlib.Path, records=RECORDS, page: int = 100, share: float = 1.0
+) -> int:
   return contact_sheet.write(
     folder,
     lambda: iter(records),
@@ -75,6 +77,7 @@ def write(folder: pathlib.Path, records=RECORDS, page: int = 100) -> int:
     scaling='image',
     colors='viridis',
     page=page,
+    share=share,
   )
 
 
@@ -115,6 +118,20 @@ def test_page_stands_alone_and_names_are_only_text(sheet):
   assert 'image file is truncated <b>' in page.text
 
 
+def test_card_says_the_cause_and_what_to_do(sheet):
+  told = {'cause': 'image_field', 'advice': 'Centre <b> it.',
+          'p_focus': 0.25, 'share_focus': 0.1,
+          'p_image_field': 0.75}  # fmt: skip
+  write(sheet, [record('a.jpg', 0.9, **told), record('b.jpg', 0.1)])
+  page = _Reader((sheet / 'index.html').read_text())
+  text = ' '.join(page.text.split())
+  assert 'image field Centre <b> it.' in text
+  assert '0.25 · 10 %' in text and '0.75' in text
+  assert text.count('Centre') == 1
+  options = [a.get('value') for tag, a in page.tags if tag == 'option']
+  assert 'image_field' in options
+
+
 def test_empty_map_is_commented(sheet):
   write(sheet)
   text = ' '.join(_Reader((sheet / 'index.html').read_text()).text.split())
@@ -137,7 +154,37 @@ def test_sample_is_said_to_be_one(sheet):
   without = {**record('z.jpg', 0.2), 'files': {}}
   write(sheet, [*RECORDS, *[without] * 20])
   text = ' '.join(_Reader((sheet / 'index.html').read_text()).text.split())
-  assert 'a random sample of 5 photographs' in text
+  assert 'a random sample of 6 photographs' in text
+
+
+def test_sample_is_one_of_failed_photographs_too(sheet):
+  records = [failure(f'{i}.jpg', 'missing', '') for i in range(2000)]
+  records += [record(f'{i}.png', i / 2000) for i in range(2000)]
+  assert write(sheet, records, page=10_000, share=0.05) == 1
+  page = _Reader((sheet / 'index.html').read_text())
+  cards = [a for _, a in page.tags if 'card' in (a.get('class') or '').split()]
+  failed = sum(c['data-status'] == 'missing' for c in cards)
+  assert 60 < failed < 140 and 60 < len(cards) - failed < 140
+  text = ' '.join(page.text.split())
+  assert f'a random sample of {len(cards)} photographs' in text
+  assert '2,000 not usable' in text
+
+
+def test_many_pages_name_few_others_and_all_are_within_reach(sheet):
+  records = [failure(f'{i:04}.jpg', 'missing', '') for i in range(700)]
+  assert write(sheet, records, page=1) == 700
+  links = {}
+  for path in sheet.glob('index*.html'):
+    tags = _Reader(path.read_text()).tags
+    links[path.name] = {
+      a['href'] for tag, a in tags if tag == 'a' and 'index' in a['href']
+    }
+  assert max(map(len, links.values())) < 30
+  reached, edge = {'index.html'}, {'index.html'}
+  for _ in range(8):
+    edge = set().union(*(links[name] for name in edge)) - reached
+    reached |= edge
+  assert len(reached) == 700
 
 
 @pytest.fixture(scope='session')

@@ -20,9 +20,19 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from iqa_jax import inference, models, run_directory
+from iqa_jax import inference, models, run_directory, trained
 from iqa_jax.explain import cam
-from iqa_jax.export import export, manifest, worker
+from iqa_jax.export import crew, manifest, messages, worker
+from iqa_jax.export import run as export
+from iqa_jax.export.model import Model
+from iqa_jax.export.options import (
+  DEFAULT_OUTPUTS,
+  SCALINGS,
+  ExportError,
+  Options,
+  Summary,
+)
+from iqa_jax.judging import advice
 from iqa_jax.models import heads
 from iqa_jax.photograph import geometry, images, prepare
 from tests.export import export_material as material
@@ -50,6 +60,7 @@ def photographs(tmp_path_factory):
     material.save(root / f'{i}.jpg', rng, width=150 + 20 * i, height=140)
   material.save(root / 'left/1.jpg', rng)
   (root / 'gone.jpg').symlink_to('nowhere')
+  (root / 'loop.jpg').symlink_to('loop.jpg')
   (root / 'text.jpg').write_text('no image')
   os.mkfifo(root / 'pipe.jpg')
   return root
@@ -57,19 +68,19 @@ def photographs(tmp_path_factory):
 
 def options(workdir, photographs, output, **changes):
   values = {'progress': False, 'workers': 1, 'outputs': manifest.KINDS}
-  return export.Options(
+  return Options(
     str(workdir), str(photographs), str(output), **(values | changes)
   )
 
 
-_models: dict[tuple, export.Model] = {}
+_models: dict[tuple, Model] = {}
 
 
-def run(some: export.Options) -> export.Summary:
+def run(some: Options) -> Summary:
   """Exports without loading and compiling what an earlier test has."""
   key = (some.workdir, some.method, some.layer, some.target, some.batch_size)
   if key not in _models:
-    _models[key] = export.Model(some)
+    _models[key] = Model(some)
   return export.run(some, _models[key])
 
 
@@ -91,14 +102,15 @@ def done(workdir, photographs, tmp_path_factory):
 def test_every_input_has_a_row(done):
   output, summary = done
   rows = read(output / 'manifest.csv')
-  assert len(rows) == summary.total == 13
+  assert len(rows) == summary.total == 14
   failed = {p: r['status'] for p, r in rows.items() if r['status'] != 'ok'}
   assert failed == {
     'gone.jpg': 'missing',
+    'loop.jpg': 'missing',
     'text.jpg': 'not_an_image',
     'pipe.jpg': 'not_an_image',
   }
-  assert summary.statuses == {'ok': 10, 'missing': 1, 'not_an_image': 2}
+  assert summary.statuses == {'ok': 10, 'missing': 2, 'not_an_image': 2}
   for row in rows.values():
     assert row['reason'] or row['status'] == 'ok'
     assert row['checkpoint']
@@ -108,7 +120,7 @@ def test_every_input_has_a_row(done):
 def test_says_what_the_network_says(done, workdir, photographs):
   """Against the network run by itself, one photograph at a time."""
   output, _ = done
-  loaded = inference.load(workdir)
+  loaded = trained.load(workdir)
   apply = jax.jit(loaded.model.apply)
   explain = jax.jit(
     functools.partial(cam.explain, loaded.model, task=loaded.task)
@@ -163,7 +175,7 @@ def test_located_landmarks_are_told_and_drawn_where_they_are(tmp_path):
   output = tmp_path / 'out'
   run(options(tmp_path / 'run', path, output, outputs=('overlay',)))
   row = read(output / 'manifest.csv')['a.jpg']
-  loaded = inference.load(tmp_path / 'run')
+  loaded = trained.load(tmp_path / 'run')
   prepared = prepare.photograph(images.read(path).pixels, 48)
   image = models.normalize(prepared.image[None])
   _, sown = loaded.model.apply(
@@ -186,9 +198,58 @@ def test_located_landmarks_are_told_and_drawn_where_they_are(tmp_path):
   assert images.read(path).pixels.min(-1).max() < 150
 
 
+def test_a_head_of_evidence_says_the_cause(tmp_path):
+  material.make_run(
+    tmp_path / 'run',
+    head='evidence',
+    head_scale=100.0,
+    operating_point={'rule': 'fixed', 'threshold': 0.05},
+  )
+  rng = np.random.default_rng(5)
+  for name in 'ab':
+    material.save(tmp_path / f'in/{name}.jpg', rng)
+  output = tmp_path / 'out'
+  some = options(tmp_path / 'run', tmp_path / 'in', output, language='pt')
+  run(some)
+  loaded = trained.load(tmp_path / 'run')
+  kinds = ('focus', 'illumination', 'artifacts')
+  for name, row in read(output / 'manifest.csv').items():
+    prepared = prepare.photograph(
+      images.read(tmp_path / 'in' / name).pixels, 48, field=True
+    )
+    x = models.normalize(prepared.image[None])
+    _, state = loaded.model.apply(
+      loaded.variables, x, mutable=['intermediates']
+    )
+    (logits, share), told = heads.found(state).cells, heads.found(state).cause
+    p = 1 / (1 + np.exp(-np.asarray(told)[0]))
+    inside = np.asarray(share)[0, ..., None]
+    affected = (np.asarray(logits)[0] > 0) * inside
+    found = [float(row[f'p_{kind}']) for kind in kinds]
+    np.testing.assert_allclose(found, p, atol=1e-5)
+    found = [float(row[f'share_{kind}']) for kind in kinds]
+    expected = affected.sum((0, 1)) / inside.sum()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert row['verdict'] == 'inadequate'
+    visible = p.max() >= 0.5 or expected.max() >= 0.05
+    if p.max() >= 0.5:
+      assert row['cause'] == kinds[p.argmax()]
+    assert (row['cause'] == 'unknown') != visible
+    assert row['advice'] == advice.sentence(row['cause'], 'pt')
+    with np.load(output / row['npz']) as saved:
+      assert saved['evidence'].shape == (6, 6, 3)
+      assert tuple(saved['evidence_of']) == kinds
+    assert row['advice'] in (output / 'index.html').read_text()
+  # What the colours mean is the same in all photographs.
+  settings = json.loads(next((output / 'journal').iterdir()).open().readline())
+  assert settings['settings']['scaling'] == 'logit'
+  with pytest.raises(manifest.ManifestError, match='language'):
+    run(dataclasses.replace(some, language='en'))
+
+
 def test_averages_with_the_mirror_image_as_the_operating_point_does(tmp_path):
   """Verdict and numbers are those of the evaluation, and of a Subject."""
-  from iqa_jax.explain import subject
+  from iqa_jax.studies import subject
 
   judged = {**JUDGED['operating_point'], 'flip_tta': True}
   material.make_run(tmp_path / 'run', **{**JUDGED, 'operating_point': judged})
@@ -197,7 +258,7 @@ def test_averages_with_the_mirror_image_as_the_operating_point_does(tmp_path):
     material.save(tmp_path / f'in/{name}.jpg', rng)
   output = tmp_path / 'out'
   run(options(tmp_path / 'run', tmp_path / 'in', output, outputs=('npz',)))
-  loaded = inference.load(tmp_path / 'run')
+  loaded = trained.load(tmp_path / 'run')
   prepared = np.stack(
     [
       prepare.photograph(
@@ -209,8 +270,8 @@ def test_averages_with_the_mirror_image_as_the_operating_point_does(tmp_path):
   index = np.arange(3)
   batch = {'image': prepared, 'mask': np.ones(3), 'index': index}
   batch['image_id'] = index.astype(str)
-  rows = inference.predict(loaded, [batch], flip_tta=True)
-  alone = inference.predict(loaded, [batch])
+  rows = inference.predict(loaded, [batch])
+  alone = inference.predict(loaded, [batch], flip_tta=False)
   assert np.abs(rows['logits'] - alone['logits']).max() > 1e-3
   for i, row in enumerate(read(output / 'manifest.csv').values()):
     found = [float(row['logit_adequate']), float(row['logit_inadequate'])]
@@ -307,6 +368,63 @@ def test_again_does_nothing_and_changes_are_done_again(
   assert read(output / 'manifest.csv') == rows
 
 
+def pictures(output: pathlib.Path) -> set[str]:
+  return {
+    str(p.relative_to(output))
+    for kind in (*manifest.KINDS, 'thumbnail')
+    for p in (output / kind).rglob('*')
+    if p.is_file()
+  }
+
+
+def test_pictures_of_what_is_gone_go_too(workdir, tmp_path):
+  rng = np.random.default_rng(5)
+  for name in 'abc':
+    material.save(tmp_path / f'in/{name}.jpg', rng)
+  output = tmp_path / 'out'
+  some = options(workdir, tmp_path / 'in', output, outputs=('overlay',))
+  run(some)
+  (tmp_path / 'in/a.jpg').unlink()
+  (tmp_path / 'in/b.jpg').write_text('no longer a photograph')
+  run(some)
+  rows = read(output / 'manifest.csv')
+  assert {k: r['status'] for k, r in rows.items()} == {
+    'b.jpg': 'not_an_image',
+    'c.jpg': 'ok',
+  }
+  overlay = rows['c.jpg']['overlay']
+  thumbnail = overlay.replace('overlay', 'thumbnail')
+  assert pictures(output) == {overlay, thumbnail}
+
+
+def test_another_list_does_not_drop_the_first_in_silence(workdir, tmp_path):
+  rng = np.random.default_rng(5)
+  for name in 'abc':
+    material.save(tmp_path / f'{name}.jpg', rng)
+  for name, keys in {'first': 'ab', 'second': 'bc', 'all': 'abc'}.items():
+    text = 'path\n' + ''.join(f'{k}.jpg\n' for k in keys)
+    (tmp_path / f'{name}.csv').write_text(text)
+  output = tmp_path / 'out'
+
+  def some(name, **more):
+    images_ = tmp_path / f'{name}.csv'
+    return options(workdir, images_, output, outputs=('npz',), **more)
+
+  run(some('first'))
+  before = (output / 'manifest.csv').read_bytes(), pictures(output)
+  with pytest.raises(manifest.ManifestError, match=r'1 .*\(a\.jpg.*overwrite'):
+    run(some('second'))
+  assert before == ((output / 'manifest.csv').read_bytes(), pictures(output))
+  assert run(some('all')).skipped == 2
+  assert run(some('second', overwrite=True)).skipped == 2
+  rows = read(output / 'manifest.csv')
+  assert sorted(rows) == ['b.jpg', 'c.jpg']
+  assert {p for p in pictures(output) if p.startswith('npz')} == {
+    r['npz'] for r in rows.values()
+  }
+  assert len(pictures(output)) == 4
+
+
 @pytest.mark.slow
 def test_shards_merge_to_the_whole(workdir, photographs, done, tmp_path):
   for shard in range(3):
@@ -321,7 +439,7 @@ def test_shards_merge_to_the_whole(workdir, photographs, done, tmp_path):
     with pytest.raises(manifest.ManifestError, match='has not run'):
       export.merge(some)
     run(some)
-  assert export.merge(some) == 13
+  assert export.merge(some) == 14
   merged, whole = (
     read(tmp_path / 'manifest.csv'),
     read(done[0] / 'manifest.csv'),
@@ -447,6 +565,7 @@ def test_network_that_runs_over_is_a_status(photographs, tmp_path):
     ({'target': 'beauty'}, 'beauty'),
     ({'scaling': 'logit', 'method': 'eigencam'}, 'maps of eigencam do not'),
     ({'scaling': 'logit', 'layer': 'stage3'}, 'not what the head averages'),
+    ({'language': 'tlh'}, 'language=tlh is none of en, pt'),
     ({'placement': 'torch'}, 'placement=torch is none of network'),
     ({'method': 'magic'}, 'magic'),
     ({'workdir': '/nowhere'}, '/nowhere holds no trained model'),
@@ -460,9 +579,7 @@ def test_wrong_options_are_named(
   with pytest.raises(
     (ValueError, run_directory.RunDirectoryError), match=message
   ):
-    export.run(
-      export.Options(output=str(tmp_path / 'o'), progress=False, **values)
-    )
+    export.run(Options(output=str(tmp_path / 'o'), progress=False, **values))
 
 
 def test_output_that_cannot_be_written_ends_with_the_reason(
@@ -471,12 +588,12 @@ def test_output_that_cannot_be_written_ends_with_the_reason(
   output = tmp_path / 'out'
   output.mkdir()
   (output / 'overlay').write_text('in the way')
-  with pytest.raises(export.ExportError, match=r'overlay.* cannot be written'):
+  with pytest.raises(ExportError, match=r'overlay.* cannot be written'):
     run(options(workdir, photographs, output, outputs=('npz', 'overlay')))
   (output / 'overlay').unlink()
   run(options(workdir, photographs, output, outputs=('npz', 'overlay')))
   assert read(output / 'manifest.csv')['0.jpg']['status'] == 'ok'
-  with pytest.raises(export.ExportError, match='cannot be written to'):
+  with pytest.raises(ExportError, match='cannot be written to'):
     run(options(workdir, photographs, photographs / '0.jpg'))
 
 
@@ -491,7 +608,7 @@ def test_full_disk(workdir, photographs, tmp_path):
   if mounted.returncode:
     pytest.skip('may not mount a small disk here')
   try:
-    with pytest.raises(export.ExportError, match='No space left'):
+    with pytest.raises(ExportError, match='No space left'):
       run(options(workdir, photographs, disk / 'out'))
     for path in (disk / 'out').rglob('*.jpg'):
       Image.open(path).verify()
@@ -510,7 +627,7 @@ def children() -> list[int]:
       command = (path.parent / 'cmdline').read_text()
     except OSError:
       continue
-    if int(fields[1]) == os.getpid() and 'explain import worker' in command:
+    if int(fields[1]) == os.getpid() and 'export import worker' in command:
       found.append(int(path.parent.name))
   return found
 
@@ -592,7 +709,7 @@ def test_photograph_that_kills_its_decoder_fails_alone(workdir, slow, tmp_path):
 def test_photograph_that_hangs_fails_alone(
   workdir, slow, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(export, '_PATIENCE', 4.0)
+  monkeypatch.setattr(crew, 'PATIENCE', 4.0)
 
   def stop(pid):
     if holds(pid, slow / 'b.png'):
@@ -620,7 +737,7 @@ def test_memory_that_is_kept_is_bounded(workdir, photographs, tmp_path, done):
 
 
 def test_worker_budget(tmp_path, photographs):
-  settings = worker.Settings(
+  settings = messages.Settings(
     output=str(tmp_path),
     temporary=str(tmp_path),
     outputs=('overlay',),
@@ -634,7 +751,7 @@ def test_worker_budget(tmp_path, photographs):
   one = worker.Worker(settings)
   for number in range(9):
     assert isinstance(
-      one.decode(number, str(photographs / f'{number}.jpg')), worker.Prepared
+      one.decode(number, str(photographs / f'{number}.jpg')), messages.Prepared
     )
     assert one._bytes <= settings.budget
   assert sum(h.photograph is not None for h in one._held.values()) == 3
@@ -673,9 +790,7 @@ def test_signals_leave_a_manifest_and_go_on(workdir, tmp_path, number):
   finished = statuses.count('ok')
   assert finished == len(list((tmp_path / 'out').glob('panel/*')))
   again = run(
-    options(
-      workdir, tmp_path / 'in', tmp_path / 'out', outputs=export.DEFAULT_OUTPUTS
-    )
+    options(workdir, tmp_path / 'in', tmp_path / 'out', outputs=DEFAULT_OUTPUTS)
   )
   assert again.skipped == finished
   assert again.statuses == {'ok': 120}
@@ -720,9 +835,10 @@ def test_flags_offer_what_there_is():
   defined = json.loads(_output_of(code))
   assert tuple(defined['method'][1]) == cam.METHODS
   assert tuple(defined['colors'][1]) == overlay.COLORS
-  assert tuple(defined['scaling'][1]) == export.SCALINGS
-  assert tuple(defined['outputs'][0]) == export.DEFAULT_OUTPUTS
-  defaults = {f.name: f.default for f in dataclasses.fields(export.Options)}
+  assert tuple(defined['scaling'][1]) == SCALINGS
+  assert tuple(defined['language'][1]) == tuple(advice.LANGUAGES)
+  assert tuple(defined['outputs'][0]) == DEFAULT_OUTPUTS
+  defaults = {f.name: f.default for f in dataclasses.fields(Options)}
   for name in ('opacity', 'quality', 'sheet_limit', 'sheet_page', 'memory_gb',
                'num_shards', 'batch_size', 'workers', 'max_side'):  # fmt: skip
     assert defined[name][0] == defaults[name], name
@@ -731,8 +847,10 @@ def test_flags_offer_what_there_is():
 def test_export_needs_no_tensorflow(workdir, photographs, tmp_path):
   """Nor orbax, matplotlib or scikit-learn, which would cost its start."""
   code = (
-    'import sys; from iqa_jax.export import export\n'
-    f'export.run(export.Options({str(workdir)!r}, '
+    'import sys\n'
+    'from iqa_jax.export import run\n'
+    'from iqa_jax.export.options import Options\n'
+    f'run.run(Options({str(workdir)!r}, '
     f'{str(photographs / "left")!r}, {str(tmp_path)!r}, progress=False))\n'
     'print(sorted({"tensorflow", "orbax", "matplotlib", "sklearn"} & '
     'set(sys.modules)))'

@@ -67,6 +67,32 @@ def test_other_settings_are_refused_or_replaced(tmp_path):
     assert 'b' in journal  # and goes on, if stopped, without starting anew
 
 
+def test_replaced_export_leaves_nothing_behind(tmp_path):
+  """Whatever comes next, even a kill: no row, page or picture of before."""
+  output = tmp_path / 'out'
+  with manifest.Journal(output, 0, SETTINGS) as journal:
+    journal.append(
+      [
+        row('a', files={'overlay': ['overlay/a.jpg', 1]}),
+        row('b', files={'panel': ['../mine.jpg', 1], 'npz': ['notes.txt', 1]}),
+        row('c', files={'npz': ['npz/../../mine.jpg', 1]}),
+      ]
+    )
+  gone = ['manifest.csv', 'index.html', 'index-2.html', 'overlay/a.jpg',
+          'manifest-00001-of-00002.csv']  # fmt: skip
+  stays = ['notes.txt', '../mine.jpg', 'overlay/other.jpg']
+  for name in (*gone, *stays):
+    (output / name).parent.mkdir(exist_ok=True)
+    (output / name).write_text('x')
+  other = {**SETTINGS, 'checkpoint': 'xyz'}
+  with pytest.raises(manifest.ManifestError):
+    manifest.Journal(output, 0, other)
+  assert all((output / name).exists() for name in (*gone, *stays))
+  manifest.Journal(output, 0, other, overwrite=True).close()
+  assert [name for name in gone if (output / name).exists()] == []
+  assert all((output / name).exists() for name in stays)
+
+
 def test_other_number_of_shards_is_other_settings(tmp_path):
   manifest.Journal(tmp_path, 0, SETTINGS).close()
   two = {**SETTINGS, 'num_shards': 2}

@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -209,3 +211,136 @@ def test_damage_raises_nothing_but_image_errors(
     assert error.reason and '\n' not in error.reason
   else:
     assert read.pixels.dtype == np.uint8 and read.pixels.shape[2] == 3
+
+
+def save_tiff(path, pixels, **tags):
+  from PIL import TiffImagePlugin
+
+  info = TiffImagePlugin.ImageFileDirectory_v2()
+  for tag, value in tags.items():
+    info[int(tag[1:])] = value
+  Image.fromarray(pixels).save(path, tiffinfo=info)
+
+
+@pytest.mark.parametrize('hot', [False, True])
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_twelve_bits_in_sixteen_are_not_black(tmp_path, drawn, suffix, hot):
+  grey = drawn[..., 1]
+  deep = np.rint(grey * (4095 / 255)).astype(np.uint16)
+  if hot:
+    deep[40, 40] = 65535
+  path = tmp_path / f'a.{suffix}'
+  save(path, deep)
+  found = images.read(path).pixels[..., 0]
+  same = np.ones_like(grey, bool)
+  same[40, 40] = not hot
+  np.testing.assert_array_equal(found[same], grey[same])
+
+
+def test_a_dark_photograph_of_sixteen_bits_stays_dark(tmp_path, drawn):
+  dark = drawn[..., 1].astype(np.uint16) * 257 // 6
+  save(tmp_path / 'a.png', dark)
+  found = images.read(tmp_path / 'a.png').pixels[..., 0]
+  np.testing.assert_array_equal(found, np.rint(dark / 257))
+
+
+def test_a_declared_depth_counts_whatever_the_values_are(tmp_path, drawn):
+  grey = drawn[..., 1] // 5
+  save_tiff(tmp_path / 'a.tif', grey.astype(np.uint16) << 6, t281=2**14 - 1)
+  found = images.read(tmp_path / 'a.tif').pixels[..., 0].astype(int)
+  assert np.abs(found - grey).max() <= 1
+  # The largest value that happens to be there is no depth.
+  deep = drawn[..., 1].astype(np.uint16) * 100
+  save_tiff(tmp_path / 'b.tif', deep, t281=int(deep.max()))
+  found = images.read(tmp_path / 'b.tif').pixels[..., 0]
+  np.testing.assert_array_equal(found, np.rint(deep / 257))
+
+
+def deep_png(pixels) -> bytes:
+  """Returns uint16 [h, w, 3] as a PNG of 16 bits, which Pillow can't write."""
+  h, w = pixels.shape[:2]
+  rows = pixels.astype('>u2').reshape(h, -1).view(np.uint8)
+  rows = np.pad(rows, [(0, 0), (1, 0)])
+  file = b'\x89PNG\r\n\x1a\n'
+  for name, data in (
+    (b'IHDR', struct.pack('>IIBBBBB', w, h, 16, 2, 0, 0, 0)),
+    (b'IDAT', zlib.compress(rows.tobytes())),
+    (b'IEND', b''),
+  ):
+    check = struct.pack('>I', zlib.crc32(name + data))
+    file += struct.pack('>I', len(data)) + name + data + check
+  return file
+
+
+def test_colours_of_twelve_bits_are_refused_not_black(tmp_path, drawn):
+  for factor, refused in ((16, True), (257, False)):
+    path = tmp_path / f'{factor}.png'
+    path.write_bytes(deep_png(drawn.astype(np.uint16) * factor))
+    if refused:
+      with pytest.raises(images.ImageError, match='unreadable: colours of 12'):
+        images.read(path)
+    else:
+      np.testing.assert_array_equal(images.read(path).pixels, drawn)
+
+
+def test_a_tiff_of_several_pages_is_refused(tmp_path, drawn):
+  pages = [Image.fromarray(drawn), Image.fromarray(drawn[::-1].copy())]
+  pages[0].save(tmp_path / 'a.tif', save_all=True, append_images=pages[1:])
+  with pytest.raises(images.ImageError, match='unreadable: a TIFF of 2 pages'):
+    images.read(tmp_path / 'a.tif')
+  # A smaller copy of the same photograph is none.
+  from PIL import TiffImagePlugin
+
+  smaller = Image.fromarray(drawn).reduce(2)
+  smaller.encoderinfo = {'tiffinfo': TiffImagePlugin.ImageFileDirectory_v2()}
+  smaller.encoderinfo['tiffinfo'][254] = 1
+  pages[0].save(tmp_path / 'b.tif', save_all=True, append_images=[smaller])
+  np.testing.assert_array_equal(images.read(tmp_path / 'b.tif').pixels, drawn)
+
+
+def _swapped_profile() -> bytes:
+  """A profile of sRGB's curves whose red primary is sRGB's blue."""
+  from PIL import ImageCms
+
+  data = bytearray(
+    ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+  )
+  count = int.from_bytes(data[128:132], 'big')
+  at = {bytes(data[i : i + 4]): i for i in range(132, 132 + 12 * count, 12)}
+  red, blue = at[b'rXYZ'] + 4, at[b'bXYZ'] + 4
+  data[red : red + 8], data[blue : blue + 8] = (
+    data[blue : blue + 8],
+    data[red : red + 8],
+  )
+  return bytes(data).replace('sRGB'.encode('utf-16-be'), b'\0T\0e\0s\0t')
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif', 'jpg'])
+def test_colour_profiles_are_heeded(tmp_path, drawn, suffix):
+  from PIL import ImageCms
+
+  path = tmp_path / f'a.{suffix}'
+  options = {'quality': 100, 'subsampling': 0} if suffix == 'jpg' else {}
+  save(path, drawn, icc_profile=_swapped_profile(), **options)
+  found = images.read(path).pixels.astype(int)
+  # Of a file whose red is blue the channels change places.
+  tolerance = 8 if suffix == 'jpg' else 2
+  assert np.abs(found - drawn[..., ::-1]).max() <= tolerance
+  # sRGB's own, none and a damaged one change no bit.
+  save(path, drawn, **options)
+  plain = images.read(path).pixels
+  srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+  for profile in (srgb, b'no profile at all'):
+    save(path, drawn, icc_profile=profile, **options)
+    np.testing.assert_array_equal(images.read(path).pixels, plain)
+
+
+def test_records_of_other_colours_hold_srgb(tmp_path, drawn):
+  from iqa_jax.data import records
+
+  path = tmp_path / 'a.jpg'
+  options = {'quality': 95, 'subsampling': 0}
+  save(path, drawn, icc_profile=_swapped_profile(), **options)
+  stored = records.from_file(path, original=True)['image']
+  expected = images.read(path).pixels.astype(int)
+  assert np.abs(np.asarray(Image.open(stored)) - expected).mean() < 2

@@ -36,6 +36,14 @@ def test_folder_with_links_and_loops(tmp_path):
   assert found.root == str(root)
 
 
+def test_link_to_itself_is_an_input_like_others(tmp_path):
+  touch(tmp_path / 'a.jpg')
+  for name in ('loop.jpg', 'loop'):
+    (tmp_path / name).symlink_to(name)
+  found = find(tmp_path)
+  assert (found.keys, found.ignored) == (['a.jpg', 'loop.jpg'], 1)
+
+
 def test_file_and_pattern(tmp_path):
   touch(tmp_path / 'x/1.jpg', tmp_path / 'x/y/2.jpg', tmp_path / 'x/3.png')
   one = find(tmp_path / 'x/1.jpg')
@@ -59,6 +67,23 @@ def test_list(tmp_path):
   assert found.keys == ['gone.jpg', 'img1.png', 'sub/2.jpg']
   assert found.repeated == 1
   assert find(tmp_path / 'list.csv', '/data').root == '/data'
+
+
+def test_list_names_a_photograph_once_however_it_is_spelt(tmp_path):
+  touch(
+    tmp_path / 'a/p.jpg', tmp_path / 'far/off/q.jpg', tmp_path / 'far/p.jpg'
+  )
+  (tmp_path / 'a/link').symlink_to(tmp_path / 'far/off')
+  names = [
+    'a/p.jpg', './a/p.jpg', 'a//p.jpg', 'a/./p.jpg', 'a/../a/p.jpg', 'a/p',
+    str(tmp_path / 'a/p.jpg'),
+    # Behind a link, '..' is the parent of where it leads.
+    'a/link/../p.jpg', 'gone/../p.jpg',
+  ]  # fmt: skip
+  (tmp_path / 'list.csv').write_text('path\n' + '\n'.join(names) + '\n')
+  found = find(tmp_path / 'list.csv')
+  assert found.keys == ['a/link/../p.jpg', 'a/p.jpg', 'gone/../p.jpg']
+  assert found.repeated == 6
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from PIL import Image
 import pytest
 from scipy import ndimage
 
-from iqa_jax.data import pipeline, records
+from iqa_jax.data import decoding, records
 from iqa_jax.export import worker
 from iqa_jax.photograph import images, prepare
 from iqa_jax.studies import photographs
@@ -41,8 +41,8 @@ def _batched(record, size):
 
   stored = record['image'].getvalue()
   whole = np.asarray([0, 0, 1], np.float32)
-  image = pipeline._decode(tf, stored, whole, max(size, prepare.SIZE))
-  return pipeline._resize(tf, image, size).numpy()
+  image = decoding.decode(tf, stored, whole, max(size, prepare.SIZE))
+  return decoding.resize(tf, image, size).numpy()
 
 
 @pytest.mark.parametrize('size', [64, 224, 448])
@@ -78,10 +78,10 @@ def test_all_pixels_of_a_record_are_prepared_as_its_file_is(folder):
       'width': np.array([record['width']]),
       'original': np.array([True]),
     }
-    box = pipeline._boxes(table, np.array([0]))[0]
-    image = pipeline._decode(tf, record['image'].getvalue(), box, prepare.SIZE)
-    image = pipeline._fit(tf, image, tf.constant(box), prepare.SIZE)
-    found = pipeline._resize(tf, image, 224).numpy().astype(int)
+    box = decoding.boxes(table, np.array([0]))[0]
+    image = decoding.decode(tf, record['image'].getvalue(), box, prepare.SIZE)
+    image = decoding.fit(tf, image, tf.constant(box), prepare.SIZE)
+    found = decoding.resize(tf, image, 224).numpy().astype(int)
     expected = _exported(path, 224).astype(int)
     assert np.abs(found - expected).mean() < 0.5
     one, other = (

@@ -1,12 +1,16 @@
 """photographs: labels as people write them, files that can't be read."""
 
+import dataclasses
+import subprocess
+import sys
+
 import numpy as np
 from PIL import Image
 import pytest
 
 from iqa_jax.data.records import DataError
 from iqa_jax.photograph import prepare
-from iqa_jax.studies import photographs
+from iqa_jax.studies import label_table, photographs
 from tests.explain import constructed
 
 
@@ -149,3 +153,46 @@ def test_the_test_photographs_of_a_run_are_found(folder, tmp_path_factory):
   found = photographs.of_run(run, workdir, limit=0)
   assert list(found.ids) == ['0_left', '2_left']
   assert list(found.quality) == [0, 1]
+
+
+def test_eyeqs_own_label_files_tell_grade_eye_and_patient(tmp_path):
+  path = tmp_path / 'Label_EyeQ_train.csv'
+  path.write_text(
+    ',image,quality,DR_grade\n0,13_left.jpeg,0,0\n1,13_right.jpeg,1,0\n'
+    '2,x.jpeg,2,0\n'
+  )
+  found = label_table.read(path)
+  assert [row['grade'] for row in found.values()] == [0, 1, 2]
+  assert [row['quality'] for row in found.values()] == [0, 1, 1]
+  assert [row['patient'] for row in found.values()] == ['13', '13', '']
+  assert [row['eye'] for row in found.values()] == ['left', 'right', '']
+  adequate = label_table.read(path, usable='adequate')
+  assert [row['quality'] for row in adequate.values()] == [0, 0, 1]
+
+
+def test_who_is_unknown_is_a_patient_of_their_own():
+  drawn = photographs.drawn(3, 32, drawn_at=64)
+  known = dataclasses.replace(drawn, patients=np.asarray(['a', 'a', '']))
+  assert list(known.people) == ['a', 'a', known.ids[2]]
+
+
+def test_simulated_photographs_are_written_with_their_pixels(tmp_path):
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'iqa_jax.simulation.gallery', '--size=96'),
+      *(f'--output={tmp_path / "all"}', '--photographs=2'),
+      f'--pixel_labels={tmp_path / "pixels"}',
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert not done.returncode, done.stderr
+  found = photographs.read(
+    str(tmp_path / 'all'),
+    64,
+    labels=tmp_path / 'all' / 'labels.csv',
+    pixel_labels=tmp_path / 'pixels',
+  )
+  assert len(found) == 2
+  assert ((found.truth > 0) == found.inside).mean() > 0.95

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from iqa_jax import run_directory
-from iqa_jax.explain.subject import Subject
-from iqa_jax.studies import review
+from iqa_jax.studies import places as places_lib
+from iqa_jax.studies import review, review_figures
+from iqa_jax.studies.subject import Subject
 from tests.explain import constructed
 
 _SIDE = constructed.SIZE
@@ -40,12 +41,17 @@ def test_evidence_is_found_in_its_region_in_both_eyes():
   found = result['groups']['artifacts']
   assert found['n'] == 6 and found['recall'] == 1
   assert found['target'] == 'margin'
-  shares = {r: found['regions'][r]['share']['mean'] for r in review.REGIONS}
+  shares = {r: found['regions'][r]['share']['mean'] for r in places_lib.REGIONS}
   assert sum(shares.values()) == pytest.approx(1)
   assert shares['nasal'] > 0.8 and shares['temporal'] == 0
-  areas = [found['regions'][r]['area']['mean'] for r in review.REGIONS]
-  assert sum(areas) == pytest.approx(1)
-  assert found['regions']['nasal']['over_area']['mean'] > 4
+  areas = {r: found['regions'][r]['area']['mean'] for r in places_lib.REGIONS}
+  # Of the field; what is outside, of the frame.
+  outside = areas.pop('outside')
+  assert sum(areas.values()) == pytest.approx(1)
+  assert outside == pytest.approx((~photographs.inside).mean())
+  nasal = found['regions']['nasal']['over_area']['mean']
+  assert nasal == pytest.approx(shares['nasal'] / areas['nasal'], rel=0.01)
+  assert nasal > 3
   # Told wrongly which eye it is, the same evidence is temporal.
   swapped = dataclasses.replace(
     photographs,
@@ -55,7 +61,7 @@ def test_evidence_is_found_in_its_region_in_both_eyes():
   assert wrong['temporal']['share']['mean'] > 0.8
 
 
-@pytest.mark.parametrize('frame', review.FRAMES)
+@pytest.mark.parametrize('frame', places_lib.FRAMES)
 def test_mean_maps_line_up_both_eyes(frame):
   photographs = _spotted()
   # Moved about: in the disc's frame the spot stays where it is.
@@ -65,8 +71,8 @@ def test_mean_maps_line_up_both_eyes(frame):
     photographs.landmarks[i, [1, 4]] += shift
   mean = _reviewed(photographs, frame=frame)[1]['groups']['artifacts']['mean']
   y, x = np.unravel_index(np.nanargmax(mean['mean']), mean['mean'].shape)
-  left, _, top, _ = review._EXTENT[frame]
-  x, y = left + x / review._CELLS, top + y / review._CELLS
+  left, _, top, _ = places_lib.EXTENT[frame]
+  x, y = left + x / places_lib.CELLS, top + y / places_lib.CELLS
   radius = 0.48 * _SIDE
   origin = 44 if frame == 'disc' else 32
   assert x * radius == pytest.approx(52 - origin, abs=2.5)
@@ -133,7 +139,7 @@ def test_unknown_discs_and_eyes_are_estimated_and_said_to_be():
   photographs.eyes[:] = ''
   photographs.images[:, 28:36, 40:48] = (250, 220, 150)
   photographs.images[2] = photographs.images[2, :, ::-1]
-  places = review.Places.of(photographs)
+  places = places_lib.Places.of(photographs)
   assert list(places.disc_estimated) == [False, True, True, True]
   np.testing.assert_allclose(places.disc[0], [44, 32])
   np.testing.assert_allclose(places.disc[1], [44, 32], atol=1.5)
@@ -142,25 +148,26 @@ def test_unknown_discs_and_eyes_are_estimated_and_said_to_be():
   assert places.eye_estimated.all()
   result, _ = _reviewed(photographs)
   assert result['disc'] == {'known': 1, 'estimated': 3}
-  assert 'estimated (the brightest spot of its size) in 3' in review.table(
-    result
+  assert (
+    'estimated (the brightest spot of its size) in 3'
+    in review_figures.table(result)
   )
 
 
 def test_regions_are_a_partition():
   inside = constructed.photographs(1).inside[0]
   for left in (False, True):
-    masks = review.regions(inside, np.asarray([32, 32]), 30.72, left)
+    masks = places_lib.regions(inside, np.asarray([32, 32]), 30.72, left)
     assert (sum(m.astype(int) for m in masks.values()) == 1).all()
     assert masks['nasal'][32, 10] == left
     assert masks['temporal'][32, 10] != left
-  assert tuple(masks) == review.REGIONS
+  assert tuple(masks) == places_lib.REGIONS
 
 
 def test_everything_can_be_shown(tmp_path):
   result, shown = _reviewed(_spotted())
   run_directory.write_json(tmp_path / 'review.json', result)
-  paths = review.draw(result, shown, tmp_path)
+  paths = review_figures.draw(result, shown, tmp_path)
   assert [p.name for p in paths] == [
     'recall.png',
     'regions.png',

@@ -2,12 +2,14 @@
 
   python tests/training/driver.py WORKDIR [coordinator count number]
 
+WORKDIR may be gs://... where DRIVER_BUCKET names a folder (see bucket.py).
 Says 'step' before every step, and leaves the model's predictions and the last
 state in WORKDIR/end<process>.npz. An interruption's exit code is its own.
 """
 
 import os
 import sys
+import time
 
 sys.path.insert(
   0,
@@ -16,19 +18,26 @@ sys.path.insert(
 
 from tests.training import memory_data
 
+if os.environ.get('DRIVER_BUCKET'):
+  from tests.training import bucket
+
+  bucket.install(os.environ['DRIVER_BUCKET'])
+
 # The real pipeline would import TensorFlow, which takes longer than the run.
-sys.modules['iqa_jax.data.pipeline'] = memory_data  # type: ignore[assignment]
+for name in ('pipeline', 'plan'):
+  sys.modules[f'iqa_jax.data.{name}'] = memory_data  # type: ignore[assignment]
 
 from absl import logging  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from iqa_jax import config as config_lib  # noqa: E402
-from iqa_jax import errors, inference, processes  # noqa: E402
+from iqa_jax import errors, inference, processes, remote, trained  # noqa: E402
 from iqa_jax.training import checkpoints, loop  # noqa: E402
 from iqa_jax.training import step as step_lib  # noqa: E402
 
 COUNT, VALIDATION = 26, 7
+HEARTBEAT = 10  # seconds
 
 
 def small_config():
@@ -62,7 +71,7 @@ def main(workdir, coordinator=None, count=None, number=None):
   logging.set_verbosity(logging.INFO)
   if coordinator:
     processes.initialize(
-      coordinator, int(count), int(number), heartbeat_seconds=10
+      coordinator, int(count), int(number), heartbeat_seconds=HEARTBEAT
     )
   config = small_config()
   source = memory_data.Source(COUNT)
@@ -83,15 +92,26 @@ def main(workdir, coordinator=None, count=None, number=None):
 
   checkpoints.Store.save = noted
   try:
-    with processes.lock(workdir):
-      loop.train(config, workdir, source, splits)
+    with (
+      processes.together(),
+      remote.mirror(workdir, active=jax.process_index() == 0) as (home, push),
+      processes.lock(home),
+    ):
+      loop.train(config, home, source, splits, saved=push)
+      evaluate(config, home, source, splits, last)
   except loop.Interrupted as interruption:
     logging.info('%s', interruption)
     return interruption.exit_code
   except (errors.UserError, RuntimeError) as error:
     logging.error('%s', error)
     return 1
-  loaded = inference.load(workdir)
+  return 0
+
+
+def evaluate(config, workdir, source, splits, last):
+  """Predicts in all processes; process 0 may then need a while for a report."""
+  del config
+  loaded = trained.load(workdir)
   plan = memory_data.plan_eval(source, splits['validation'])
   rows = inference.predict(
     loaded,
@@ -107,8 +127,11 @@ def main(workdir, coordinator=None, count=None, number=None):
   np.testing.assert_array_equal(rows['index'], splits['validation'])
   state = checkpoints._by_path(last['state']) if last else {}
   name = f'end{jax.process_index()}.npz'
+  os.makedirs(workdir, exist_ok=True)
   np.savez(os.path.join(workdir, name), logits=rows['logits'], **state)
-  return 0
+  if jax.process_index() == 0:
+    print('report', flush=True)
+    time.sleep(float(os.environ.get('DRIVER_REPORT', 0)))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""A data pipeline in memory: the interface of data/pipeline.py, without files.
+"""A data pipeline in memory: the interface of data/plan.py and pipeline.py.
 
 Images are noise whose brightness and contrast tell the class, drawn from the
 example's number, so that any process can draw any of them.
@@ -86,6 +86,7 @@ def batches(
   *,
   image_size,
   batch_size,
+  field=False,
   cells=0,
   start_batch=0,
   process_index=0,

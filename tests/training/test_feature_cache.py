@@ -270,6 +270,25 @@ def test_a_head_that_averages_has_averages_cached(memory, tmp_path, head):
   )
 
 
+def test_the_full_eyeq_has_a_cache_in_its_own_config():
+  """12,543 photographs for training, a fifth of them for validation."""
+  config = config_lib.variant('eyeq_vgg16')
+  model = models.from_config(config, 2)
+  shapes = models.shapes(model, config.data.image_size)
+  learning = phases.learning(
+    config.train.phases[0],
+    shapes['params'],
+    model.stages,
+    entries=model.entries,
+    steps_per_epoch=1,
+  )
+  each = feature_cache.gigabytes(
+    model, shapes, learning.prefix, config.data.image_size
+  )
+  count = 2 * 12_543 * 4 / 5 + 12_543 / 5
+  assert count * each < config.train.cache_gb
+
+
 def test_a_cache_over_budget_is_a_warning_with_the_remedy(
   network, memory, tmp_path, caplog
 ):

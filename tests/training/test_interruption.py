@@ -71,6 +71,23 @@ def test_killed_ten_times_it_ends_as_if_never_stopped(whole, tmp_path):
   same_run(workdir, tmp_path / 'run')
 
 
+def test_killed_in_a_bucket_it_ends_as_if_never_stopped(
+  whole, tmp_path, monkeypatch
+):
+  workdir, cache, _ = whole
+  monkeypatch.setenv('DRIVER_BUCKET', str(tmp_path))
+  process = spawn.start('gs://bucket/run', cache=cache)
+  # In the second phase, whose model is then in the bucket too.
+  assert wait_for_steps(process, 18)
+  process.kill()
+  process.communicate()
+  assert (tmp_path / 'bucket' / 'run' / 'model' / 'model.json').exists()
+  code, output = spawn.finish(spawn.start('gs://bucket/run', cache=cache))
+  assert code == 0, output
+  assert 'resuming at step' in output
+  same_run(workdir, tmp_path / 'bucket' / 'run')
+
+
 @pytest.mark.parametrize(
   ('name', 'code', 'every'),
   [

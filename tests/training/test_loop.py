@@ -10,9 +10,11 @@ import pytest
 import sklearn.metrics
 
 from iqa_jax import config as config_lib
-from iqa_jax import inference, run_directory
+from iqa_jax import inference, run_directory, trained
 from iqa_jax.tasks import Task
+from iqa_jax.training import history as history_lib
 from iqa_jax.training import loop
+from iqa_jax.training import run as run_lib
 
 COUNT, VALIDATION = 20, 6
 
@@ -61,7 +63,7 @@ def test_a_run_leaves_history_and_the_best_model(memory, tmp_path):
   best = [r for r in records if r['best']][-1]
   top = max((r['validation_auc'], -r['validation_loss']) for r in records)
   assert (best['validation_auc'], -best['validation_loss']) == top
-  loaded = inference.load(tmp_path)
+  loaded = trained.load(tmp_path)
   assert loaded.record['epoch'] == best['epoch']
   assert loaded.record['outputs'] == ['adequate', 'inadequate']
   indices = memory.split(COUNT, VALIDATION)['validation']
@@ -74,7 +76,7 @@ def test_a_run_leaves_history_and_the_best_model(memory, tmp_path):
       batch_size=5,
     ),
   )
-  measured = loop.measure(loaded.task, rows, source.table)
+  measured = history_lib.measure(loaded.task, rows, source.table)
   for key, value in measured.items():
     assert value == pytest.approx(best[f'validation_{key}'], rel=1e-5)
 
@@ -114,7 +116,7 @@ def test_training_accuracy_is_that_of_the_training_split(memory, tmp_path):
   config.data.augment.flip = False
   source = train(memory, tmp_path, config)
   rows = inference.predict(
-    inference.load(tmp_path),
+    trained.load(tmp_path),
     memory.batches(
       source,
       memory.plan_eval(source, memory.split(COUNT, VALIDATION)['train']),
@@ -122,7 +124,7 @@ def test_training_accuracy_is_that_of_the_training_split(memory, tmp_path):
       batch_size=14,
     ),
   )
-  expected = loop.measure(Task(), rows, source.table)['accuracy']
+  expected = history_lib.measure(Task(), rows, source.table)['accuracy']
   assert [r['train_accuracy'] for r in history(tmp_path)] == [expected] * 2
 
 
@@ -202,10 +204,10 @@ def test_a_loss_that_is_not_finite_names_the_step(memory, tmp_path):
   # The rate is to blame, and no photograph.
   assert 'image_' not in str(e.value)
   # No checkpoint holds what came of it.
-  run = loop._Run(config, tmp_path, source, splits)
+  run = run_lib.Run(config, tmp_path, source, splits)
   with loop.checkpoints.Store(tmp_path) as store:
     if (tmp_path / 'checkpoints').iterdir():
-      state, _ = loop._start(run, store)
+      state, _ = run_lib.start(run, store)
       assert state.finite and int(state.step) < step
       for leaf in jax.tree.leaves(state.params):
         assert np.isfinite(leaf).all()
@@ -261,7 +263,7 @@ def test_measures_against_scikit_learn():
     'grade': quality * 2,
     'criteria': np.zeros((60, 4), int),
   }
-  found = loop.measure(task, rows, table)
+  found = history_lib.measure(task, rows, table)
   truth = quality[index]
   known = truth >= 0
   p = rows['p_inadequate']
@@ -284,6 +286,8 @@ def test_measures_against_scikit_learn():
     'p_inadequate': np.asarray(task.p_inadequate(256 * logits)),
   }
   assert len(np.unique(sharp['p_inadequate'])) < len(np.unique(p))
-  assert loop.measure(task, sharp, table)['auc'] == found['auc']
-  one_class = loop.measure(task, rows, {**table, 'quality': np.ones(60, int)})
+  assert history_lib.measure(task, sharp, table)['auc'] == found['auc']
+  one_class = history_lib.measure(
+    task, rows, {**table, 'quality': np.ones(60, int)}
+  )
   assert one_class['auc'] is None and one_class['loss'] > 0

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from iqa_jax import config as config_lib
-from iqa_jax import devices, inference, models
+from iqa_jax import devices, models, trained
 from iqa_jax.training import feature_cache, loop, standardization
+from iqa_jax.training import run as run_lib
 
 SIZE, TRAIN = 32, np.arange(11)
 
@@ -76,9 +77,9 @@ def test_a_run_with_a_cache_sends_each_view_through_the_trunk_once(
   splits = memory.split(16, 5)
   loop.train(config, tmp_path, source, splits)
   assert source.reads == 2 * 11 + 5
-  loaded = inference.load(tmp_path)
+  loaded = trained.load(tmp_path)
   start = loaded.variables['params']
-  fresh = loop._Run(config, tmp_path, source, splits).initial_variables()
+  fresh = run_lib.Run(config, tmp_path, source, splits).initial_variables()
   expected = standardization.fit(
     loaded.model, {**fresh, 'params': start}, source, TRAIN, config
   )

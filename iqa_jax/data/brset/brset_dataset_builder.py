@@ -11,7 +11,7 @@ from iqa_jax.data.brset import labels
 class Builder(building.PhotographBuilder):
   """BRSet, all in one split; iqa_jax.data.splits deals it by patient."""
 
-  VERSION = tfds.core.Version('1.0.0')
+  VERSION = tfds.core.Version('1.1.0')
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   Put into one folder (--config.data.manual_dir, or manual_dir of tfds) what
   https://physionet.org/content/brazilian-ophthalmological/ gives you, once you

@@ -96,11 +96,13 @@ def read(
         'image_id': name,
         'patient_id': row['patient_id'],
         'camera': row['camera'],
-        'eye': _EYE.get(_number(row['exam_eye']), ''),
-        'sex': _SEX.get(_number(row.get('patient_sex', '')), ''),
+        'eye': _EYE.get(tables.number(row['exam_eye']), ''),
+        'sex': _SEX.get(tables.number(row.get('patient_sex', '')), ''),
         'age': _age(row.get('patient_age', '')),
         'quality': _QUALITY[row['quality'].lower()],
-        'criteria': [_CRITERION[_number(row[c])] for c in labels.CRITERIA],
+        'criteria': [
+          _CRITERION[tables.number(row[c])] for c in labels.CRITERIA
+        ],
       }
     )
   return rows
@@ -115,14 +117,14 @@ def _problem(row, name, seen) -> str:
   if not row['patient_id']:
     return 'patient_id is empty, so it cannot be kept in one split'
   for criterion in labels.CRITERIA:
-    if _number(row[criterion]) not in _CRITERION:
+    if tables.number(row[criterion]) not in _CRITERION:
       return (
         f'{criterion} {row[criterion]!r} is neither 1 (adequate) nor 2 '
         '(inadequate)'
       )
   if row['quality'].lower() not in _QUALITY:
     return f'quality {row["quality"]!r} is neither Adequate nor Inadequate'
-  failed = [c for c in labels.CRITERIA if _number(row[c]) == '2']
+  failed = [c for c in labels.CRITERIA if tables.number(row[c]) == '2']
   if bool(failed) != bool(_QUALITY[row['quality'].lower()]):
     return (
       f'quality {row["quality"]} contradicts the criteria, of which '
@@ -130,11 +132,6 @@ def _problem(row, name, seen) -> str:
       'Inadequate exactly when one fails: correct the row'
     )
   return ''
-
-
-def _number(text: str) -> str:
-  # Spreadsheets turn 1 into 1.0.
-  return text[:-2] if text.endswith('.0') else text
 
 
 def _age(text: str) -> int:
@@ -161,4 +158,4 @@ def entries(
   folder = pathlib.Path(manual_dir)
   found = tables.photographs((folder / FOLDER, folder), _SUFFIXES)
   rows = read(find(folder), report)
-  return {'train': [Entry(found.get(r['image_id']), r) for r in rows]}
+  return {'train': [tables.entry(found, row) for row in rows]}

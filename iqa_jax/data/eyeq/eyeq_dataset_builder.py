@@ -11,7 +11,7 @@ from iqa_jax.data.eyeq import labels
 class Builder(building.PhotographBuilder):
   """EyeQ's official train and test splits, no patient in both."""
 
-  VERSION = tfds.core.Version('1.0.0')
+  VERSION = tfds.core.Version('1.1.0')
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   Put into one folder (--config.data.manual_dir, or manual_dir of tfds):
     Label_EyeQ_train.csv, Label_EyeQ_test.csv

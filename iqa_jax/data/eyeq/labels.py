@@ -89,11 +89,14 @@ def entries(
   folder = pathlib.Path(manual_dir)
   found: dict[str, list[Entry]] = {}
   for split in SPLITS:
-    photographs = tables.photographs(
-      (folder / split, folder / f'{split}_preprocessed', folder), _SUFFIXES
-    )
+    # Last where they don't belong; names are of one split alone.
+    places = [
+      *(folder / split, folder / f'{split}_preprocessed', folder),
+      *(folder / other for other in SPLITS if other != split),
+    ]
+    photographs = tables.photographs(places, _SUFFIXES)
     found[split] = [
-      Entry(photographs.get(row.image_id), dataclasses.asdict(row))
+      tables.entry(photographs, dataclasses.asdict(row))
       for row in read(folder / f'Label_EyeQ_{split}.csv', report)
     ]
   train, test = (

@@ -1,0 +1,353 @@
+"""The curves and tables of a set of verdicts, drawn on an axis.
+
+What the report draws and what `iqa_jax.plot` draws. Inadequate is the positive
+class in all of them. Blue is adequate, orange is inadequate (Okabe & Ito's
+colours, told apart by the colour-blind).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+import numpy as np
+from sklearn import metrics as sk
+
+from iqa_jax import labels
+from iqa_jax.evaluation import intervals, metrics
+
+STYLE: dict[Any, Any] = {
+  'font.family': 'DejaVu Sans',
+  'font.size': 8,
+  'axes.titlesize': 9,
+  'axes.titleweight': 'bold',
+  'axes.titlelocation': 'left',
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.edgecolor': '#555b66',
+  'axes.linewidth': 0.8,
+  'axes.axisbelow': True,
+  'axes.grid': True,
+  'grid.color': '#e6e8ec',
+  'grid.linewidth': 0.6,
+  'xtick.color': '#555b66',
+  'ytick.color': '#555b66',
+  'legend.frameon': False,
+  'legend.fontsize': 7.5,
+  'lines.linewidth': 1.6,
+  'figure.dpi': 100,
+  'savefig.dpi': 200,
+  'svg.hashsalt': 'iqa_jax',
+}
+BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#868c97'
+DARK = '#222831'
+GRID = np.linspace(0, 1, 201)  # where the bands of curves are given
+_UNIT: dict[str, Any] = {
+  'xlim': (-0.01, 1.01),
+  'ylim': (-0.01, 1.01),
+  'aspect': 'equal',
+}
+_BINS = np.linspace(0, 1, 41).tolist()  # of the scores' histogram
+
+
+@dataclasses.dataclass(frozen=True)
+class Display:
+  """Something drawn, as scikit-learn's displays are.
+
+  Attributes:
+    ax_: the axis that it is drawn on.
+  """
+
+  ax_: Axes
+
+  @property
+  def figure_(self) -> Figure:
+    """The figure that it is part of."""
+    figure = self.ax_.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    return figure
+
+
+class Other(NamedTuple):
+  """Another system on the same images, to be drawn beside.
+
+  Attributes:
+    name: of the system.
+    score: float [n], what it ranks them by.
+  """
+
+  name: str
+  score: np.ndarray
+
+
+def roc(
+  ax: Axes,
+  truth: np.ndarray,
+  score: np.ndarray,
+  *,
+  called: np.ndarray | None = None,
+  band: np.ndarray | None = None,
+  label: str = '',
+  other: Other | None = None,
+) -> Display:
+  """Draws the ROC curve.
+
+  Args:
+    ax: where.
+    truth: int [n], 0 or 1, both there.
+    score: float [n], larger for class 1.
+    called: bool [n], the verdicts: a dot.
+    band: float [2, 201], limits of the sensitivity on GRID.
+    label: of the curve.
+    other: a second system.
+  """
+  fpr, tpr, _ = sk.roc_curve(truth, score)
+  if band is not None:
+    ax.fill_between(GRID, *band, color=BLUE, alpha=0.18, linewidth=0)
+  ax.plot(fpr, tpr, color=BLUE, label=label)
+  ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=':')
+  if other is not None:
+    fpr, tpr, _ = sk.roc_curve(truth, other.score)
+    value = sk.roc_auc_score(truth, other.score)
+    _compared(ax, fpr, tpr, f'{_short(other.name)}: AUC {value:.3f}')
+  if called is not None:
+    dot(ax, called[truth == 0].mean(), called[truth == 1].mean())
+  ax.set(
+    title='ROC',
+    xlabel='1 - specificity (adequate called inadequate)',
+    ylabel='sensitivity (inadequate found)',
+    **_UNIT,
+  )
+  ax.legend(loc='lower right')
+  return Display(ax)
+
+
+def precision_recall(
+  ax: Axes,
+  truth: np.ndarray,
+  score: np.ndarray,
+  *,
+  called: np.ndarray | None = None,
+  band: np.ndarray | None = None,
+  label: str = '',
+  other: Other | None = None,
+) -> Display:
+  """Draws precision over recall; arguments as of `roc`."""
+  precision, recall, _ = sk.precision_recall_curve(truth, score)
+  if band is not None:
+    ax.fill_between(GRID[1:], *band[:, 1:], color=BLUE, alpha=0.18, linewidth=0)
+  ax.plot(recall[:-1], precision[:-1], color=BLUE, label=label)
+  ax.axhline(
+    truth.mean(),
+    color=GREY,
+    linewidth=0.8,
+    linestyle=':',
+    label=f'prevalence {truth.mean():.3f}',
+  )
+  if other is not None:
+    precision, recall, _ = sk.precision_recall_curve(truth, other.score)
+    value = sk.average_precision_score(truth, other.score)
+    text = f'{_short(other.name)}: AP {value:.3f}'
+    _compared(ax, recall[:-1], precision[:-1], text)
+  if called is not None and called.any():
+    dot(ax, called[truth == 1].mean(), truth[called].mean())
+  ax.set(
+    title='Precision and recall',
+    xlabel='recall (sensitivity to inadequate)',
+    ylabel='precision of inadequate',
+    **_UNIT,
+  )
+  ax.legend(loc='lower left')
+  return Display(ax)
+
+
+def calibration(
+  ax: Axes,
+  truth: np.ndarray,
+  p: np.ndarray,
+  patient: np.ndarray,
+  *,
+  before: np.ndarray | None = None,
+  label: str = '',
+  below: Axes | None = None,
+) -> Display:
+  """Draws the share of class 1 by predicted probability, in bins.
+
+  Args:
+    ax: where.
+    truth: int [n], 0 or 1.
+    p: float [n], probability of class 1.
+    patient: [n], for the bins' 95 % intervals.
+    before: float [n], the uncalibrated probabilities.
+    label: of the points.
+    below: a second axis for the images in each bin.
+  """
+  ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=':')
+  if before is not None:
+    x, y, _ = _bins(truth, before, patient)
+    ax.plot(x, y, 'D', color=GREY, markersize=3, label='uncalibrated')
+  x, y, spread = _bins(truth, p, patient)
+  ax.errorbar(
+    x,
+    y,
+    spread,
+    fmt='o',
+    color=BLUE,
+    markersize=4,
+    elinewidth=1,
+    label=label,
+  )
+  ax.set(
+    title='Calibration',
+    ylabel='share labelled inadequate',
+    xlim=(-0.02, 1.02),
+    ylim=(-0.02, 1.02),
+  )
+  if label:
+    # Bins of one image lie at the top, whatever its probability.
+    ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.02), ncols=2)
+  if below is None:
+    ax.set(xlabel='probability of inadequate')
+    return Display(ax)
+  edges = np.linspace(0, 1, metrics.BINS + 1)
+  below.hist(p, edges.tolist(), color=BLUE, alpha=0.75)
+  below.set(
+    xlabel='probability of inadequate', ylabel='images', yscale='symlog'
+  )
+  below.set_ylim(bottom=0)
+  return Display(ax)
+
+
+def confusion(
+  ax: Axes,
+  matrix: Sequence[Sequence[int]] | np.ndarray,
+  names: Sequence[str] = labels.QUALITY,
+  title: str = 'Verdict',
+) -> Display:
+  """Draws counts [k, k] (row: label) and their shares of the row."""
+  counts = np.asarray(matrix)
+  share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+  ax.grid(False)
+  ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
+  for i, row in enumerate(counts):
+    for j, count in enumerate(row):
+      ax.text(
+        j,
+        i,
+        f'{count}\n{100 * share[i, j]:.1f} %',
+        ha='center',
+        va='center',
+        color='white' if share[i, j] > 0.55 else DARK,
+        fontsize=9,
+      )
+  ticks = range(len(names))
+  ax.set_xticks(ticks, names)
+  ax.set_yticks(ticks, names, rotation=90, va='center')
+  ax.tick_params(length=0)
+  ax.spines[:].set_visible(False)
+  ax.set(title=title, xlabel='called', ylabel='labelled')
+  return Display(ax)
+
+
+def scores(
+  ax: Axes,
+  truth: np.ndarray,
+  p: np.ndarray,
+  *,
+  threshold: float | None = None,
+  band: Sequence[float] | None = None,
+) -> Display:
+  """Draws the histogram of probabilities of either class.
+
+  Args:
+    ax: where.
+    truth: int [n], 0 or 1.
+    p: float [n], probability of class 1.
+    threshold: of the verdict: a line.
+    band: [low, high], where a person is to look: grey.
+  """
+  for value, color in ((0, BLUE), (1, ORANGE)):
+    ax.hist(
+      p[truth == value],
+      _BINS,
+      color=color,
+      alpha=0.45,
+      histtype='stepfilled',
+      edgecolor=color,
+      linewidth=1.1,
+      label=f'labelled {labels.QUALITY[value]} ({(truth == value).sum()})',
+    )
+  mark(ax, threshold, band)
+  ax.set(
+    title='Scores by class',
+    xlabel='probability of inadequate',
+    ylabel='images',
+    yscale='symlog',
+    xlim=(0, 1),
+  )
+  ax.set_ylim(bottom=0)
+  ax.margins(y=0.25)
+  ax.legend(loc='upper center', ncols=2)
+  top = ax.get_ylim()[1]
+  ax.set_ylim(0, top * 4)
+  return Display(ax)
+
+
+def mark(
+  ax: Axes, threshold: float | None, band: Sequence[float] | None
+) -> None:
+  """Draws the operating point and the uncertain band into scores."""
+  low, high = band or (0, 0)
+  if high > low:
+    ax.axvspan(low, high, color=GREY, alpha=0.2, linewidth=0)
+  if threshold is not None:
+    ax.axvline(threshold, color=DARK, linewidth=1)
+
+
+def dot(ax: Axes, x: float, y: float, label: str = 'operating point') -> None:
+  """Draws where the verdicts are."""
+  ax.plot(
+    x,
+    y,
+    'o',
+    label=label,
+    color=ORANGE,
+    markersize=6,
+    markeredgecolor='white',
+  )
+
+
+def value_label(title: str, measure: Mapping[str, Any]) -> str:
+  """Returns 'AUC 0.975 (0.972-0.977)' of an entry of assessment."""
+  if measure['low'] is None:
+    return f'{title} {measure["value"]:.3f}'
+  return (
+    f'{title} {measure["value"]:.3f} '
+    f'({measure["low"]:.3f}-{measure["high"]:.3f})'
+  )
+
+
+def _bins(
+  truth: np.ndarray, p: np.ndarray, patient: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns mean p, share of class 1 and its interval's arms [2], by bin."""
+  which = metrics.bin_of(p)
+  rows = []
+  for i in np.unique(which):
+    inside = which == i
+    share, low, high = intervals.proportion(truth[inside] == 1, patient[inside])
+    rows.append((p[inside].mean(), share, share - low, high - share))
+  x, y, down, up = np.array(rows).T
+  return x, y, np.stack([down, up])
+
+
+def _short(name: str) -> str:
+  return name if len(name) < 33 else f'{name[:32]}…'
+
+
+def _compared(ax: Axes, x: np.ndarray, y: np.ndarray, label: str) -> None:
+  style: dict[str, Any] = {'color': GREEN, 'linewidth': 1.1, 'linestyle': '--'}
+  ax.plot(x, y, label=label, **style)
