@@ -21,6 +21,7 @@ _SCALES = 5
 # As models.normalize scales images.
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
+_LEAST = 2e-3  # of full light: what is less is alike
 _DARK = 0.015  # of full light: outside the field, or as good as
 
 
@@ -63,7 +64,9 @@ class Filters(nn.Module):
     mean = (own * share).sum((1, 2), keepdims=True)
     spread = jnp.sqrt(((own - mean) ** 2 * share).sum((1, 2), keepdims=True))
     whole = [jnp.broadcast_to(part, own.shape) for part in (mean, spread)]
-    return jnp.concatenate([own, _beside(own), *whole], -1).astype(self.dtype)
+    features = jnp.concatenate([own, _beside(own), *whole], -1)
+    # A head of evidence takes logarithms, of what is 0 or more.
+    return jnp.expm1(features).astype(self.dtype)
 
   def windows(self, point: str) -> tuple[Window, ...]:
     """Returns the windows between the image and `point`."""
@@ -112,7 +115,7 @@ def _described(pixels: jax.Array) -> jax.Array:
 
 
 def _log(x: jax.Array) -> jax.Array:
-  return jnp.log(jnp.maximum(x, 0.0) + 2e-3)
+  return jnp.log1p(jnp.maximum(x, 0.0) / _LEAST)
 
 
 def _pooled(x: jax.Array, side: int) -> jax.Array:
