@@ -33,10 +33,10 @@ def get_config():
   c.train.ema_decay = 0.995
   c.train.phases = (
     config_lib.phase(
-      epochs=60,
-      learning_rate=2e-3,
+      epochs=240,
+      learning_rate=3e-3,
       schedule='cosine',
-      warmup_epochs=1.0,
+      warmup_epochs=3.0,
       weight_decay=0.01,
     ),
   )
