@@ -565,11 +565,15 @@ def test_other_cameras_take_field_and_fault_along(source):
   assert plan_lib.finite_views(config) is None
   own = dataclasses.replace(plan, camera=np.full(_COUNT, -1))
   made, as_it_was = (
-    collect(source, p, image_size=64, cells=16, batch_size=_COUNT)[0]
+    collect(source, p, image_size=64, field=True, cells=16, batch_size=_COUNT)[
+      0
+    ]
     for p in (plan, own)
   )
   # The same twice, another every epoch.
-  again = collect(source, plan, image_size=64, cells=16, batch_size=_COUNT)[0]
+  again = collect(
+    source, plan, image_size=64, field=True, cells=16, batch_size=_COUNT
+  )[0]
   assert_same(made, again)
   other = plan_lib.plan_train(source, everything(source), config, 1)
   assert set(plan.camera).isdisjoint(other.camera)
@@ -585,9 +589,13 @@ def test_other_cameras_take_field_and_fault_along(source):
 
 def test_fields_that_were_found_are_kept(source, monkeypatch):
   plan = plan_lib.plan_eval(source, np.arange(4))
-  [first] = collect(source, plan, image_size=64, batch_size=4, cells=8)
+  [first] = collect(
+    source, plan, image_size=64, batch_size=4, field=True, cells=8
+  )
   monkeypatch.setattr(
     decoding.geometry, 'find_field', lambda _: pytest.fail('looked again')
   )
-  [second] = collect(source, plan, image_size=64, batch_size=4, cells=8)
+  [second] = collect(
+    source, plan, image_size=64, batch_size=4, field=True, cells=8
+  )
   assert_same(first, second)
