@@ -564,6 +564,7 @@ def test_other_cameras_take_field_and_fault_along(source):
   assert (plan.camera >= 0).all() and len(set(plan.camera)) == _COUNT
   assert plan_lib.finite_views(config) is None
   own = dataclasses.replace(plan, camera=np.full(_COUNT, -1))
+  cells = {'image_size': 64, 'field': True, 'cells': 16}
   made, as_it_was = (
     collect(source, p, image_size=64, field=True, cells=16, batch_size=_COUNT)[
       0
