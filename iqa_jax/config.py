@@ -44,6 +44,9 @@ def default() -> ml_collections.ConfigDict:
   c.task.landmark_weight = 1.0  # landmarks head: their error in DD
   c.task.cell_weight = 3.0  # evidence head: cells with and without a fault
   c.task.cause_weight = 0.5  # evidence head: which criterion is broken
+  # Evidence head: whether verdicts teach the cells too, or faults whose place
+  # is known alone; the head above them learns from verdicts either way.
+  c.task.verdict_teaches_cells = True
 
   c.data = ml_collections.ConfigDict()
   # fundus_sim | eyeq | brset | csv (your own labels); '+' mixes training

@@ -64,6 +64,8 @@ class Task:
       that locate them).
     cell_weight: weight of the cells' cross-entropy (of heads of evidence).
     cause_weight: weight of the causes' cross-entropy (likewise).
+    verdict_teaches_cells: whether the gradient of verdict and causes reaches
+      the cells (likewise), or stays in the head.
   """
 
   name: str = 'quality'
@@ -76,6 +78,7 @@ class Task:
   landmark_weight: float = 1.0
   cell_weight: float = 3.0
   cause_weight: float = 0.5
+  verdict_teaches_cells: bool = True
 
   def __post_init__(self):
     if self.name not in _NAMES:
@@ -124,6 +127,7 @@ class Task:
       landmark_weight=c.landmark_weight,
       cell_weight=c.cell_weight,
       cause_weight=c.cause_weight,
+      verdict_teaches_cells=c.verdict_teaches_cells,
     )
     if c.class_weights == 'none' or table is None:
       return task

@@ -194,7 +194,7 @@ def make_train_step(
     if stats:
       variables['batch_stats'] = stats
     (logits, found), stats = _forward(
-      model, learning, start, variables, batch, root, step
+      model, task, learning, start, variables, batch, root, step
     )
     loss, weight = task.loss(logits, batch)
     weight = weight * batch['mask']
@@ -303,7 +303,7 @@ def make_train_step(
   )
 
 
-def _forward(model, learning, start, variables, batch, root, step):
+def _forward(model, task, learning, start, variables, batch, root, step):
   """Returns (logits, heads.Found) and the new BatchNorm statistics."""
   x = models.normalize(batch['image']) if start is None else batch['features']
   if learning.prefix != start:
@@ -322,6 +322,8 @@ def _forward(model, learning, start, variables, batch, root, step):
     )
     stats = changed.get('batch_stats', stats)
     cells = heads.found(changed).cells
+    if cells is not None and not task.verdict_teaches_cells:
+      x = lax.stop_gradient(x)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(
     jax.random.fold_in(root, step), batch['index']
   )

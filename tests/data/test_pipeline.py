@@ -566,15 +566,10 @@ def test_other_cameras_take_field_and_fault_along(source):
   own = dataclasses.replace(plan, camera=np.full(_COUNT, -1))
   cells = {'image_size': 64, 'field': True, 'cells': 16}
   made, as_it_was = (
-    collect(source, p, image_size=64, field=True, cells=16, batch_size=_COUNT)[
-      0
-    ]
-    for p in (plan, own)
+    collect(source, p, batch_size=_COUNT, **cells)[0] for p in (plan, own)
   )
   # The same twice, another every epoch.
-  again = collect(
-    source, plan, image_size=64, field=True, cells=16, batch_size=_COUNT
-  )[0]
+  again = collect(source, plan, batch_size=_COUNT, **cells)[0]
   assert_same(made, again)
   other = plan_lib.plan_train(source, everything(source), config, 1)
   assert set(plan.camera).isdisjoint(other.camera)

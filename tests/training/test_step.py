@@ -406,3 +406,49 @@ def test_evidence_learns_on_four_devices_as_on_one():
     variables['params'],
   )
   assert all(jax.tree.leaves(moved))
+
+
+def test_verdicts_can_be_kept_from_teaching_cells():
+  model = models.create(
+    'vgg16', 2, width=0.06, depth=0.1, head='evidence', cells=4, cell_units=5,
+    axis_name=devices.AXIS,
+  )  # fmt: skip
+  variables = jax.tree.map(
+    np.asarray, models.init(model, jax.random.key(0), SIZE)
+  )
+  learning = phases.learning(
+    config_lib.phase(
+      learns='evidence+head', optimizer='sgd', learning_rate=0.1
+    ),
+    variables['params'],
+    model.stages,
+    steps_per_epoch=1,
+    entries=model.entries,
+  )
+  rng = np.random.default_rng(0)
+  batch = make_batch(rng, 8, 8)
+  field = np.full((8, SIZE, SIZE, 1), 255, np.uint8)
+  batch['image'] = np.concatenate([batch['image'], field], -1)
+  batch['cause'] = np.full((8, 3), 1, np.int32)  # known, but not where
+  batch['fault'] = np.zeros((8, 4, 4), np.uint8)
+  moved = {}
+  for teaches in (True, False):
+    task = Task(cell_weight=1.0, verdict_teaches_cells=teaches)
+    update = step_lib.make_train_step(model, task, learning)
+    state = step_lib.begin_phase(step_lib.create_state(variables), learning)
+    state, _ = train(devices.place(state), update, [batch])
+    moved[teaches] = {
+      part: any(
+        (np.asarray(a) != b).any()
+        for a, b in zip(
+          jax.tree.leaves(state.params[part]),
+          jax.tree.leaves(variables['params'][part]),
+          strict=True,
+        )
+      )
+      for part in ('neck', 'head')
+    }
+  assert moved == {
+    True: {'neck': True, 'head': True},
+    False: {'neck': False, 'head': True},
+  }
