@@ -164,7 +164,7 @@ def test_the_python_that_readme_shows_runs(tmp_path, monkeypatch):
   for i in range(6):
     export_material.save(tmp_path / 'photographs' / f'{i}.jpg', rng)
   text = (ROOT / 'README.md').read_text(encoding='utf-8')
-  [code] = [b for language, b in _FENCE.findall(text) if language == 'python']
+  [code] = [b for _, b in _FENCE.findall(text) if 'iqa.load' in b]
   # What is drawn here is a textured circle.
   code = code.replace("iqa.load('runs/eyeq')",
                       "iqa.load('runs/eyeq', check_fundus=False)")  # fmt: skip
@@ -174,3 +174,22 @@ def test_the_python_that_readme_shows_runs(tmp_path, monkeypatch):
   assert (tmp_path / 'why.jpg').is_file()
   assert [v.status for v in names['verdicts']] == ['ok'] * 6
   assert 0 <= names['quality']['auc'].value <= 1
+
+
+def test_the_csv_that_readme_writes_is_one_that_is_read(tmp_path, monkeypatch):
+  folder = tmp_path / 'EYEQ'
+  folder.mkdir()
+  for split, number in (('train', 7), ('test', 9)):
+    (folder / f'Label_EyeQ_{split}.csv').write_text(
+      f',image,quality,DR_grade\n0,{number}_left.jpeg,2,0\n'
+      f'1,{number}_right.jpeg,0,1\n',
+      encoding='utf-8',
+    )
+  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  [code] = [b for _, b in _FENCE.findall(text) if 'csv.writer' in b]
+  monkeypatch.chdir(tmp_path)
+  exec(compile(code, 'README.md', 'exec'), {})
+  rows = (folder / 'labels.csv').read_text(encoding='utf-8').splitlines()
+  assert rows[0] == 'path,patient,eye,grade,split'
+  assert rows[1] == 'train/7_left.jpeg,7,left,reject,train'
+  assert rows[4] == 'test/9_right.jpeg,9,right,good,test'
