@@ -61,7 +61,7 @@ def _agree(a, b, tolerance):
   assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
-@pytest.mark.parametrize('name', models.names())
+@pytest.mark.parametrize('name', ['resnet50', 'vgg16'])
 def test_maps_equal_those_of_pytorch_grad_cam(name, shared, tmp_path):
   expected = np.load(shared / 'reference' / f'{name}_reference.npz')
   model, shapes = test_models.built(name)
@@ -92,7 +92,7 @@ def test_maps_equal_those_of_pytorch_grad_cam(name, shared, tmp_path):
     assert list(cam.status(found.maps['gradcam'])) == ['ok', 'empty']
 
 
-@pytest.mark.parametrize('name', models.names())
+@pytest.mark.parametrize('name', ['resnet50', 'vgg16'])
 def test_signed_maps_of_every_layer_equal_pytorch_grad_cams(name, tmp_path):
   golden = np.load(pathlib.Path(__file__).parent / 'cam_golden.npz')
   layers = {'resnet50': ('stage2', 'stage4'), 'vgg16': ('block4', 'block5')}
@@ -261,7 +261,7 @@ def test_bfloat16_is_close_to_float32(name):
     _agree(found.maps[method], exact.maps[method], 0.05)
 
 
-@pytest.mark.parametrize('name', models.names())
+@pytest.mark.parametrize('name', ['resnet50', 'vgg16'])
 def test_nothing_below_the_layer_is_differentiated(name):
   model, variables, images, task = network(name)
   layer = {'resnet50': 'stage4', 'vgg16': 'block5'}[name]

@@ -258,7 +258,11 @@ def test_field_pooling_averages_inside_the_field(name, head):
   x = models.normalize(images.astype(np.uint8))
   maps = np.asarray(plain.apply(variables, x[..., :3], stop=plain.points[-1]))
   # Torch's padding has ResNet's cells look 15.5 px to the left of even shares.
-  first = {'vgg16': [0, 1, 1, 1], 'resnet50': [0, 0.5 + 0.5 / 32, 1, 1]}[name]
+  first = {
+    'filters': [0, 0, 1, 1, 1, 1, 1, 1],
+    'vgg16': [0, 1, 1, 1],
+    'resnet50': [0, 0.5 + 0.5 / 32, 1, 1],
+  }[name]
   weights = np.broadcast_to(first, maps.shape[1:3])[..., None]
   expected = (maps * weights).sum((1, 2)) / weights.sum()
   found = pooled.apply(variables, x, stop='head_input')

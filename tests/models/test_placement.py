@@ -13,7 +13,7 @@ _BATCH = 8
 
 _POINTS = [
   (name, point)
-  for name in models.names()
+  for name in ('resnet50', 'vgg16')  # whose windows overlap
   for point in models.create(name, 2).points
 ]
 
