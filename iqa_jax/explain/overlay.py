@@ -125,6 +125,7 @@ def overlay(
     return picture
   if within is not None:
     _, rim = _laid(within, affine, prepared_size, photograph.size, None)
+    assert rim is not None  # it is of the same square as levels
     levels = ImageChops.multiply(levels, rim)
   if colors != 'jet':
     # Where nothing is shown nothing needs to be blended.
@@ -198,7 +199,13 @@ def contour(
   return picture
 
 
-def _laid(shown, affine, prepared_size, size, placement):
+def _laid(
+  shown: np.ndarray,
+  affine: np.ndarray,
+  prepared_size: int,
+  size: tuple[int, int],
+  placement: Placement | None,
+) -> tuple[tuple[int, int], Image.Image | None]:
   """Returns the map at the photograph's resolution, as 8-bit levels.
 
   Returns:
@@ -227,7 +234,9 @@ def _laid(shown, affine, prepared_size, size, placement):
   return (low[0], low[1]), levels
 
 
-def _span(first, end, side, count, placement) -> tuple[float, float]:
+def _span(
+  first: float, end: float, side: int, count: int, placement: Placement | None
+) -> tuple[float, float]:
   """Returns from where to where prepared pixels go, in cells of a map's axis.
 
   Args:
@@ -241,7 +250,9 @@ def _span(first, end, side, count, placement) -> tuple[float, float]:
   return float(place.cells(first)), float(place.cells(end))
 
 
-def _enlarged(cells, size, spans) -> Image.Image:
+def _enlarged(
+  cells: np.ndarray, size: tuple[int, int], spans: Sequence[tuple[float, float]]
+) -> Image.Image:
   """Returns parts of a map [h, w], `spans` in x and y, at (width, height)."""
   # Beyond the outer cells their values go on; a box must lie on the image.
   beyond = [
@@ -317,7 +328,9 @@ def noted(photograph: Image.Image, note: str) -> Image.Image:
 
 
 @functools.cache
-def typeface(size: int, bold: bool = False):
+def typeface(
+  size: int, bold: bool = False
+) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
   """Returns matplotlib's DejaVu Sans, or Pillow's own font without it."""
   found = importlib.util.find_spec('matplotlib')
   if found is not None and found.origin is not None:
