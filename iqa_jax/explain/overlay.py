@@ -247,7 +247,8 @@ def _span(
     placement: see `overlay`.
   """
   place = placement or placement_lib.evenly(side, count)
-  return float(place.cells(first)), float(place.cells(end))
+  low, high = place.cells(np.array([first, end]))
+  return float(low), float(high)
 
 
 def _enlarged(

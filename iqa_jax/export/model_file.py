@@ -77,7 +77,7 @@ def program(
     def judged(logits: jax.Array) -> jax.Array:
       return model.judged(variables, x, logits)
 
-    def targets(logits: jax.Array) -> jax.Array:
+    def targets(logits: jax.Array) -> jax.Array | np.ndarray:
       if target != 'predicted':
         index = task.targets.index(target)
         return jnp.full(logits.shape[:1], index, jnp.int32)

@@ -449,7 +449,7 @@ def _outlines(
   frame = 2 * fine * scene.centre  # the field is in the frame's middle
   low = np.minimum.reduceat(path, first)
   high = np.maximum.reduceat(path, first)
-  seen = ((high > 0) & (low < frame)).all(1)
+  seen = np.all((high > 0) & (low < frame), axis=1)
   # Below a pixel a vessel gets fainter, not thinner.
   shades = np.rint(
     255

@@ -208,7 +208,7 @@ def _colour(
     tint = rng.uniform(0, 255, 3)
   else:  # grey, as dust, lint and reflections are
     tint = rng.uniform(0, 255) + rng.normal(0, 12, 3)
-  fill = np.broadcast_to(tint, image.shape).astype(np.float32)
+  fill: np.ndarray = np.broadcast_to(tint, image.shape).astype(np.float32)
   if rng.random() < 0.4:
     fill = fill * (
       1 + rng.uniform(0.1, 0.6) * frame.along(rng.uniform(0, 6.3))[..., None]
@@ -223,7 +223,7 @@ def _texture(
   rng: np.random.Generator,
 ) -> np.ndarray:
   """Colour noise of one to three scales."""
-  total = np.zeros(image.shape, np.float32)
+  total: np.ndarray = np.zeros(image.shape, np.float32)
   for _ in range(int(rng.integers(1, 4))):
     cells = int(np.exp(rng.uniform(np.log(6), np.log(120))))
     plane = faults.smooth_noise(rng, frame.shape, cells)[..., None]
@@ -280,7 +280,7 @@ def _blur(
   # Along a line, or doubled: the eye moved.
   angle, length = rng.uniform(0, np.pi), 4 * sigma
   count = int(rng.choice([2, 9]))
-  total = np.zeros(image.shape, np.float32)
+  total: np.ndarray = np.zeros(image.shape, np.float32)
   for shift in np.linspace(-0.5, 0.5, count) * length:
     step = (round(shift * np.sin(angle)), round(shift * np.cos(angle)))
     total += np.roll(image, step, (0, 1))

@@ -241,7 +241,7 @@ def _document(rng: np.random.Generator) -> np.ndarray:
   def write(d: ImageDraw.ImageDraw) -> None:
     for y in range(4, _SIDE, round(size * rng.uniform(1.2, 2))):
       line = ''.join(rng.choice(letters, int(rng.integers(3, 40))))
-      d.text((rng.integers(2, 40), y), line, fill=255, font=font)
+      d.text((int(rng.integers(2, 40)), y), line, fill=255, font=font)
     if rng.random() < 0.4:
       for x in range(0, _SIDE, int(rng.integers(20, 70))):
         d.line([x, 0, x, _SIDE], fill=200)
