@@ -120,13 +120,11 @@ def overlay(
     in_place: whether `photograph` may be drawn on, which saves its copy.
   """
   picture = photograph if in_place else photograph.copy()
-  box, levels = _laid(shown, affine, prepared_size, photograph.size, placement)
+  box, levels = _inside(
+    shown, affine, prepared_size, photograph.size, placement, within
+  )
   if levels is None:
     return picture
-  if within is not None:
-    _, rim = _laid(within, affine, prepared_size, photograph.size, None)
-    assert rim is not None  # it is of the same square as levels
-    levels = ImageChops.multiply(levels, rim)
   if colors != 'jet':
     # Where nothing is shown nothing needs to be blended.
     part = levels.getbbox()
@@ -149,10 +147,11 @@ def layer(
   placement: Placement | None = None,
   colors: str = 'viridis',
   opacity: float = 0.55,
+  within: np.ndarray | None = None,
 ) -> Image.Image:
   """Returns what `overlay` lays over a photograph of `size`, alone, RGBA."""
   picture = Image.new('RGBA', size)
-  box, levels = _laid(shown, affine, prepared_size, size, placement)
+  box, levels = _inside(shown, affine, prepared_size, size, placement, within)
   if levels is not None:
     levels.putpalette(_palette_with_alpha(colors, opacity), 'RGBA')
     picture.paste(levels.convert('RGBA'), box[:2])
@@ -197,6 +196,23 @@ def contour(
       draw.line(flat, (0, 0, 0), width=2 * width, joint='curve')
       draw.line(flat, color, width=width, joint='curve')
   return picture
+
+
+def _inside(
+  shown: np.ndarray,
+  affine: np.ndarray,
+  prepared_size: int,
+  size: tuple[int, int],
+  placement: Placement | None,
+  within: np.ndarray | None,
+) -> tuple[tuple[int, int], Image.Image | None]:
+  """Returns what `_laid` does, cut off where `within` is False."""
+  box, levels = _laid(shown, affine, prepared_size, size, placement)
+  if levels is not None and within is not None:
+    _, rim = _laid(within, affine, prepared_size, size, None)
+    assert rim is not None  # it is of the same square as levels
+    levels = ImageChops.multiply(levels, rim)
+  return box, levels
 
 
 def _laid(
@@ -247,7 +263,7 @@ def _span(
     placement: see `overlay`.
   """
   place = placement or placement_lib.evenly(side, count)
-  low, high = place.cells(np.array([first, end]))
+  low, high = (place.cells(np.asarray(at)) for at in (first, end))
   return float(low), float(high)
 
 

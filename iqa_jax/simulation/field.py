@@ -91,7 +91,9 @@ def typical_arcades(landmarks: np.ndarray) -> list[np.ndarray]:
   return [np.array([x, y]) + along + up * away for up in (-1, 1)]
 
 
-def _to_edge(view: geometry.Field, x: float, y: float, direction: float) -> float:
+def _to_edge(
+  view: geometry.Field, x: float, y: float, direction: float
+) -> float:
   """Returns how far the edge is from (x, y) in a horizontal direction."""
   if not view.top <= y <= view.bottom:
     return -np.inf

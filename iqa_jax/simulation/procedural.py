@@ -223,7 +223,7 @@ def _texture(
   rng: np.random.Generator,
 ) -> np.ndarray:
   """Colour noise of one to three scales."""
-  total: np.ndarray = np.zeros(image.shape, np.float32)
+  total = np.zeros(image.shape, np.float32)
   for _ in range(int(rng.integers(1, 4))):
     cells = int(np.exp(rng.uniform(np.log(6), np.log(120))))
     plane = faults.smooth_noise(rng, frame.shape, cells)[..., None]
@@ -262,7 +262,7 @@ def _blocks(
     (max(1, w // side), max(1, h // side)), Image.Resampling.BOX
   )
   if rng.random() < 0.4:
-    values = np.asarray(small, np.float32)
+    values: np.ndarray = np.asarray(small, np.float32)
     values = values + rng.normal(0, rng.uniform(10, 50), values.shape)
     small = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
   return np.asarray(small.resize((w, h), Image.Resampling.NEAREST), np.float32)
@@ -280,7 +280,7 @@ def _blur(
   # Along a line, or doubled: the eye moved.
   angle, length = rng.uniform(0, np.pi), 4 * sigma
   count = int(rng.choice([2, 9]))
-  total: np.ndarray = np.zeros(image.shape, np.float32)
+  total = np.zeros(image.shape, np.float32)
   for shift in np.linspace(-0.5, 0.5, count) * length:
     step = (round(shift * np.sin(angle)), round(shift * np.cos(angle)))
     total += np.roll(image, step, (0, 1))
