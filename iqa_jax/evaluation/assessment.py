@@ -152,7 +152,7 @@ def selective(
     at = int(np.searchsorted(share, wanted - 1e-9).clip(max=len(share) - 1))
     rows.append({'coverage': float(share[at]), 'accuracy': float(accuracy[at])})
 
-  def of(kept):
+  def of(kept: np.ndarray) -> Entry:
     return proportion(right[kept], patient[kept])
 
   return {
@@ -227,7 +227,12 @@ def text(measure: Mapping[str, Any], digits: int = 3) -> str:
   return shown
 
 
-def _entries(values, limits, truth, names) -> dict[str, Entry]:
+def _entries(
+  values: Mapping[str, float],
+  limits: Mapping[str, tuple[float, float]],
+  truth: np.ndarray,
+  names: Sequence[str],
+) -> dict[str, Entry]:
   entries = {}
   for name, value in values.items():
     low, high = limits.get(name, (np.nan, np.nan))
@@ -240,5 +245,5 @@ def _entries(values, limits, truth, names) -> dict[str, Entry]:
   return entries
 
 
-def _number(value) -> float | None:
+def _number(value: float) -> float | None:
   return float(value) if np.isfinite(value) else None

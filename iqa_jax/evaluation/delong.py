@@ -115,7 +115,7 @@ def contributions(
   v10, v01 = v10 / n, 1 - v01 / m
   value = v10.mean(axis=1)
 
-  def by_patient(values, which):
+  def by_patient(values: np.ndarray, which: np.ndarray) -> np.ndarray:
     centred = (values - value[:, None]) / which.sum()
     size = column.max() + 1
     return np.stack([np.bincount(column[which], v, size) for v in centred])

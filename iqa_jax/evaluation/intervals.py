@@ -91,7 +91,7 @@ def calibration_line(
   if len(names) < 2:
     return {'calibration_slope': nothing, 'calibration_intercept': nothing}
 
-  def spread(design, fitted):
+  def spread(design: np.ndarray, fitted: np.ndarray) -> np.ndarray:
     # Saturated scores, or such that hardly differ, leave nothing to invert.
     information = (design * (fitted * (1 - fitted))) @ design.T
     if not np.linalg.cond(information) < 1e12:
@@ -102,7 +102,7 @@ def calibration_line(
     meat = sums @ sums.T * len(names) / (len(names) - 1)
     return np.sqrt(np.diag(bread @ meat @ bread))
 
-  def around(value, error):
+  def around(value: float, error: float) -> Interval:
     if not np.isfinite(value):
       return nothing
     return float(value - _Z * error), float(value + _Z * error)

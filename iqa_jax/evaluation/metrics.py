@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import math
+from typing import Any
 
 import numpy as np
 from sklearn import metrics as sk
@@ -140,19 +141,19 @@ def decisions(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     return dict.fromkeys(DECISIONS, np.nan)
   both = _both(truth)
 
-  def recall(label):
+  def recall(label: int) -> float:
     return float(
       sk.recall_score(truth, predicted, pos_label=label, zero_division=np.nan)
     )
 
-  def precision(label):
+  def precision(label: int) -> float:
     return float(
       sk.precision_score(
         truth, predicted, pos_label=label, zero_division=np.nan
       )
     )
 
-  def f1(**options):
+  def f1(**options: Any) -> float:
     return float(sk.f1_score(truth, predicted, zero_division=np.nan, **options))
 
   recalls = recall(1), recall(0)
@@ -341,6 +342,6 @@ def reason(
   return 'the ratio has no cases, or no finite value'
 
 
-def _both(truth) -> bool:
+def _both(truth: np.ndarray) -> bool:
   truth = np.asarray(truth)
   return bool((truth == 1).any() and (truth == 0).any())

@@ -94,7 +94,7 @@ def write(
   )
 
 
-def _context(result) -> dict[str, Any]:
+def _context(result: Mapping[str, Any]) -> dict[str, Any]:
   splits = result['splits']
   main = figures.main_split(splits)
   measured = splits[main]
@@ -128,7 +128,7 @@ def _context(result) -> dict[str, Any]:
   }
 
 
-def _maps_of(model) -> str:
+def _maps_of(model: Mapping[str, Any]) -> str:
   """Returns what of a verdict the maps leave unexplained."""
   members = model.get('members', ())
   if len(members) > 1:
@@ -144,7 +144,7 @@ def _maps_of(model) -> str:
   return ''
 
 
-def _headline(result) -> str:
+def _headline(result: Mapping[str, Any]) -> str:
   if 'n_folds' in result:
     return f'Cross-validation, {result["n_folds"]} folds'
   if 'model' in result:
@@ -172,7 +172,9 @@ def _title(name: str) -> str:
   return f'{metrics.SHORT.get(stem, stem)}: {group}'
 
 
-def _warnings(result, measured, main) -> Iterable[str]:
+def _warnings(
+  result: Mapping[str, Any], measured: Mapping[str, Any], main: str
+) -> Iterable[str]:
   """Yields what a reader must know before any number."""
   if result.get('pooled_on') == 'validation':
     yield from result['notes']
@@ -209,7 +211,11 @@ def _warnings(result, measured, main) -> Iterable[str]:
       )
 
 
-def _facts(result, config, environment) -> list[tuple[str, str]]:
+def _facts(
+  result: Mapping[str, Any],
+  config: Mapping[str, Any],
+  environment: Mapping[str, Any],
+) -> list[tuple[str, str]]:
   """Returns what the run was, as pairs of text."""
   facts: list[tuple[str, str]] = []
   model = result.get('model', {})

@@ -8,7 +8,7 @@ patients or from cumulative sums over images sorted once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
 
@@ -172,7 +172,7 @@ class Sorted:
     column: int [n], the column of counts that says how often an image is there.
   """
 
-  def __init__(self, truth, score, column):
+  def __init__(self, truth: np.ndarray, score: np.ndarray, column: np.ndarray):
     score = np.asarray(score)
     order = np.argsort(-score, kind='stable')
     self._column = column[order]
@@ -182,7 +182,7 @@ class Sorted:
     # The last of each group of equal scores, where a threshold can lie.
     self._ends = None if last.all() else np.nonzero(last)[0]
 
-  def cumulative(self, counts):
+  def cumulative(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns true and false positives [c, g] at every threshold."""
     weight = np.take(counts, self._column, axis=1)
     # float32 counts up to 2**24 images exactly.
@@ -192,7 +192,7 @@ class Sorted:
       tp, fp = tp[:, self._ends], fp[:, self._ends]
     return tp, fp
 
-  def auc(self, counts) -> np.ndarray:
+  def auc(self, counts: np.ndarray) -> np.ndarray:
     tp, fp = self.cumulative(counts)
     lost, gained = np.diff(fp, prepend=0), np.diff(tp, prepend=0)
     pairs = tp[:, -1].astype(np.float64) * fp[:, -1]
@@ -225,7 +225,15 @@ class Sorted:
     single = (positive == 0) | (negative == 0)
     return {k: np.where(single, np.nan, v) for k, v in found.items()}
 
-  def _partial(self, tp, fp, lost, gained, positive, negative):
+  def _partial(
+    self,
+    tp: np.ndarray,
+    fp: np.ndarray,
+    lost: np.ndarray,
+    gained: np.ndarray,
+    positive: np.ndarray,
+    negative: np.ndarray,
+  ) -> np.ndarray:
     limit = metrics.MAX_FPR
     edge = (limit * negative)[:, None]
     # No threshold beyond the first that every row has past the limit counts.
@@ -239,22 +247,22 @@ class Sorted:
     return 0.5 * (1 + (area - least) / (most - least))
 
 
-def _one_hot(index, count):
+def _one_hot(index: np.ndarray, count: int) -> np.ndarray:
   return (np.asarray(index)[:, None] == np.arange(count)).astype(np.float64)
 
 
-def _dot(a, b):
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """Returns the sums float64 [c] of a * b [c, g]."""
   return (a * b).sum(axis=1, dtype=np.float64)
 
 
-def _ratio(part, whole):
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
   return np.divide(
     part, whole, out=np.full(len(whole), np.nan), where=whole > 0
   )
 
 
-def _joined(parts):
+def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
   return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
@@ -284,7 +292,7 @@ def decisions(confusion: np.ndarray) -> dict[str, np.ndarray]:
   }
 
 
-def _classes(confusion) -> dict[str, np.ndarray]:
+def _classes(confusion: np.ndarray) -> dict[str, np.ndarray]:
   """Returns the metrics of confusion matrices [c, k, k], rows the truth."""
   k = confusion.shape[1]
   hit = np.einsum('cii->ci', confusion)
@@ -326,6 +334,6 @@ def _classes(confusion) -> dict[str, np.ndarray]:
   return result
 
 
-def _mean_defined(values):
+def _mean_defined(values: np.ndarray) -> np.ndarray:
   defined = np.isfinite(values)
   return np.where(defined, values, 0).sum(axis=1) / defined.sum(axis=1)

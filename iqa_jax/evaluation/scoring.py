@@ -321,7 +321,7 @@ def as_text(result: Mapping[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def _rows(assessed) -> list[str]:
+def _rows(assessed: Mapping[str, Any]) -> list[str]:
   rows = []
   for name, measure in assessed['metrics'].items():
     stem, _, group = name.rpartition('_')
@@ -334,7 +334,7 @@ def _rows(assessed) -> list[str]:
   return [f'  {"":52} {"":30} majority', *rows]
 
 
-def _comparison_text(result) -> list[str]:
+def _comparison_text(result: Mapping[str, Any]) -> list[str]:
   comparison = result['comparison']
   lines = [
     f'{result["files"]["predictions"]} - {result["files"]["compare"]}, paired'

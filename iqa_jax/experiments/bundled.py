@@ -11,11 +11,20 @@ cell of the evidence lies in the fault, and how much of the evidence does. With
 chosen. That is a test set: look at it once.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
 from iqa_jax import command
+
+if TYPE_CHECKING:
+  import jax
+  import numpy as np
+
+  from iqa_jax.trained import Trained
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'run directory')
 _EYEQ = flags.DEFINE_string('eyeq', None, 'folder of EyeQ, as downloaded')
@@ -35,7 +44,7 @@ def main() -> None:
     print(line)
 
 
-def judged(loaded, images) -> tuple[Any, Any]:
+def judged(loaded: Trained, images: np.ndarray) -> tuple[Any, Any]:
   """Returns log-odds [n] and maps of evidence [n, g, g, 3] of pictures.
 
   Args:
@@ -48,7 +57,7 @@ def judged(loaded, images) -> tuple[Any, Any]:
   from iqa_jax import models
 
   @jax.jit
-  def forward(batch):
+  def forward(batch: jax.Array) -> tuple[jax.Array, jax.Array]:
     logits, kept = loaded.model.apply(
       loaded.variables, models.normalize(batch), mutable=['intermediates']
     )
@@ -65,7 +74,7 @@ def judged(loaded, images) -> tuple[Any, Any]:
   return loaded.task.log_odds(logits), maps
 
 
-def _calls(loaded, odds):
+def _calls(loaded: Trained, odds: np.ndarray) -> np.ndarray:
   """Returns which photographs are called inadequate."""
   from iqa_jax.judging import calibration
 
@@ -73,7 +82,7 @@ def _calls(loaded, odds):
   return p >= loaded.judges.threshold
 
 
-def on_drawings(loaded):
+def on_drawings(loaded: Trained) -> Iterator[str]:
   """Yields a line for each group of faults."""
   import numpy as np
 
@@ -85,18 +94,26 @@ def on_drawings(loaded):
     unfamiliar,
   )
 
-  def clean(pixels, inside, rng):
+  def clean(
+    pixels: np.ndarray, inside: np.ndarray, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.zeros(inside.shape, bool)
 
-  def named(pixels, inside, rng):
+  def named(
+    pixels: np.ndarray, inside: np.ndarray, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]:
     kind = str(rng.choice(sorted(faults.CRITERION)))
     severity = rng.uniform(faults.THRESHOLD, 1)
     return faults.apply(pixels, inside, kind, severity, rng)
 
-  def unnamed(pixels, inside, rng):
+  def unnamed(
+    pixels: np.ndarray, inside: np.ndarray, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]:
     return procedural.apply(pixels, inside, 'artifacts', rng)
 
-  def unknown(pixels, inside, rng):
+  def unknown(
+    pixels: np.ndarray, inside: np.ndarray, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]:
     kind = str(rng.choice(unfamiliar.KINDS))
     return unfamiliar.apply(pixels, inside, kind, rng)
 
@@ -129,14 +146,14 @@ def on_drawings(loaded):
     yield line
 
 
-def _places(inside, masks, maps) -> str:
+def _places(inside: np.ndarray, masks: np.ndarray, maps: np.ndarray) -> str:
   """Returns how often, and how much, evidence lies in faults of some size."""
   import numpy as np
 
   g = maps.shape[1]
   k = masks.shape[1] // g
 
-  def cells(x):
+  def cells(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), g, k, g, k).mean((2, 4))
 
   share = masks.sum((1, 2)) / inside.sum((1, 2))
@@ -154,7 +171,7 @@ def _places(inside, masks, maps) -> str:
   )
 
 
-def on_eyeq(loaded, folder: str):
+def on_eyeq(loaded: Trained, folder: str) -> Iterator[str]:
   """Yields AUCs, with intervals clustered by patient, and calls by grade."""
   import pathlib
 

@@ -21,9 +21,24 @@ inadequate fields) within 1 DD of the field's edge, where the rule is decided,
 beside that zone's share of the field.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 from absl import flags
 
 from iqa_jax import command
+
+if TYPE_CHECKING:
+  from flax import linen as nn
+  import jax
+  import numpy as np
+
+# Margins, landmarks and maps; see `fit`.
+Prediction: TypeAlias = (
+  'tuple[np.ndarray, np.ndarray | None, np.ndarray | None]'
+)
 
 _TRAIN = flags.DEFINE_integer('train', 2000, 'photographs to learn from')
 _TEST = flags.DEFINE_integer('test', 600, 'photographs to test on')
@@ -46,7 +61,7 @@ def main() -> None:
       print(f'{head:12s} seed {seed}  {judge(predict(test), test)}', flush=True)
 
 
-def draw(first, count, size):
+def draw(first: int, count: int, size: int) -> dict[str, Any]:
   """Draws photographs, every second one with an inadequate image field.
 
   Returns:
@@ -71,7 +86,9 @@ def draw(first, count, size):
   }
 
 
-def fit(head, data, seed, epochs):
+def fit(
+  head: str, data: Mapping[str, Any], seed: int, epochs: int
+) -> Callable[[Mapping[str, Any]], Prediction]:
   """Trains one head.
 
   Returns:
@@ -97,14 +114,16 @@ def fit(head, data, seed, epochs):
     optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=1e-4)
   )
 
-  def loss(variables, image, margin, landmarks):
+  def loss(
+    variables: Any, image: jax.Array, margin: jax.Array, landmarks: jax.Array
+  ) -> jax.Array:
     out = model.apply(variables, _scaled(image))[0]
     if head == 'landmarks':
       return jnp.abs(out - landmarks / size).mean() * 20
     return optax.sigmoid_binary_cross_entropy(out[:, 0], margin < 0).mean()
 
   @jax.jit
-  def step(variables, state, *batch):
+  def step(variables: Any, state: Any, *batch: jax.Array) -> tuple[Any, Any]:
     gradient = jax.grad(loss)(variables, *batch)
     updates, state = optimiser.update(gradient, state, variables)
     return optax.apply_updates(variables, updates), state
@@ -118,7 +137,7 @@ def fit(head, data, seed, epochs):
       variables, state = step(variables, state, *batch)
   apply = jax.jit(lambda image: model.apply(variables, _scaled(image)))
 
-  def predict(other):
+  def predict(other: Mapping[str, Any]) -> Prediction:
     parts = [
       apply(other['image'][i : i + 100])
       for i in range(0, len(other['image']), 100)
@@ -137,7 +156,7 @@ def fit(head, data, seed, epochs):
   return predict
 
 
-def judge(prediction, data) -> str:
+def judge(prediction: Prediction, data: Mapping[str, Any]) -> str:
   """Returns how good predicted margins and landmarks are, as text."""
   import numpy as np
   from sklearn import metrics
@@ -167,7 +186,9 @@ def judge(prediction, data) -> str:
   )
 
 
-def _near_the_edge(maps, data, at):
+def _near_the_edge(
+  maps: np.ndarray, data: Mapping[str, Any], at: np.ndarray
+) -> tuple[float, float]:
   """Returns mean shares of evidence and of area within 1 DD of the edge."""
   import numpy as np
   from scipy import ndimage
@@ -186,22 +207,22 @@ def _near_the_edge(maps, data, at):
     areas.append(zone.sum() / inside.sum())
     if (positive * inside).any():
       shares.append((positive * zone).sum() / (positive * inside).sum())
-  return np.mean(shares or [np.nan]), np.mean(areas)
+  return float(np.mean(shares or [np.nan])), float(np.mean(areas))
 
 
-def _scaled(image):
+def _scaled(image: jax.Array | np.ndarray) -> jax.Array:
   import jax.numpy as jnp
 
   return jnp.asarray(image, jnp.float32) / 127.5 - 1
 
 
-def _network(head):
+def _network(head: str) -> nn.Module:
   from flax import linen as nn
   import jax.numpy as jnp
 
   from iqa_jax.models import heads
 
-  def grid(x):
+  def grid(x: jax.Array) -> jax.Array:
     """x and y of every position, in 0..1, float32 [h, w, 2]."""
     h, w = x.shape[1:3]
     rows, columns = (jnp.arange(h) + 0.5) / h, (jnp.arange(w) + 0.5) / w
@@ -209,7 +230,7 @@ def _network(head):
 
   class Network(nn.Module):
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
       if head == 'coordinates':
         where = jnp.broadcast_to(grid(x), (*x.shape[:3], 2))
         x = jnp.concatenate([x, 2 * where - 1], -1)

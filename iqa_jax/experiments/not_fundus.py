@@ -12,15 +12,26 @@ nothing was learned. The threshold is as high as the wanted share of those
 strangers allows: how unlike drawings real fundus photographs are, nobody knows.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 import warnings
 
 from absl import app, flags
 
 from iqa_jax import command, errors
+
+if TYPE_CHECKING:
+  import numpy as np
+
+  from iqa_jax.judging.fundus import NotFundus
+
+Job: TypeAlias = tuple[int, int, int]  # seed, which set, number of the eye
+Rows: TypeAlias = 'tuple[list[np.ndarray], list[bool], list[np.ndarray]]'
 
 _OUTPUT = flags.DEFINE_string('output', None, 'file to write, .safetensors')
 _EYES = flags.DEFINE_integer('eyes', 1000, 'eyes to draw for training')
@@ -84,7 +95,7 @@ def _drawn() -> dict[str, Any]:
   }
 
 
-def _in_processes(jobs) -> list:
+def _in_processes(jobs: Sequence[Job]) -> list[Rows]:
   import concurrent.futures
   import multiprocessing
 
@@ -97,7 +108,7 @@ def _in_processes(jobs) -> list:
     return list(tqdm.tqdm(drawn, 'eyes', len(jobs), disable=None))
 
 
-def _rows(job):
+def _rows(job: Job) -> Rows:
   """Returns features of an eye's photographs, which are bad, and of others."""
   import numpy as np
 
@@ -182,7 +193,9 @@ def _read_pictures(names: tuple[str, ...]) -> list[Any]:
 _READ: dict[tuple[str, ...], list[Any]] = {}
 
 
-def learn(sets, seed: int):
+def learn(
+  sets: Mapping[str, Mapping[str, np.ndarray]], seed: int
+) -> tuple[NotFundus, list[str]]:
   """Returns the scorer, and what is to be said of it.
 
   Args:
@@ -195,7 +208,7 @@ def learn(sets, seed: int):
 
   from iqa_jax.judging import fundus
 
-  def joined(name):
+  def joined(name: str) -> tuple[np.ndarray, np.ndarray]:
     part = sets[name]
     rows = np.concatenate([part['fundus'], part['strangers']])
     truth = np.r_[
@@ -231,7 +244,7 @@ def learn(sets, seed: int):
   return dataclasses.replace(scorer, threshold=threshold), lines
 
 
-def _beside(networks) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _beside(networks: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
   """Returns weights and biases of one network: the mean of several' odds."""
   import numpy as np
   from scipy import linalg

@@ -18,12 +18,23 @@ chosen by cross-validation within each training set, over patients; the test
 split chooses nothing.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from absl import app, flags
 
 from iqa_jax import command
+
+if TYPE_CHECKING:
+  import jax
+  import numpy as np
+
+Features: TypeAlias = 'dict[str, np.ndarray]'
+# Photographs, their fields, grades and patients.
+Drawn: TypeAlias = 'tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]'
 
 _EYEQ = flags.DEFINE_string('eyeq', None, 'folder of EyeQ, as downloaded')
 _WEIGHTS = flags.DEFINE_string('weights', None, 'VGG16 trunk to freeze')
@@ -63,7 +74,7 @@ def main() -> None:
     print(line)
 
 
-def report(sets):
+def report(sets: Mapping[str, Features]) -> Iterator[str]:
   """Yields the table, one line a model.
 
   Args:
@@ -73,7 +84,7 @@ def report(sets):
   """
   import numpy as np
 
-  def joined(*names):
+  def joined(*names: str) -> Features:
     parts = [sets[name] for name in names]
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
@@ -114,7 +125,9 @@ def report(sets):
         )
 
 
-def _fit(training, kind, unlabelled=None):
+def _fit(
+  training: Features, kind: str, unlabelled: np.ndarray | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
   """Returns a function from features to the score of being inadequate.
 
   With `unlabelled` features, those scored are standardised by their mean and
@@ -141,7 +154,7 @@ def _fit(training, kind, unlabelled=None):
   return lambda other: search.decision_function((other - mean) / deviation)
 
 
-def _aucs(score, test) -> str:
+def _aucs(score: np.ndarray, test: Features) -> str:
   from iqa_jax.evaluation import intervals
 
   grade = test['grade']
@@ -157,7 +170,7 @@ def _aucs(score, test) -> str:
   return '  '.join(cells)
 
 
-def _draw():
+def _draw() -> Drawn:
   import numpy as np
   import tqdm
 
@@ -180,7 +193,7 @@ def _draw():
   return np.stack(images), np.stack(insides), np.array(grade), patient
 
 
-def _real(split):
+def _real(split: str) -> Drawn:
   import numpy as np
 
   from iqa_jax.data.eyeq import labels
@@ -201,7 +214,7 @@ def _real(split):
   return np.stack(found), np.stack(insides), np.array(grade), patient
 
 
-def _faulty():
+def _faulty() -> Drawn:
   """Real Good training photographs with simulated faults."""
   import numpy as np
 
@@ -225,7 +238,7 @@ def _faulty():
   return np.stack(made), inside[chosen], np.full(len(chosen), 2), owners
 
 
-def _trunk_features(images, name):
+def _trunk_features(images: np.ndarray, name: str) -> np.ndarray:
   """Returns each channel's mean in the last pooled map, float32 [n, 512]."""
   import jax
   import numpy as np
@@ -239,7 +252,7 @@ def _trunk_features(images, name):
   variables, _ = pretrained.load(_WEIGHTS.value, model, variables)
 
   @jax.jit
-  def pooled(batch):
+  def pooled(batch: jax.Array) -> jax.Array:
     maps: Any = model.apply(
       variables, models.normalize(batch), stop='block5_pool', train=False
     )
@@ -252,7 +265,7 @@ def _trunk_features(images, name):
   return np.concatenate([np.asarray(pooled(b)) for b in bar])[: len(images)]
 
 
-def _colour_features(images, inside):
+def _colour_features(images: np.ndarray, inside: np.ndarray) -> np.ndarray:
   """Returns mean, deviation and five percentiles of R, G, B in the field."""
   import numpy as np
 

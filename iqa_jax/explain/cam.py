@@ -135,7 +135,9 @@ def explain(
   pulls: dict[str, Callable[[jax.Array], tuple[jax.Array]]] = {}
   for below, point in zip(order, (*order[1:], None), strict=True):
 
-    def run(x, below=below, point=point):
+    def run(
+      x: jax.Array, below: str = below, point: str | None = point
+    ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
       out, kept = model.apply(
         variables,
         x,
@@ -163,7 +165,7 @@ def explain(
   exists = (ids >= 0) & (ids < scores.shape[1])
   chosen = jnp.where(exists[..., None], chosen, jnp.nan)
 
-  def combine(cotangent):
+  def combine(cotangent: jax.Array) -> dict[str, dict[str, jax.Array]]:
     found: dict[str, dict[str, jax.Array]] = {m: {} for m in methods}
     for point in reversed(order):
       (cotangent,) = pulls[point](cotangent)
@@ -326,7 +328,14 @@ def scale(
   return _stretch(result) if how == 'image' and size else result
 
 
-def _scale(maps, how, size, magnitude, constant, placement):
+def _scale(
+  maps: np.ndarray,
+  how: str,
+  size: tuple[int, int] | None,
+  magnitude: float | None,
+  constant: Any,
+  placement: placement_lib.Placement | None,
+) -> np.ndarray:
   maps = np.asarray(maps, np.float32)
   if how == 'image':
     maps = _stretch(np.maximum(maps, 0))
@@ -395,13 +404,13 @@ def placed(
   return None if how == 'pytorch_grad_cam' else model.placement(layer)
 
 
-def _stretch(maps):
+def _stretch(maps: np.ndarray) -> np.ndarray:
   """Stretches each map from its least to its largest value to [0, 1]."""
   maps = maps - maps.min(axis=(-2, -1), keepdims=True)
   return maps / (np.float32(1e-7) + maps.max(axis=(-2, -1), keepdims=True))
 
 
-def _layers(model, layer) -> tuple[str, ...]:
+def _layers(model: Any, layer: str | Sequence[str] | None) -> tuple[str, ...]:
   if layer is None:
     layer = model.default_layer
   layers = (layer,) if isinstance(layer, str) else tuple(layer)
@@ -415,7 +424,7 @@ def _layers(model, layer) -> tuple[str, ...]:
   return layers
 
 
-def _checked(targets, scores) -> jax.Array:
+def _checked(targets: Any, scores: jax.Array) -> jax.Array:
   count, columns = scores.shape
   if jnp.ndim(targets) not in (1, 2) or jnp.shape(targets)[-1] != count:
     raise ValueError(
@@ -432,37 +441,37 @@ def _checked(targets, scores) -> jax.Array:
   return jnp.asarray(targets, jnp.int32)
 
 
-def _weighted(activations, weights):
+def _weighted(activations: jax.Array, weights: jax.Array) -> jax.Array:
   return jnp.einsum(
     'bhwc,bc->bhw', activations, weights, precision=lax.Precision.HIGHEST
   )
 
 
-def _gradcam(a, g):
+def _gradcam(a: jax.Array, g: jax.Array) -> jax.Array:
   return _weighted(a, g.mean((1, 2)))
 
 
-def _gradcampp(a, g):
+def _gradcampp(a: jax.Array, g: jax.Array) -> jax.Array:
   total = a.sum((1, 2), keepdims=True)
   alpha = g**2 / (2 * g**2 + total * g**3 + 1e-6)
   # Where g < 0 the denominator can vanish; the weight is 0 there anyway.
   return _weighted(a, jnp.where(g > 0, g * alpha, 0).sum((1, 2)))
 
 
-def _hirescam(a, g):
+def _hirescam(a: jax.Array, g: jax.Array) -> jax.Array:
   return (g * a).sum(-1)
 
 
-def _layercam(a, g):
+def _layercam(a: jax.Array, g: jax.Array) -> jax.Array:
   return (jax.nn.relu(g) * a).sum(-1)
 
 
-def _xgradcam(a, g):
+def _xgradcam(a: jax.Array, g: jax.Array) -> jax.Array:
   total = a.sum((1, 2), keepdims=True)
   return _weighted(a, (g * a / (total + 1e-7)).sum((1, 2)))
 
 
-def _eigencam(a, g):
+def _eigencam(a: jax.Array, g: jax.Array) -> jax.Array:
   del g  # depends on the activations only
   b, h, w, c = a.shape
   flat = a.reshape(b, h * w, c)

@@ -210,7 +210,7 @@ class Explainer:
   def _predict(self) -> Callable[..., Any]:
     trained = self.trained
 
-    def predict(variables, images):
+    def predict(variables: Any, images: jax.Array) -> jax.Array:
       x = models.normalize(images)
       return trained.judged(variables, x, trained.model.apply(variables, x))
 
@@ -218,7 +218,9 @@ class Explainer:
 
   @functools.cached_property
   def _maps(self) -> Callable[..., Any]:
-    def maps(variables, images, targets):
+    def maps(
+      variables: Any, images: jax.Array, targets: jax.Array
+    ) -> dict[str, cam.Maps]:
       return self._explain(variables, models.normalize(images), targets).maps
 
     return devices.parallel(maps, in_axes=(None, 0, 0))
@@ -233,7 +235,7 @@ class Explainer:
       threshold=trained.raw_threshold,
     )
 
-    def look(variables, images):
+    def look(variables: Any, images: jax.Array) -> dict[str, Any]:
       x = models.normalize(images)
       # The map stays that of the photograph as it is.
       judged = functools.partial(trained.judged, variables, x)
@@ -258,7 +260,9 @@ class Explainer:
 
     return devices.parallel(look, in_axes=(None, 0))
 
-  def _explain(self, variables, x, targets) -> cam.Explanation:
+  def _explain(
+    self, variables: Any, x: jax.Array, targets: cam.Targets
+  ) -> cam.Explanation:
     return cam.explain(
       self.trained.model,
       variables,
@@ -269,7 +273,13 @@ class Explainer:
       methods=self.methods,
     )
 
-  def _batched(self, function, variables, images, *others):
+  def _batched(
+    self,
+    function: Callable[..., Any],
+    variables: Any,
+    images: np.ndarray,
+    *others: np.ndarray,
+  ) -> Any:
     if not len(images):
       raise ValueError('there is no image to look at')
     if self.trained.model.takes_field and images.shape[-1] == 3:
@@ -279,7 +289,7 @@ class Explainer:
     waiting: deque = deque()
     parts = []
 
-    def collect():
+    def collect() -> None:
       count, results = waiting.popleft()
       parts.append(devices.joined(results, count))
 

@@ -104,7 +104,7 @@ def replacement_curves(
   rng = np.random.default_rng(seed)
   bounds = np.round(np.linspace(0, maps[0].size, steps + 1))[1:-1]
 
-  def frames():
+  def frames() -> Iterator[tuple[int, np.ndarray]]:
     for i in range(len(images)):
       place = order(maps[i], rng)
       yield from ((i, place >= bound) for bound in bounds)
@@ -225,7 +225,9 @@ def randomised(
   broken = jax.tree.map(np.asarray, dict(variables))
   for part in ('head', *reversed(model.points)):
 
-    def shuffle(path, leaf, part=part):
+    def shuffle(
+      path: tuple[Any, ...], leaf: np.ndarray, part: str = part
+    ) -> np.ndarray:
       if part not in [key.key for key in path]:
         return leaf
       return rng.permutation(leaf.ravel()).reshape(leaf.shape)
@@ -258,7 +260,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   0.01 and 0.03, mean over the places where the window fits.
   """
 
-  def mean(x):
+  def mean(x: np.ndarray) -> np.ndarray:
     blurred = ndimage.gaussian_filter(x, (0, 1.5, 1.5), radius=(0, 5, 5))
     return blurred[:, 5:-5, 5:-5]
 

@@ -198,16 +198,30 @@ def contour(
   return picture
 
 
-def _inside(shown, affine, prepared_size, size, placement, within):
+def _inside(
+  shown: np.ndarray,
+  affine: np.ndarray,
+  prepared_size: int,
+  size: tuple[int, int],
+  placement: Placement | None,
+  within: np.ndarray | None,
+) -> tuple[tuple[int, int], Image.Image | None]:
   """Returns what `_laid` does, cut off where `within` is False."""
   box, levels = _laid(shown, affine, prepared_size, size, placement)
   if levels is not None and within is not None:
     _, rim = _laid(within, affine, prepared_size, size, None)
+    assert rim is not None  # it is of the same square as levels
     levels = ImageChops.multiply(levels, rim)
   return box, levels
 
 
-def _laid(shown, affine, prepared_size, size, placement):
+def _laid(
+  shown: np.ndarray,
+  affine: np.ndarray,
+  prepared_size: int,
+  size: tuple[int, int],
+  placement: Placement | None,
+) -> tuple[tuple[int, int], Image.Image | None]:
   """Returns the map at the photograph's resolution, as 8-bit levels.
 
   Returns:
@@ -236,7 +250,9 @@ def _laid(shown, affine, prepared_size, size, placement):
   return (low[0], low[1]), levels
 
 
-def _span(first, end, side, count, placement) -> tuple[float, float]:
+def _span(
+  first: float, end: float, side: int, count: int, placement: Placement | None
+) -> tuple[float, float]:
   """Returns from where to where prepared pixels go, in cells of a map's axis.
 
   Args:
@@ -247,10 +263,13 @@ def _span(first, end, side, count, placement) -> tuple[float, float]:
     placement: see `overlay`.
   """
   place = placement or placement_lib.evenly(side, count)
-  return float(place.cells(first)), float(place.cells(end))
+  low, high = (place.cells(np.asarray(at)) for at in (first, end))
+  return float(low), float(high)
 
 
-def _enlarged(cells, size, spans) -> Image.Image:
+def _enlarged(
+  cells: np.ndarray, size: tuple[int, int], spans: Sequence[tuple[float, float]]
+) -> Image.Image:
   """Returns parts of a map [h, w], `spans` in x and y, at (width, height)."""
   # Beyond the outer cells their values go on; a box must lie on the image.
   beyond = [
@@ -326,7 +345,9 @@ def noted(photograph: Image.Image, note: str) -> Image.Image:
 
 
 @functools.cache
-def typeface(size: int, bold: bool = False):
+def typeface(
+  size: int, bold: bool = False
+) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
   """Returns matplotlib's DejaVu Sans, or Pillow's own font without it."""
   found = importlib.util.find_spec('matplotlib')
   if found is not None and found.origin is not None:

@@ -75,12 +75,12 @@ class Perturber:
     flying: list[tuple[jax.Array, int]] = []
     found: list[np.ndarray] = []
 
-    def land():
+    def land() -> None:
       scores, count = flying.pop()
       found.append(np.asarray(scores)[:count])
       self._tick(count)
 
-    def send():
+    def send() -> None:
       count, first = len(waiting), len(found) + len(flying)
       rows = waiting + waiting[:1] * (self._batch_size - count)
       which = np.asarray([i for i, _ in rows], np.int32)
@@ -112,7 +112,15 @@ class Perturber:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(compose, score, arrays, which, targets, masks, numbers):
+def _scores(
+  compose: Compose,
+  score: Score,
+  arrays: tuple[jax.Array, ...],
+  which: jax.Array,
+  targets: jax.Array,
+  masks: jax.Array,
+  numbers: jax.Array,
+) -> jax.Array:
   frames = compose(*(a[which] for a in arrays), masks, numbers)
   return score(frames, targets[which])
 
@@ -243,11 +251,17 @@ def rise(
   return (maps - scores[:, None, None] / masks).astype(np.float32)
 
 
-def _rise_masks(rng, count, size, cells, keep):
+def _rise_masks(
+  rng: np.random.Generator,
+  count: int,
+  size: tuple[int, int],
+  cells: int,
+  keep: float,
+) -> np.ndarray:
   """Returns smooth random masks [count, *size] of 0..1, randomly shifted."""
   cell = [-(-length // cells) for length in size]
   grid = (rng.random((count, cells + 1, cells + 1)) < keep).astype(np.float32)
-  large = cam.enlarge(grid, tuple((cells + 1) * c for c in cell))
+  large = cam.enlarge(grid, ((cells + 1) * cell[0], (cells + 1) * cell[1]))
   top = rng.integers(0, cell[0], count)
   left = rng.integers(0, cell[1], count)
   return np.stack(

@@ -5,6 +5,8 @@ So the shape of the hole says little about what was removed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,7 @@ def road(
   """
   rng = np.random.default_rng(seed)
 
-  def frames():
+  def frames() -> Iterator[tuple[int, np.ndarray]]:
     for i in range(len(images)):
       rank = (order(maps[i], rng) + 0.5) / maps[i].size
       yield from ((i, rank > s) for s in shares)
@@ -88,7 +90,7 @@ def impute(images: jax.Array, known: jax.Array) -> jax.Array:
   seen = jnp.where(known, images, 0)
   weight = _neighbours(jnp.ones((1, *images.shape[1:3], 1)))
 
-  def system(x):
+  def system(x: jax.Array) -> jax.Array:
     return jnp.where(known, 0, weight * x - _neighbours(x))
 
   start = jnp.where(known, 0, _pyramid(seen, known.astype(jnp.float32)))
@@ -99,7 +101,7 @@ def impute(images: jax.Array, known: jax.Array) -> jax.Array:
   return jnp.where(known, images, solution)
 
 
-def _neighbours(x):
+def _neighbours(x: jax.Array) -> jax.Array:
   """Returns the weighted sum of the eight neighbours, 0 beyond the edges."""
   # The 3x3 kernel [1 2 1] x [1 2 1] / 12, less its centre.
   wide = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
@@ -108,7 +110,7 @@ def _neighbours(x):
   return (tall[:, :-2] + 2 * tall[:, 1:-1] + tall[:, 2:] - 4 * x) / 12
 
 
-def _pyramid(values, weights):
+def _pyramid(values: jax.Array, weights: jax.Array) -> jax.Array:
   """Solves the system roughly, from the coarsest level to the finest.
 
   Args:
@@ -120,7 +122,7 @@ def _pyramid(values, weights):
   if height == width == 1:
     return mean
 
-  def halve(x):
+  def halve(x: jax.Array) -> jax.Array:
     x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
     n, h, w, c = x.shape
     return x.reshape(n, h // 2, 2, w // 2, 2, c).sum((2, 4))
@@ -131,7 +133,7 @@ def _pyramid(values, weights):
   x = jnp.where(known, mean, x)
   norm = _neighbours(jnp.ones((1, height, width, 1)))
 
-  def sweep(_, x):
+  def sweep(_: int, x: jax.Array) -> jax.Array:
     return jnp.where(known, mean, _neighbours(x) / norm)
 
   return jax.lax.fori_loop(0, _SMOOTHING, sweep, x)

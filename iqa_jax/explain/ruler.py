@@ -7,6 +7,7 @@ Pillow only (see overlay.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,9 @@ def draw(
   pen.line([(fovea_x, fovea_y - arm), (fovea_x, fovea_y + arm)], True)
 
 
-def _measure(landmarks, view) -> tuple[float, float, float, float]:
+def _measure(
+  landmarks: np.ndarray, view: geometry.Field
+) -> tuple[float, float, float, float]:
   m = field.measure(view, landmarks, field.typical_arcades(landmarks))
   return m.nasal, m.temporal, m.superior, m.inferior
 
@@ -141,16 +144,16 @@ class _Pen:
     self._width = max(1, round(max(picture.size) / 500))
     self.height = max(11, round(max(picture.size) / 42))
 
-  def line(self, points, good) -> None:
+  def line(self, points: Sequence[Sequence[float]], good: bool) -> None:
     flat = [tuple(p) for p in points]
     color = self._GOOD if good else self._SHORT
     self._draw.line(flat, (0, 0, 0), width=self._width + 2, joint='curve')
     self._draw.line(flat, color, width=self._width, joint='curve')
 
-  def length(self, text) -> float:
+  def length(self, text: str) -> float:
     return self._draw.textlength(text, font=overlay.typeface(self.height))
 
-  def label(self, text, at, good) -> None:
+  def label(self, text: str, at: tuple[float, float], good: bool) -> None:
     length = self.length(text)
     edge = self._width + 2
     left = min(max(at[0] - length / 2, edge), self._size[0] - length - edge)

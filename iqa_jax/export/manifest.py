@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import pathlib
-from typing import Any
+from typing import IO, Any
 
 from iqa_jax import errors, run_directory
 from iqa_jax.explain import ruler
@@ -132,7 +132,13 @@ class Journal:
       self.close()
       raise
 
-  def _check(self, path, settings, overwrite, own) -> None:
+  def _check(
+    self,
+    path: pathlib.Path,
+    settings: Mapping[str, Any],
+    overwrite: bool,
+    own: bool,
+  ) -> None:
     try:
       with open(path, 'rb') as file:
         saved = _header(file)
@@ -214,7 +220,7 @@ class Journal:
       self._write([{'finished': len(self._offsets)}])
       self.finished = True
 
-  def _write(self, records) -> list[int]:
+  def _write(self, records: Iterable[Mapping[str, Any]]) -> list[int]:
     start = offset = self._file.seek(0, os.SEEK_END)
     offsets, lines = [], []
     for record in records:
@@ -240,7 +246,7 @@ class Journal:
   def __enter__(self) -> Journal:
     return self
 
-  def __exit__(self, *unused) -> None:
+  def __exit__(self, *unused: object) -> None:
     self.close()
 
 
@@ -351,12 +357,14 @@ def _cell(value: Any) -> str:
   return text
 
 
-def _path(output, shard: int, num_shards: int) -> pathlib.Path:
+def _path(
+  output: str | os.PathLike, shard: int, num_shards: int
+) -> pathlib.Path:
   name = f'shard-{shard:05d}-of-{num_shards:05d}.jsonl'
   return pathlib.Path(output) / _FOLDER / name
 
 
-def _lock(file, path) -> None:
+def _lock(file: IO[bytes], path: pathlib.Path) -> None:
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
@@ -377,14 +385,16 @@ def _parse(line: bytes) -> dict[str, Any] | None:
   return value if isinstance(value, dict) else None
 
 
-def _header(file) -> dict[str, Any] | None:
+def _header(file: IO[bytes]) -> dict[str, Any] | None:
   record = _parse(file.readline())
   if record is None or record.get('format') != _FORMAT:
     return None
   return record.get('settings')
 
 
-def _differences(saved, settings) -> list[str]:
+def _differences(
+  saved: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[str]:
   return [
     f'{name}: {saved.get(name)!r} there, {settings.get(name)!r} now'
     for name in sorted(saved.keys() | settings.keys())

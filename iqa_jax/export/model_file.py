@@ -71,13 +71,13 @@ def program(
     )
   variables = jax.tree.map(np.asarray, model.variables)
 
-  def run(photographs):
+  def run(photographs: jax.Array) -> tuple[jax.Array, ...]:
     x = models.normalize(photographs)
 
-    def judged(logits):
+    def judged(logits: jax.Array) -> jax.Array:
       return model.judged(variables, x, logits)
 
-    def targets(logits):
+    def targets(logits: jax.Array) -> jax.Array | np.ndarray:
       if target != 'predicted':
         index = task.targets.index(target)
         return jnp.full(logits.shape[:1], index, jnp.int32)
@@ -209,7 +209,11 @@ def save(
   return about
 
 
-def _onnx(function, spec, about: Mapping[str, Any]) -> bytes:
+def _onnx(
+  function: Callable[..., Any],
+  spec: jax.ShapeDtypeStruct,
+  about: Mapping[str, Any],
+) -> bytes:
   import onnx
 
   from iqa_jax.export import onnx_graph

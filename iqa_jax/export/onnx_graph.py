@@ -7,13 +7,15 @@ size; no other size may be unknown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+
+Value = str | np.ndarray  # the name of what a node gives, or a constant
 
 OPSET = 18
 _SIMPLE = {
@@ -143,12 +145,14 @@ class _Graph:
       self._named[id(value)] = (value, name)  # kept, so that ids stay unique
     return self._named[id(value)][1]
 
-  def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]):
+  def run(
+    self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]
+  ) -> list[Any]:
     """Returns the values of a jaxpr's results."""
     known = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
     known |= dict(zip(jaxpr.invars, inputs, strict=True))
 
-    def read(atom):
+    def read(atom: Any) -> Any:
       if hasattr(atom, 'val'):
         return np.asarray(atom.val, atom.aval.dtype)
       return known[atom]
@@ -204,20 +208,20 @@ class _Graph:
 
   # One method a primitive, named as JAX names it.
 
-  def _ne(self, eqn, x, y):
+  def _ne(self, eqn: Any, x: Value, y: Value) -> str:
     return self.add('Not', self.add('Equal', x, y))
 
-  def _rsqrt(self, eqn, x):
+  def _rsqrt(self, eqn: Any, x: Value) -> str:
     return self.add('Reciprocal', self.add('Sqrt', x))
 
-  def _square(self, eqn, x):
+  def _square(self, eqn: Any, x: Value) -> str:
     return self.add('Mul', x, x)
 
-  def _integer_pow(self, eqn, x):
+  def _integer_pow(self, eqn: Any, x: Value) -> str:
     power = self._like(eqn.outvars[0], eqn.params['y'])
     return self.add('Pow', x, power)
 
-  def _log1p(self, eqn, x):
+  def _log1p(self, eqn: Any, x: Value) -> str:
     # ONNX has none: Kahan's, exact where 1 + x rounds to 1.
     one = self._like(eqn.outvars[0], 1)
     sum_ = self.add('Add', x, one)
@@ -229,7 +233,7 @@ class _Graph:
       'Where', tiny, x, self.add('Mul', self.add('Log', sum_), ratio)
     )
 
-  def _expm1(self, eqn, x):
+  def _expm1(self, eqn: Any, x: Value) -> str:
     # ONNX has none; exact for small x: 2 tanh(x / 2) / (1 - tanh(x / 2)).
     like = eqn.outvars[0]
     half = self.add('Tanh', self.add('Mul', x, self._like(like, 0.5)))
@@ -239,25 +243,25 @@ class _Graph:
     small = self.add('Less', self.add('Abs', x), self._like(like, 1))
     return self.add('Where', small, found, direct)
 
-  def _is_finite(self, eqn, x):
+  def _is_finite(self, eqn: Any, x: Value) -> str:
     odd = self.add('Or', self.add('IsNaN', x), self.add('IsInf', x))
     return self.add('Not', odd)
 
-  def _select_n(self, eqn, which, *cases):
+  def _select_n(self, eqn: Any, which: Value, *cases: Value) -> str:
     if len(cases) != 2 or eqn.invars[0].aval.dtype != bool:
       raise Unsupported('a choice among more than two')
     return self.add('Where', which, cases[1], cases[0])
 
-  def _convert_element_type(self, eqn, x):
+  def _convert_element_type(self, eqn: Any, x: Value) -> str:
     return self.add('Cast', x, to=_type(eqn.params['new_dtype']))
 
-  def _reshape(self, eqn, x):
+  def _reshape(self, eqn: Any, x: Value) -> str:
     shape = [d if isinstance(d, int) else -1 for d in eqn.outvars[0].aval.shape]
     return self.add('Reshape', x, np.asarray(shape, np.int64))
 
   _squeeze = _expand_dims = _reshape
 
-  def _broadcast_in_dim(self, eqn, x, *unused):
+  def _broadcast_in_dim(self, eqn: Any, x: Value, *unused: Value) -> str:
     shape = eqn.outvars[0].aval.shape
     lifted: list[Any] = [1] * len(shape)
     for axis, size in zip(
@@ -269,13 +273,13 @@ class _Graph:
       return x
     return self.add('Expand', x, self._shape(shape))
 
-  def _transpose(self, eqn, x):
+  def _transpose(self, eqn: Any, x: Value) -> str:
     return self.add('Transpose', x, perm=list(eqn.params['permutation']))
 
-  def _concatenate(self, eqn, *parts):
+  def _concatenate(self, eqn: Any, *parts: Value) -> str:
     return self.add('Concat', *parts, axis=eqn.params['dimension'])
 
-  def _stack(self, eqn, *parts):
+  def _stack(self, eqn: Any, *parts: Value) -> str:
     axis = eqn.params['axis']
     lifted = [
       self.add('Unsqueeze', part, np.asarray([axis], np.int64))
@@ -283,7 +287,7 @@ class _Graph:
     ]
     return self.add('Concat', *lifted, axis=axis)
 
-  def _split(self, eqn, x):
+  def _split(self, eqn: Any, x: Value) -> list[str]:
     sizes, axis = eqn.params['sizes'], np.asarray([eqn.params['axis']])
     ends = np.cumsum(sizes)
     return [
@@ -291,12 +295,12 @@ class _Graph:
       for size, end in zip(sizes, ends, strict=True)
     ]
 
-  def _rev(self, eqn, x):
+  def _rev(self, eqn: Any, x: Value) -> str:
     axes = np.asarray(eqn.params['dimensions'], np.int64)
     first, last = np.full_like(axes, -1), np.full_like(axes, -_END)
     return self.add('Slice', x, first, last, axes, first)
 
-  def _slice(self, eqn, x):
+  def _slice(self, eqn: Any, x: Value) -> Value:
     starts, limits = eqn.params['start_indices'], eqn.params['limit_indices']
     strides = eqn.params['strides'] or (1,) * len(starts)
     cut = [
@@ -313,14 +317,14 @@ class _Graph:
     )
     return self.add('Slice', x, first, last, axes, step)
 
-  def _pad(self, eqn, x, value):
+  def _pad(self, eqn: Any, x: Value, value: Value) -> str:
     widths = eqn.params['padding_config']
     if any(inner for _, _, inner in widths):
       raise Unsupported('padding between elements')
     pads = [low for low, _, _ in widths] + [high for _, high, _ in widths]
     return self.add('Pad', x, np.asarray(pads, np.int64), value)
 
-  def _gather(self, eqn, x, indices):
+  def _gather(self, eqn: Any, x: Value, indices: Value) -> str:
     """Picks along one axis by indices that are known."""
     numbers, shape = eqn.params['dimension_numbers'], eqn.invars[0].aval.shape
     if isinstance(indices, str) or len(numbers.start_index_map) != 1:
@@ -342,7 +346,9 @@ class _Graph:
     now = [*offsets[:axis], *order, *offsets[axis:]]
     return self.add('Transpose', x, perm=list(np.argsort(now)))
 
-  def _scatter_add(self, eqn, operand, indices, updates):
+  def _scatter_add(
+    self, eqn: Any, operand: Value, indices: Value, updates: Value
+  ) -> str:
     """The gradient of `_gather`: a product with where each value belongs."""
     numbers = eqn.params['dimension_numbers']
     axes = numbers.scatter_dims_to_operand_dims
@@ -369,12 +375,12 @@ class _Graph:
     moved = self.add('Einsum', updates, belongs, equation=equation)
     return self.add('Add', operand, moved)
 
-  def _argmax(self, eqn, x):
+  def _argmax(self, eqn: Any, x: Value) -> str:
     (axis,) = eqn.params['axes']
     found = self.add('ArgMax', x, axis=axis, keepdims=0)
     return self.add('Cast', found, to=_type(eqn.params['index_dtype']))
 
-  def _dot_general(self, eqn, x, y):
+  def _dot_general(self, eqn: Any, x: Value, y: Value) -> str:
     (left, right), (left_batch, right_batch) = eqn.params['dimension_numbers']
     letters = iter('abcdefghijklmnopqrstuvwxyz')
     one = [next(letters) for _ in eqn.invars[0].aval.shape]
@@ -387,7 +393,9 @@ class _Graph:
     equation = f'{"".join(one)},{"".join(two)}->{"".join(out)}'
     return self.add('Einsum', x, y, equation=equation)
 
-  def _conv_general_dilated(self, eqn, x, kernel):
+  def _conv_general_dilated(
+    self, eqn: Any, x: Value, kernel: np.ndarray
+  ) -> str:
     p = eqn.params
     if any(d != 1 for d in p['lhs_dilation']) or p['batch_group_count'] != 1:
       raise Unsupported("a convolution's gradient")
@@ -404,7 +412,7 @@ class _Graph:
     )
     return self.add('Transpose', y, perm=list(np.argsort(out)))
 
-  def _pooled(self, params, x) -> tuple[str, str]:
+  def _pooled(self, params: Mapping[str, Any], x: Value) -> tuple[str, str]:
     """Adds a maximum of windows of x [b, h, w, c]; returns it and indices."""
     window, strides = params['window_dimensions'], params['window_strides']
     if window[0] != 1 or window[3] != 1 or len(window) != 4:
@@ -420,12 +428,14 @@ class _Graph:
     )
     return x, y
 
-  def _reduce_window_max(self, eqn, x):
+  def _reduce_window_max(self, eqn: Any, x: Value) -> str:
     return self.add(
       'Transpose', self._pooled(eqn.params, x)[1], perm=[0, 2, 3, 1]
     )
 
-  def _select_and_scatter_add(self, eqn, source, operand):
+  def _select_and_scatter_add(
+    self, eqn: Any, source: Value, operand: Value
+  ) -> str:
     """The gradient of a maximum of windows that do not overlap."""
     window = eqn.params['window_dimensions']
     if window != eqn.params['window_strides'] or any(

@@ -7,7 +7,7 @@ shape go on at once. How many photographs are on their way is bounded.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -15,6 +15,7 @@ import os
 import signal
 import threading
 import time
+from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,11 +102,13 @@ class Pool:
   def __enter__(self) -> Pool:
     return self
 
-  def __exit__(self, *unused) -> None:
+  def __exit__(self, *unused: object) -> None:
     self.crew.stop()
     self._device.shutdown(wait=True, cancel_futures=True)
 
-  def submit(self, function, *arguments) -> concurrent.futures.Future:
+  def submit(
+    self, function: Callable[..., Any], *arguments: Any
+  ) -> concurrent.futures.Future:
     """Has `function` called in the thread that computes."""
     future = self._device.submit(function, *arguments)
     future.add_done_callback(self.crew.notify)
@@ -139,11 +142,11 @@ class Pool:
       return
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore():
+    def restore() -> None:
       for number, handler in before.items():
         signal.signal(number, handler)
 
-    def note(number, frame):
+    def note(number: int, frame: FrameType | None) -> None:
       del frame
       self.stopped = number
       self.crew.notify()

@@ -272,7 +272,7 @@ class _Export:
       name = f'manifest-{index:05d}-of-{shards:05d}.csv'
     statuses: dict[str, int] = {}
 
-    def rows():
+    def rows() -> Iterator[dict[str, Any]]:
       for key in self._keys:
         row = {'path': key, 'status': 'pending', 'reason': 'not reached yet'}
         if key in self._journal:
@@ -335,7 +335,9 @@ def _workers(options: Options) -> int:
   return options.workers or machine.cpu_count()
 
 
-def _worker_settings(options, model, temporary) -> messages.Settings:
+def _worker_settings(
+  options: Options, model: Model, temporary: pathlib.Path
+) -> messages.Settings:
   return messages.Settings(
     output=os.path.abspath(options.output),
     temporary=os.path.abspath(temporary),
@@ -352,7 +354,9 @@ def _worker_settings(options, model, temporary) -> messages.Settings:
   )
 
 
-def _settings(options, model, root: str, color_max: float) -> dict[str, Any]:
+def _settings(
+  options: Options, model: Model, root: str, color_max: float
+) -> dict[str, Any]:
   """Returns all that the outputs depend on, as JSON values."""
   text = json.dumps(model.judged, sort_keys=True)
   knows = {}

@@ -75,7 +75,9 @@ def choose(
   return Scale(model.scaling, top)
 
 
-def _of_dataset(options, model, pool, root, keys) -> float:
+def _of_dataset(
+  options: Options, model: Model, pool: Pool, root: str, keys: Sequence[str]
+) -> float:
   """Returns the raw value at the top of the colour bar for all photographs.
 
   It is taken from a fixed sample, and kept, so that later runs agree.

@@ -162,7 +162,9 @@ class Worker:
   def _needs_photograph(self) -> bool:
     return bool({'overlay', 'contour', 'panel'} & set(self._settings.outputs))
 
-  def _decode_again(self, held: pictures.Held | None, path: str):
+  def _decode_again(
+    self, held: pictures.Held | None, path: str
+  ) -> Failed | tuple[pictures.Held, float]:
     """Returns what is to be drawn on, whatever the budget, and the seconds."""
     start = time.thread_time()
     try:
@@ -183,7 +185,7 @@ class Worker:
     held.photograph = self._picture(photograph.image)
     return held, time.thread_time() - start
 
-  def _write(self, name: str, data) -> int:
+  def _write(self, name: str, data: bytes | memoryview) -> int:
     """Writes an output so that it is there as a whole or not at all."""
     target = pathlib.Path(self._settings.output, name)
     temporary = pathlib.Path(
@@ -239,7 +241,7 @@ def _serve(pipe: connection.Connection) -> None:
   worker = Worker(settings)
   tasks: queue.SimpleQueue = queue.SimpleQueue()
 
-  def listen():
+  def listen() -> None:
     # Always ready to read, so that the other end never waits in a send. Its
     # end is ours too: with nobody to answer there is nothing to finish.
     try:

@@ -118,7 +118,9 @@ def _moments(x: np.ndarray) -> tuple[float, float]:
   return float(np.arcsinh(skew)), float(np.log(peak + 0.1))
 
 
-def _colour(pixels, red, blue) -> np.ndarray:
+def _colour(
+  pixels: np.ndarray, red: np.ndarray, blue: np.ndarray
+) -> np.ndarray:
   ends = [*np.percentile(red, [5, 95]), *np.percentile(blue, [5, 95])]
   top, bottom = pixels.max(1), pixels.min(1)
   saturation = (top - bottom) / (top + _EPS)
@@ -141,7 +143,7 @@ def _colour(pixels, red, blue) -> np.ndarray:
   )  # fmt: skip
 
 
-def _light(light) -> np.ndarray:
+def _light(light: np.ndarray) -> np.ndarray:
   counts, _ = np.histogram(light, 32, (0, 1))
   share = counts[counts > 0] / len(light)
   return np.array(
@@ -153,7 +155,9 @@ def _light(light) -> np.ndarray:
   )  # fmt: skip
 
 
-def _texture(light, red, mask) -> np.ndarray:
+def _texture(
+  light: np.ndarray, red: np.ndarray, mask: np.ndarray
+) -> np.ndarray:
   """Bands of the spectrum, relative to the light; outside is levelled."""
   level = light[mask].mean()
   planes = (np.where(mask, light / (level + 0.05), 1.0), red)
@@ -167,7 +171,7 @@ def _texture(light, red, mask) -> np.ndarray:
   return np.array(values)
 
 
-def _edges(light, mask) -> np.ndarray:
+def _edges(light: np.ndarray, mask: np.ndarray) -> np.ndarray:
   smooth = ndimage.gaussian_filter(
     np.where(mask, light / (light[mask].mean() + 0.05), 1.0), 1.2
   )
@@ -192,7 +196,9 @@ def _edges(light, mask) -> np.ndarray:
   )  # fmt: skip
 
 
-def _layout(light, red, blue, mask) -> np.ndarray:
+def _layout(
+  light: np.ndarray, red: np.ndarray, blue: np.ndarray, mask: np.ndarray
+) -> np.ndarray:
   ys, xs = np.nonzero(mask)
   radius = np.sqrt(mask.sum() / np.pi)
   x, y = (xs - xs.mean()) / radius, (ys - ys.mean()) / radius
@@ -377,13 +383,20 @@ def fit_familiar(rows: np.ndarray, flagged: float = 0.015) -> dict[str, Any]:
   }
 
 
-def _gaussian(model, rows):
+def _gaussian(
+  model: Any, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   mean, deviation = rows.mean(0), rows.std(0) + 1e-6
   model.fit((rows - mean) / deviation)
   return mean, deviation, model.precision_
 
 
-def _distance(rows, mean, deviation, precision) -> np.ndarray:
+def _distance(
+  rows: np.ndarray,
+  mean: np.ndarray,
+  deviation: np.ndarray,
+  precision: np.ndarray,
+) -> np.ndarray:
   z = (rows - mean) / deviation
   return np.sqrt(np.maximum(np.einsum('ni,ij,nj->n', z, precision, z), 0))
 

@@ -197,7 +197,9 @@ class _Server:
     finally:
       self._under_way -= 1
 
-  async def _graded(self, data, name, queue) -> responses.JSONResponse:
+  async def _graded(
+    self, data: bytes, name: str, queue: Batcher[Photo, Any]
+  ) -> responses.JSONResponse:
     try:
       photograph = await anyio.to_thread.run_sync(
         self._read, data, name, limiter=self._threads

@@ -9,6 +9,7 @@ centre and 0.25 DD below.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
@@ -76,7 +77,9 @@ def grow(rng: np.random.Generator) -> Eye:
   )
 
 
-def _grow_vessels(rng, fovea) -> tuple[Vessel, ...]:
+def _grow_vessels(
+  rng: np.random.Generator, fovea: np.ndarray
+) -> tuple[Vessel, ...]:
   tortuosity = rng.uniform(0.5, 1.6)
   trunks = []
   for is_vein in (False, True):
@@ -90,7 +93,13 @@ def _grow_vessels(rng, fovea) -> tuple[Vessel, ...]:
   return tuple(tips + twigs + branches + trunks)
 
 
-def _arcade(rng, fovea, up, is_vein, tortuosity) -> Vessel:
+def _arcade(
+  rng: np.random.Generator,
+  fovea: np.ndarray,
+  up: int,
+  is_vein: bool,
+  tortuosity: float,
+) -> Vessel:
   """A temporal trunk: a parabola about the macula, opening temporally."""
   # Fleming et al. 2007 and others model the arcades as such a parabola.
   height = rng.uniform(1.55, 2.05) + (0.12 if is_vein else 0.0)
@@ -105,7 +114,9 @@ def _arcade(rng, fovea, up, is_vein, tortuosity) -> Vessel:
   return Vessel(points, widths, is_vein, 'superior' if up < 0 else 'inferior')
 
 
-def _nasal(rng, up, is_vein, tortuosity) -> Vessel:
+def _nasal(
+  rng: np.random.Generator, up: int, is_vein: bool, tortuosity: float
+) -> Vessel:
   n = 60
   t = np.linspace(0, 1, n)
   length = rng.uniform(3.2, 4.2)
@@ -117,7 +128,7 @@ def _nasal(rng, up, is_vein, tortuosity) -> Vessel:
   return Vessel(points, start * np.linspace(1, 0.35, n), is_vein)
 
 
-def _wander(rng, n, size) -> np.ndarray:
+def _wander(rng: np.random.Generator, n: int, size: float) -> np.ndarray:
   """Returns smooth random offsets [n, 2] that begin at zero."""
   waves = np.arange(1, 8)
   height = rng.normal(0, 1.4 * size, (2, 7)) / waves
@@ -128,7 +139,13 @@ def _wander(rng, n, size) -> np.ndarray:
 
 
 def _branches(
-  rng, parents, fovea, per_parent, ratio, reach, tortuosity
+  rng: np.random.Generator,
+  parents: Sequence[Vessel],
+  fovea: np.ndarray,
+  per_parent: int,
+  ratio: float,
+  reach: float | Sequence[float],
+  tortuosity: float,
 ) -> list[Vessel]:
   """Grows the side branches of all parents at once."""
   sizes = np.array([len(parent.points) for parent in parents])
@@ -179,7 +196,7 @@ def _branches(
   ]
 
 
-def _grow_spots(rng, fovea) -> np.ndarray:
+def _grow_spots(rng: np.random.Generator, fovea: np.ndarray) -> np.ndarray:
   """Drusen, exudates and haemorrhages in three of ten eyes."""
   if rng.random() > 0.3:
     return np.zeros((0, 4))

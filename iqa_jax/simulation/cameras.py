@@ -187,7 +187,9 @@ def _toned(pixels: np.ndarray, camera: Camera) -> np.ndarray:
   return light - over * over / (over + 90)
 
 
-def _grainy(pixels, camera, rng) -> np.ndarray:
+def _grainy(
+  pixels: np.ndarray, camera: Camera, rng: np.random.Generator
+) -> np.ndarray:
   n = len(pixels)
   side = -(-n // camera.coarse)
   grain = rng.standard_normal((side, side), np.float32)

@@ -8,6 +8,7 @@ its presence alone gives nothing away. Lengths scale with the field's size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import functools
 import itertools
 
@@ -128,7 +129,9 @@ def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
   return np.asarray(Image.fromarray(image).filter(blur), np.float32)
 
 
-def _blend(image, other, weight):
+def _blend(
+  image: np.ndarray, other: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
   image, other = image.astype(np.float32), np.broadcast_to(other, image.shape)
   for channel in range(3):
     plane = image[..., channel]
@@ -136,7 +139,9 @@ def _blend(image, other, weight):
   return image
 
 
-def drawn(frame, paint, blur: float) -> np.ndarray:
+def drawn(
+  frame: Frame, paint: Callable[[ImageDraw.ImageDraw], None], blur: float
+) -> np.ndarray:
   """Returns what `paint(draw)` paints in 'L', blurred, as float32 0..1."""
   canvas = Image.new('L', frame.shape[::-1])
   paint(ImageDraw.Draw(canvas))
@@ -145,15 +150,19 @@ def drawn(frame, paint, blur: float) -> np.ndarray:
   return np.asarray(canvas, np.float32) / 255
 
 
-def _blur_sigma(frame, s) -> float:
+def _blur_sigma(frame: Frame, s: float) -> float:
   return frame.radius * 0.038 * s**1.4
 
 
-def _defocus(image, frame, s, rng):
+def _defocus(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   return blurred(image, _blur_sigma(frame, s)), frame.ones()
 
 
-def _partial_defocus(image, frame, s, rng):
+def _partial_defocus(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """The near or the far part of the fundus is out of focus."""
   angle = rng.uniform(0, 2 * np.pi)
   edge = rng.uniform(-0.45, 0.05)
@@ -162,7 +171,9 @@ def _partial_defocus(image, frame, s, rng):
   return _blend(image, soft, weight), weight
 
 
-def _motion(image, frame, s, rng):
+def _motion(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   angle, length = rng.uniform(0, np.pi), frame.radius * 0.2 * s**1.2
   shifts = np.linspace(-0.5, 0.5, 13) * length
   total = np.zeros(image.shape, np.float32)
@@ -172,21 +183,27 @@ def _motion(image, frame, s, rng):
   return total / len(shifts), frame.ones()
 
 
-def _under(image, frame, s, rng):
+def _under(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """Too little light: red, the strongest, is the last to go."""
   lost = 0.9 * s * np.array([1, 1, 1], np.float32)
   lost[1:] += (1 - lost[1:]) * s * rng.uniform(0, 0.4)
   return image * (1 - lost), frame.ones()
 
 
-def _over(image, frame, s, rng):
+def _over(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """The sensor saturates: bright, pale, and flat, the darkest last."""
   light = 1 - (1 - np.arange(256, dtype=np.float32) / 255) ** (1 + 2.6 * s)
   light += 0.3 * s * (1 - light)
   return 255 * light[image], frame.ones()
 
 
-def _uneven(image, frame, s, rng):
+def _uneven(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   ramp = rise(
     frame.along(rng.uniform(0, 2 * np.pi)) - rng.uniform(-0.35, 0.1), 1.2
   )
@@ -194,7 +211,9 @@ def _uneven(image, frame, s, rng):
   return image * gain[..., None], ramp
 
 
-def _haze(image, frame, s, rng):
+def _haze(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """Light scattered by an opaque lens or cornea: flat, greyish, soft."""
   tint = _veil(rng) * rng.uniform(30, 130)
   patchy = 0.85 + 0.25 * smooth_noise(rng, frame.shape, 3)
@@ -203,13 +222,15 @@ def _haze(image, frame, s, rng):
   return _blend(soft, tint, weight), frame.ones()
 
 
-def _veil(rng) -> np.ndarray:
+def _veil(rng: np.random.Generator) -> np.ndarray:
   """Returns the colour of scattered light, red 1: yellowish to bluish."""
   green = rng.uniform(0.8, 1.05)
   return np.array([1, green, green * rng.uniform(0.6, 1.1)], np.float32)
 
 
-def _murk(image, frame, s, rng):
+def _murk(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """What most hopeless photographs are: dark, hazy, flat, uneven and soft."""
   soft = blurred(image, _blur_sigma(frame, s) * rng.uniform(0.1, 0.8))
   grey = soft.mean(2, keepdims=True)
@@ -221,7 +242,9 @@ def _murk(image, frame, s, rng):
   return flat * (1 - lost)[..., None], frame.ones()
 
 
-def _rim_flare(image, frame, s, rng):
+def _rim_flare(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """A crescent or a ring of stray light, as wide as the eye is off."""
   angle, lean = rng.uniform(0, 2 * np.pi), rng.uniform(-1.2, 0.3)
   turn = np.cos(np.arctan2(frame.y, frame.x) - float(angle))
@@ -234,7 +257,9 @@ def _rim_flare(image, frame, s, rng):
   return _blend(image, tint.astype(np.float32), strength), weight
 
 
-def _pupil_shadow(image, frame, s, rng):
+def _pupil_shadow(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """A small pupil shades a side of the field, or its middle.
 
   What is dark is not black: stray light veils it, often bluish.
@@ -250,7 +275,9 @@ def _pupil_shadow(image, frame, s, rng):
   return _blend(image, veil, np.minimum(0.3 + 0.8 * s, 0.94) * shadow), shadow
 
 
-def _dust(image, frame, s, rng):
+def _dust(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   weight = np.zeros(frame.shape, np.float32)
   for _ in range(round(2 + 40 * s)):
     x, y = frame.pixel(*within(rng, 0.95))
@@ -265,7 +292,7 @@ def _dust(image, frame, s, rng):
   return _blend(image, tint.astype(np.float32), strength), weight
 
 
-def _drawn_spot(frame, x, y, r) -> np.ndarray:
+def _drawn_spot(frame: Frame, x: float, y: float, r: float) -> np.ndarray:
   spot = np.zeros(frame.shape, np.float32)
   reach = int(3 * r) + 2
   top, left = max(int(y) - reach, 0), max(int(x) - reach, 0)
@@ -277,18 +304,20 @@ def _drawn_spot(frame, x, y, r) -> np.ndarray:
   return spot
 
 
-def within(rng, radius) -> tuple[float, float]:
+def within(rng: np.random.Generator, radius: float) -> tuple[float, float]:
   angle, r = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.random())
   return float(r * np.cos(angle)), float(r * np.sin(angle))
 
 
-def _lashes(image, frame, s, rng):
+def _lashes(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """Lashes in front of the lens: curved, blurred, from below or above."""
   down = 1 if rng.random() < 0.8 else -1
   thick = frame.radius * (0.02 + 0.045 * s)
   base = rng.uniform(-0.4, 0.4)
 
-  def paint(draw):
+  def paint(draw: ImageDraw.ImageDraw) -> None:
     for _ in range(1 + round(6 * s)):
       x = base + rng.normal(0, 0.3)
       t = np.linspace(0, 1, 12)
@@ -308,12 +337,14 @@ def _lashes(image, frame, s, rng):
   return _blend(image, tint, np.clip(weight * (0.3 + 0.9 * s), 0, 1)), weight
 
 
-def _reflection(image, frame, s, rng):
+def _reflection(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """Ghosts of the flash: bright discs, rings and arcs."""
   ring = rng.random() < 0.5
   size = frame.radius * (0.04 + 0.14 * s)
 
-  def paint(draw):
+  def paint(draw: ImageDraw.ImageDraw) -> None:
     for _ in range(1 + round(3 * s)):
       x, y = frame.pixel(*within(rng, 0.8))
       r = size * rng.uniform(0.5, 1.2)
@@ -331,7 +362,9 @@ def _reflection(image, frame, s, rng):
   return _blend(image, tint.astype(np.float32), strength), weight
 
 
-def _stain(image, frame, s, rng):
+def _stain(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """A smear on the lens: an irregular, flat, greyish blotch."""
   x, y = within(rng, 0.6)
   reach = 0.12 + 0.5 * s
@@ -344,7 +377,9 @@ def _stain(image, frame, s, rng):
   return _blend(_blend(image, soft, weight), tint, strength), weight
 
 
-def _central_flare(image, frame, s, rng):
+def _central_flare(
+  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """The cornea's reflex: a bluish-white cloud about the middle."""
   x, y = within(rng, 0.25)
   reach = 0.1 + 0.33 * s

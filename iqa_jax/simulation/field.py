@@ -72,7 +72,7 @@ def measure(
   return Measurement(nasal, temporal, superior, inferior)
 
 
-def typical_arcades(landmarks):
+def typical_arcades(landmarks: np.ndarray) -> list[np.ndarray]:
   """Returns both temporal arcades as they run in the average eye.
 
   Args:
@@ -91,7 +91,9 @@ def typical_arcades(landmarks):
   return [np.array([x, y]) + along + up * away for up in (-1, 1)]
 
 
-def _to_edge(view, x, y, direction) -> float:
+def _to_edge(
+  view: geometry.Field, x: float, y: float, direction: float
+) -> float:
   """Returns how far the edge is from (x, y) in a horizontal direction."""
   if not view.top <= y <= view.bottom:
     return -np.inf
@@ -103,7 +105,7 @@ def _to_edge(view, x, y, direction) -> float:
   return float((edge - x) * direction)
 
 
-def _visible(view, path) -> float:
+def _visible(view: geometry.Field, path: np.ndarray) -> float:
   """Returns the length of a path up to where it first leaves the field."""
   inside = view.inside(path[:, 0], path[:, 1])
   end = len(path) if inside.all() else int((~inside).argmax())

@@ -12,13 +12,21 @@ labels.csv, as if downloaded, to try the export on; --pixel_labels writes what
 each of their pixels is, as iqa_jax.evaluate_explanations reads it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 import csv
 import pathlib
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 import tqdm
 
 from iqa_jax import command, errors
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+  import numpy as np
 
 _OUTPUT = flags.DEFINE_string('output', None, 'folder to write to')
 _REAL = flags.DEFINE_string('real', None, 'folder of real photographs')
@@ -56,7 +64,12 @@ def main() -> None:
   print(f'{output}: {", ".join(sorted(p.name for p in output.glob("*.png")))}')
 
 
-def _sheet(images, titles, columns, headline):
+def _sheet(
+  images: Sequence[np.ndarray],
+  titles: Sequence[str],
+  columns: int,
+  headline: str,
+) -> Figure:
   """Returns a matplotlib figure of images in rows."""
   from matplotlib import figure as figures
 
@@ -73,7 +86,7 @@ def _sheet(images, titles, columns, headline):
   return sheet
 
 
-def _adequate(size, seed):
+def _adequate(size: int, seed: int) -> Figure:
   from iqa_jax.simulation import photograph
 
   drawn = [photograph.draw(seed + i, size) for i in range(24)]
@@ -86,7 +99,7 @@ def _adequate(size, seed):
   )
 
 
-def _faults(size, seed):
+def _faults(size: int, seed: int) -> Figure:
   from iqa_jax.simulation import faults, photograph
 
   images, titles = [], []
@@ -106,13 +119,13 @@ def _faults(size, seed):
   )
 
 
-def _generator(seed):
+def _generator(seed: int) -> np.random.Generator:
   import numpy as np
 
   return np.random.default_rng(seed)
 
 
-def _image_field(size, seed):
+def _image_field(size: int, seed: int) -> Figure:
   from iqa_jax.simulation import photograph
 
   drawn = [
@@ -141,7 +154,7 @@ def _image_field(size, seed):
   )
 
 
-def _beside_real(folder, size, seed):
+def _beside_real(folder: pathlib.Path, size: int, seed: int) -> Figure:
   from iqa_jax.photograph import geometry, images
   from iqa_jax.simulation import photograph
 
@@ -161,7 +174,9 @@ def _beside_real(folder, size, seed):
   return _sheet(shown, titles, 8, 'Real and simulated photographs')
 
 
-def _write_photographs(output, count, size, seed) -> None:
+def _write_photographs(
+  output: pathlib.Path, count: int, size: int, seed: int
+) -> None:
   from PIL import Image
 
   from iqa_jax import labels

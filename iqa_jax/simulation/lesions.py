@@ -7,9 +7,10 @@ and pale or dark patches of choroid. Shapes are rough, their places random.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from PIL import ImageDraw
 
 from iqa_jax.simulation import faults
 
@@ -33,12 +34,20 @@ def apply(
   return pixels
 
 
-def _spots(frame, rng, count, least, most, softness, spread=0.9) -> np.ndarray:
+def _spots(
+  frame: faults.Frame,
+  rng: np.random.Generator,
+  count: int,
+  least: float,
+  most: float,
+  softness: float,
+  spread: float = 0.9,
+) -> np.ndarray:
   """Returns float32 [h, w]: soft spots, scattered or in one cluster."""
   x0, y0 = faults.within(rng, 0.5)
   clustered = rng.random() < 0.5
 
-  def paint(draw):
+  def paint(draw: ImageDraw.ImageDraw) -> None:
     for _ in range(count):
       x, y = faults.within(rng, spread)
       if clustered:
@@ -52,31 +61,41 @@ def _spots(frame, rng, count, least, most, softness, spread=0.9) -> np.ndarray:
   return faults.drawn(frame, paint, frame.radius * softness)
 
 
-def _over(pixels, tint, weight):
+def _over(
+  pixels: np.ndarray, tint: Sequence[float], weight: np.ndarray
+) -> np.ndarray:
   return pixels + (np.asarray(tint, np.float32) - pixels) * weight[..., None]
 
 
-def _blood(pixels, frame, rng):
+def _blood(
+  pixels: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> np.ndarray:
   count = int(np.exp(rng.uniform(0.7, 3.4)))
   weight = _spots(frame, rng, count, 0.008, 0.045, rng.uniform(0.002, 0.008))
   dark = pixels * np.array([0.55, 0.35, 0.35], np.float32)
   return pixels + (dark - pixels) * (0.85 * weight)[..., None]
 
 
-def _exudates(pixels, frame, rng):
+def _exudates(
+  pixels: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> np.ndarray:
   count = int(np.exp(rng.uniform(1, 4)))
   weight = _spots(frame, rng, count, 0.004, 0.022, rng.uniform(0.001, 0.004))
   bright = np.minimum(pixels * [1.2, 1.5, 1.4] + [25, 30, 10], 245)
   return pixels + (bright - pixels) * weight[..., None]
 
 
-def _cotton_wool(pixels, frame, rng):
+def _cotton_wool(
+  pixels: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> np.ndarray:
   weight = _spots(frame, rng, int(rng.integers(1, 6)), 0.02, 0.06, 0.012)
   bright = np.minimum(pixels * 1.25 + 35, 240)
   return pixels + (bright - pixels) * (0.8 * weight)[..., None]
 
 
-def _laser_scars(pixels, frame, rng):
+def _laser_scars(
+  pixels: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> np.ndarray:
   count = int(rng.integers(12, 90))
   away = faults.rise(frame.r - rng.uniform(0.3, 0.6), 0.2)
   weight = away * _spots(frame, rng, count, 0.015, 0.04, 0.005, 0.97)
@@ -86,7 +105,9 @@ def _laser_scars(pixels, frame, rng):
   return _over(pixels, [50, 32, 26], 0.7 * dark)
 
 
-def _patch(pixels, frame, rng):
+def _patch(
+  pixels: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> np.ndarray:
   """Atrophy, a naevus, or choroid of another tone."""
   x, y = faults.within(rng, 0.7)
   away = np.hypot(frame.x - x, frame.y - y) / rng.uniform(0.06, 0.25)
@@ -96,7 +117,9 @@ def _patch(pixels, frame, rng):
   return pixels * (1 + (change - 1) * weight[..., None])
 
 
-def _tessellation(pixels, frame, rng):
+def _tessellation(
+  pixels: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> np.ndarray:
   """The choroid's vessels shine through: broad pale bands."""
   noise = faults.smooth_noise(rng, frame.shape, int(rng.integers(14, 26)))
   bands = np.clip(1 - 2.2 * np.abs(noise), 0, 1)
@@ -104,7 +127,9 @@ def _tessellation(pixels, frame, rng):
   return pixels * 0.94 + bands[..., None] * tint
 
 
-def _nerve_fibres(pixels, frame, rng):
+def _nerve_fibres(
+  pixels: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> np.ndarray:
   """The glossy fundus of the young: fans and rings of reflex."""
   x, y = rng.uniform(-0.5, 0.5), rng.uniform(-0.15, 0.15)
   dx, dy = frame.x - float(x), frame.y - float(y)

@@ -6,7 +6,7 @@ draws the same photograph anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import io
@@ -143,7 +143,12 @@ def draw(
   )
 
 
-def _choose_faults(rng, broken, kinds, distractors):
+def _choose_faults(
+  rng: np.random.Generator,
+  broken: Collection[str],
+  kinds: Mapping[str, str],
+  distractors: bool,
+) -> Iterator[tuple[str, float]]:
   """Yields (kind, severity): one for each criterion, or a distractor."""
   for name, choices in faults.KINDS.items():
     kind = kinds.get(name) or str(rng.choice(choices))
@@ -157,7 +162,7 @@ def _choose_faults(rng, broken, kinds, distractors):
       yield kind, float(slight)
 
 
-def _view(rng, style, size) -> geometry.Field:
+def _view(rng: np.random.Generator, style: int, size: int) -> geometry.Field:
   half = size / 2
   radius = half * rng.uniform(0.97, 1.0)
   cut = radius if style == 0 and rng.random() < 0.6 else (
@@ -169,7 +174,7 @@ def _view(rng, style, size) -> geometry.Field:
   )  # fmt: skip
 
 
-def _inside(view, size) -> np.ndarray:
+def _inside(view: geometry.Field, size: int) -> np.ndarray:
   centres = np.arange(size) + 0.5
   return view.inside(centres[None, :], centres[:, None])
 
@@ -209,7 +214,14 @@ class _Scene(_Projection):
   measurement: field.Measurement
 
 
-def _aim(rng, retina, view, style, side, off) -> _Scene:
+def _aim(
+  rng: np.random.Generator,
+  retina: anatomy.Eye,
+  view: geometry.Field,
+  style: int,
+  side: str,
+  off: bool,
+) -> _Scene:
   """Points the camera so that the image field is adequate, or is not."""
   arcades = {
     v.arcade: v.points for v in retina.vessels if v.arcade and v.is_vein
@@ -249,7 +261,13 @@ def _grid(size: int) -> np.ndarray:
   return np.stack(np.meshgrid(centres, centres), -1)
 
 
-def _paint(rng, retina, scene, size, style):
+def _paint(
+  rng: np.random.Generator,
+  retina: anatomy.Eye,
+  scene: _Scene,
+  size: int,
+  style: int,
+) -> tuple[np.ndarray, np.ndarray]:
   """Returns the retina's light, float32 [size, size, 3], and its vessels."""
   ground = Image.fromarray(_ground(rng, retina, scene, size, style))
   if ground.width < size:
@@ -261,7 +279,13 @@ def _paint(rng, retina, scene, size, style):
   return pixels, vessels
 
 
-def _ground(rng, retina, scene, size, style):
+def _ground(
+  rng: np.random.Generator,
+  retina: anatomy.Eye,
+  scene: _Scene,
+  size: int,
+  style: int,
+) -> np.ndarray:
   """Returns what has no sharp edge, uint8 [n, n, 3], at most `_COARSE` wide."""
   n = min(size, _COARSE)
   dd = scene.retinal(_grid(n) * (size / n))
@@ -300,7 +324,9 @@ def _ground(rng, retina, scene, size, style):
   return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
-def _fundus_colour(rng, retina, style) -> np.ndarray:
+def _fundus_colour(
+  rng: np.random.Generator, retina: anatomy.Eye, style: int
+) -> np.ndarray:
   """Returns the mean colour, spread as in Good photographs of EyePACS."""
   pale, cool = rng.normal(size=2)
   red = np.clip(215 - 70 * retina.pigment + rng.normal(0, 26), 80, 200)
@@ -311,7 +337,7 @@ def _fundus_colour(rng, retina, style) -> np.ndarray:
   return np.array([red, green, blue], np.float32)
 
 
-def _add_spots(pixels, retina, scene) -> None:
+def _add_spots(pixels: np.ndarray, retina: anatomy.Eye, scene: _Scene) -> None:
   size = len(pixels)
   for x, y, radius, tone in retina.spots:
     px, py = scene.pixels(np.array([x, y]))
@@ -335,7 +361,12 @@ def _from(points: np.ndarray, origin: np.ndarray) -> np.ndarray:
   return np.moveaxis(points - origin.astype(np.float32), -1, 0)
 
 
-def _add_disc(rng, pixels, retina, scene) -> None:
+def _add_disc(
+  rng: np.random.Generator,
+  pixels: np.ndarray,
+  retina: anatomy.Eye,
+  scene: _Scene,
+) -> None:
   edge, pale = rng.uniform(0.05, 0.11), rng.uniform(0.75, 0.95)
   lit, ring = rng.uniform(0.6, 0.9), rng.uniform(-0.1, 0.12)
   centre, reach = scene.landmarks[:2], 0.8 * scene.scale
@@ -363,16 +394,21 @@ def _add_disc(rng, pixels, retina, scene) -> None:
   patch *= 1 + ring * np.exp(-(((from_disc - 0.56) / 0.05) ** 2))[..., None]
 
 
-def _step(x, width):
+def _step(x: np.ndarray, width: float) -> np.ndarray:
   t = np.clip(x / width + 0.5, 0, 1)
   return t * t * (3 - 2 * t)
 
 
-def _mix(pixels, colour, weight) -> None:
+def _mix(pixels: np.ndarray, colour: np.ndarray, weight: np.ndarray) -> None:
   pixels += (colour - pixels) * weight[..., None].astype(np.float32)
 
 
-def _add_vessels(rng, pixels, retina, scene) -> np.ndarray:
+def _add_vessels(
+  rng: np.random.Generator,
+  pixels: np.ndarray,
+  retina: anatomy.Eye,
+  scene: _Scene,
+) -> np.ndarray:
   """Darkens the vessels' pixels; returns how much vessel each holds."""
   size = len(pixels)
   fine = max(2, 512 // size)
@@ -395,7 +431,9 @@ def _add_vessels(rng, pixels, retina, scene) -> np.ndarray:
   return total
 
 
-def _outlines(vessels, scene, fine):
+def _outlines(
+  vessels: Sequence[anatomy.Vessel], scene: _Scene, fine: int
+) -> list[tuple[list[float], int]]:
   """Returns each vessel's (outline, shade); empty where out of the frame."""
   ends = np.cumsum([len(v.points) for v in vessels])
   path = scene.pixels(np.concatenate([v.points for v in vessels])) * fine
@@ -411,7 +449,7 @@ def _outlines(vessels, scene, fine):
   frame = 2 * fine * scene.centre  # the field is in the frame's middle
   low = np.minimum.reduceat(path, first)
   high = np.maximum.reduceat(path, first)
-  seen = ((high > 0) & (low < frame)).all(1)
+  seen = np.all((high > 0) & (low < frame), axis=1)
   # Below a pixel a vessel gets fainter, not thinner.
   shades = np.rint(
     255
@@ -428,7 +466,13 @@ def _outlines(vessels, scene, fine):
   ]
 
 
-def _expose(rng, image, view, inside, style) -> np.ndarray:
+def _expose(
+  rng: np.random.Generator,
+  image: np.ndarray,
+  view: geometry.Field,
+  inside: np.ndarray,
+  style: int,
+) -> np.ndarray:
   """Returns the photograph: falling light, cast, noise, mask, JPEG."""
   size = len(image)
   n = min(size, _COARSE)
@@ -476,7 +520,9 @@ def _enlarged(coarse: np.ndarray, size: int) -> np.ndarray:
   return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _shape(rng, view, inside, style) -> np.ndarray:
+def _shape(
+  rng: np.random.Generator, view: geometry.Field, inside: np.ndarray, style: int
+) -> np.ndarray:
   """Returns the field with its registration notch, bool."""
   if rng.random() < 0.5:
     return inside

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import itertools
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from iqa_jax.simulation import faults
 
+_T = TypeVar('_T')
 _LEAST_CHANGE = 7.0  # of 255, mean over the region: below, nothing is to see
 _TRIES = 8
 
@@ -63,14 +65,14 @@ def apply(
   return pixels, np.clip(region, 0, 1).astype(np.float32)
 
 
-def _choose(rng, items):
+def _choose(rng: np.random.Generator, items: tuple[_T, ...]) -> _T:
   return items[rng.integers(len(items))]
 
 
 # Regions: float32 [h, w] in 0..1, about the field's unit circle.
 
 
-def _blob(frame, rng):
+def _blob(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
   x, y = faults.within(rng, 0.9)
   reach = np.exp(rng.uniform(np.log(0.06), np.log(0.5)))
   away = np.hypot(frame.x - x, frame.y - y) / reach
@@ -80,12 +82,12 @@ def _blob(frame, rng):
   return faults.rise(0.9 - ragged, rng.uniform(0.05, 0.8))
 
 
-def _clouds(frame, rng):
+def _clouds(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
   noise = faults.smooth_noise(rng, frame.shape, int(rng.integers(3, 24)))
   return faults.rise(noise - rng.uniform(0.1, 0.5), rng.uniform(0.03, 0.5))
 
 
-def _polygon(frame, rng):
+def _polygon(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
   x, y = faults.within(rng, 0.85)
   reach = np.exp(rng.uniform(np.log(0.06), np.log(0.45)))
   corners = int(rng.integers(3, 8))
@@ -107,7 +109,7 @@ def _polygon(frame, rng):
   return faults.drawn(frame, lambda draw: draw.polygon(points, 255), blur)
 
 
-def _ellipse(frame, rng):
+def _ellipse(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
   x, y = frame.pixel(*faults.within(rng, 0.9))
   r = frame.radius * np.exp(rng.uniform(np.log(0.04), np.log(0.4)))
   box = [x - r, y - r * rng.uniform(0.4, 1), x + r, y + r * rng.uniform(0.4, 1)]
@@ -122,7 +124,7 @@ def _ellipse(frame, rng):
   return faults.drawn(frame, paint, r * rng.choice([0.0, 0.05, 0.3]))
 
 
-def _strokes(frame, rng):
+def _strokes(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
   """Hairs, scratches, cracks, writing: thin lines, straight or bent."""
   count = int(rng.integers(1, 9))
   wide = frame.radius * np.exp(rng.uniform(np.log(0.008), np.log(0.07)))
@@ -145,7 +147,7 @@ def _strokes(frame, rng):
   return faults.drawn(frame, paint, wide * rng.choice([0.0, 0.2, 0.6]))
 
 
-def _stripes(frame, rng):
+def _stripes(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
   """Parallel lines or a grid, over the whole or over a part."""
   angle = rng.choice([0.0, np.pi / 2, rng.uniform(0, np.pi)])
   period = rng.uniform(0.04, 0.4)
@@ -160,7 +162,7 @@ def _stripes(frame, rng):
   return lines
 
 
-def _specks(frame, rng):
+def _specks(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
   count = int(np.exp(rng.uniform(np.log(3), np.log(80))))
   largest = np.exp(rng.uniform(np.log(0.01), np.log(0.06)))
   square = rng.random() < 0.3
@@ -177,18 +179,18 @@ def _specks(frame, rng):
   )
 
 
-def _side(frame, rng):
+def _side(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
   edge = rng.uniform(-0.4, 0.7)
   along = frame.along(rng.uniform(0, 2 * np.pi))
   return faults.rise(along - edge, rng.choice([0.02, 0.3, 1.0]))
 
 
-def _ring(frame, rng):
+def _ring(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
   inner = rng.uniform(0.4, 0.9)
   return faults.rise(frame.r - inner, rng.uniform(0.03, 0.5))
 
 
-def _everywhere(frame, rng):
+def _everywhere(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
   return frame.ones()
 
 
@@ -196,12 +198,17 @@ def _everywhere(frame, rng):
 # the region is taken.
 
 
-def _colour(image, region, frame, rng):
+def _colour(
+  image: np.ndarray,
+  region: np.ndarray,
+  frame: faults.Frame,
+  rng: np.random.Generator,
+) -> np.ndarray:
   if rng.random() < 0.5:
     tint = rng.uniform(0, 255, 3)
   else:  # grey, as dust, lint and reflections are
     tint = rng.uniform(0, 255) + rng.normal(0, 12, 3)
-  fill = np.broadcast_to(tint, image.shape).astype(np.float32)
+  fill: np.ndarray = np.broadcast_to(tint, image.shape).astype(np.float32)
   if rng.random() < 0.4:
     fill = fill * (
       1 + rng.uniform(0.1, 0.6) * frame.along(rng.uniform(0, 6.3))[..., None]
@@ -209,7 +216,12 @@ def _colour(image, region, frame, rng):
   return image + (fill - image) * rng.uniform(0.4, 1)
 
 
-def _texture(image, region, frame, rng):
+def _texture(
+  image: np.ndarray,
+  region: np.ndarray,
+  frame: faults.Frame,
+  rng: np.random.Generator,
+) -> np.ndarray:
   """Colour noise of one to three scales."""
   total = np.zeros(image.shape, np.float32)
   for _ in range(int(rng.integers(1, 4))):
@@ -223,7 +235,12 @@ def _texture(image, region, frame, rng):
   return rng.uniform(30, 220, 3) + total
 
 
-def _noise(image, region, frame, rng):
+def _noise(
+  image: np.ndarray,
+  region: np.ndarray,
+  frame: faults.Frame,
+  rng: np.random.Generator,
+) -> np.ndarray:
   deviation = rng.uniform(15, 80)
   shape = image.shape if rng.random() < 0.5 else (*image.shape[:2], 1)
   if rng.random() < 0.3:  # salt and pepper
@@ -232,7 +249,12 @@ def _noise(image, region, frame, rng):
   return image + rng.normal(0, deviation, shape)
 
 
-def _blocks(image, region, frame, rng):
+def _blocks(
+  image: np.ndarray,
+  region: np.ndarray,
+  frame: faults.Frame,
+  rng: np.random.Generator,
+) -> np.ndarray:
   """Mosaic, or a codec's blocks shifted about."""
   side = max(2, round(frame.radius * rng.uniform(0.03, 0.2)))
   h, w = image.shape[:2]
@@ -240,13 +262,18 @@ def _blocks(image, region, frame, rng):
     (max(1, w // side), max(1, h // side)), Image.Resampling.BOX
   )
   if rng.random() < 0.4:
-    values = np.asarray(small, np.float32)
+    values: np.ndarray = np.asarray(small, np.float32)
     values = values + rng.normal(0, rng.uniform(10, 50), values.shape)
     small = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
   return np.asarray(small.resize((w, h), Image.Resampling.NEAREST), np.float32)
 
 
-def _blur(image, region, frame, rng):
+def _blur(
+  image: np.ndarray,
+  region: np.ndarray,
+  frame: faults.Frame,
+  rng: np.random.Generator,
+) -> np.ndarray:
   sigma = frame.radius * np.exp(rng.uniform(np.log(0.008), np.log(0.06)))
   if rng.random() < 0.7:
     return faults.blurred(image, sigma)
@@ -260,7 +287,12 @@ def _blur(image, region, frame, rng):
   return total / count
 
 
-def _light(image, region, frame, rng):
+def _light(
+  image: np.ndarray,
+  region: np.ndarray,
+  frame: faults.Frame,
+  rng: np.random.Generator,
+) -> np.ndarray:
   """Darker, brighter, flatter or washed out."""
   way = rng.integers(4)
   values = image.astype(np.float32)
@@ -274,7 +306,12 @@ def _light(image, region, frame, rng):
   return values + rng.uniform(0.3, 1) * veil
 
 
-def _tone(image, region, frame, rng):
+def _tone(
+  image: np.ndarray,
+  region: np.ndarray,
+  frame: faults.Frame,
+  rng: np.random.Generator,
+) -> np.ndarray:
   """Channels mixed, inverted, saturated or quantised."""
   values = image.astype(np.float32)
   way = rng.integers(4)
@@ -289,7 +326,12 @@ def _tone(image, region, frame, rng):
   return np.floor(values / levels) * levels + levels / 2
 
 
-def _displaced(image, region, frame, rng):
+def _displaced(
+  image: np.ndarray,
+  region: np.ndarray,
+  frame: faults.Frame,
+  rng: np.random.Generator,
+) -> np.ndarray:
   """Retina from elsewhere in the photograph, shifted, mirrored or enlarged."""
   shift = frame.radius * rng.uniform(0.15, 0.8)
   angle = rng.uniform(0, 2 * np.pi)
@@ -311,7 +353,12 @@ def _displaced(image, region, frame, rng):
   return values
 
 
-def _lens(image, region, frame, rng):
+def _lens(
+  image: np.ndarray,
+  region: np.ndarray,
+  frame: faults.Frame,
+  rng: np.random.Generator,
+) -> np.ndarray:
   """Bent light, as under a drop of water: pixels looked up beside."""
   h, w = image.shape[:2]
   cells = int(rng.integers(4, 20))
@@ -323,14 +370,24 @@ def _lens(image, region, frame, rng):
   return image[rows, columns].astype(np.float32)
 
 
-def _edges(image, region, frame, rng):
+def _edges(
+  image: np.ndarray,
+  region: np.ndarray,
+  frame: faults.Frame,
+  rng: np.random.Generator,
+) -> np.ndarray:
   """Sharpened far beyond what any camera gives, or embossed."""
   values = image.astype(np.float32)
   soft = faults.blurred(image, frame.radius * rng.uniform(0.006, 0.03))
   return values + rng.uniform(3, 9) * (values - soft)
 
 
-def _slipped(image, region, frame, rng):
+def _slipped(
+  image: np.ndarray,
+  region: np.ndarray,
+  frame: faults.Frame,
+  rng: np.random.Generator,
+) -> np.ndarray:
   """Strips displaced by turns, as by a bad transfer or an eye that moved."""
   wide = max(1, round(frame.radius * np.exp(rng.uniform(-4.4, -1.6))))
   count = max(image.shape) // wide + 1
@@ -344,7 +401,12 @@ def _slipped(image, region, frame, rng):
   return np.moveaxis(moved, 0, axis).astype(np.float32)
 
 
-def _parted(image, region, frame, rng):
+def _parted(
+  image: np.ndarray,
+  region: np.ndarray,
+  frame: faults.Frame,
+  rng: np.random.Generator,
+) -> np.ndarray:
   """Colours displaced against each other."""
   values = image.astype(np.float32)
   for channel in rng.permutation(3)[:2]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import string
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from iqa_jax.simulation import faults
@@ -54,7 +55,7 @@ def draw(
   return pixels
 
 
-def _cut(rng, picture) -> Image.Image:
+def _cut(rng: np.random.Generator, picture: np.ndarray) -> Image.Image:
   """Returns a piece of a picture, turned and mirrored."""
   h, w = picture.shape[:2]
   side = min(h, w) * rng.uniform(0.35, 1)
@@ -71,7 +72,7 @@ def _cut(rng, picture) -> Image.Image:
   return image.rotate(int(turn), expand=True) if turn else image
 
 
-def _through_a_hole(rng, pixels) -> np.ndarray:
+def _through_a_hole(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
   """Returns the picture under a round mask, as a fundus camera's."""
   h, w = pixels.shape[:2]
   radius = min(h, w) / 2 * rng.uniform(0.85, 1.1)
@@ -84,16 +85,20 @@ def _frame() -> faults.Frame:
   return faults.Frame(np.ones((_SIDE, _SIDE), bool))
 
 
-def _skin(rng) -> np.ndarray:
+def _skin(rng: np.random.Generator) -> np.ndarray:
   tone = np.array([224, 172, 140]) * rng.uniform(0.3, 1.1)
   return tone + rng.normal(0, 8, 3)
 
 
-def _noise(rng, cells) -> np.ndarray:
+def _noise(rng: np.random.Generator, cells: int) -> np.ndarray:
   return faults.smooth_noise(rng, (_SIDE, _SIDE), cells)
 
 
-def _paint(rng, paint, blur=0.0) -> np.ndarray:
+def _paint(
+  rng: np.random.Generator,
+  paint: Callable[[ImageDraw.ImageDraw], None],
+  blur: float = 0.0,
+) -> np.ndarray:
   """Returns what `paint(draw)` paints, as float32 [s, s, 1] in 0..1."""
   canvas = Image.new('L', (_SIDE, _SIDE))
   paint(ImageDraw.Draw(canvas))
@@ -102,11 +107,15 @@ def _paint(rng, paint, blur=0.0) -> np.ndarray:
   return np.asarray(canvas, np.float32)[..., None] / 255
 
 
-def _over(image, tint, weight):
+def _over(
+  image: np.ndarray, tint: ArrayLike, weight: np.ndarray | float
+) -> np.ndarray:
   return image + (np.asarray(tint, np.float32) - image) * weight
 
 
-def _iris(rng, image, cx, cy, r) -> np.ndarray:
+def _iris(
+  rng: np.random.Generator, image: np.ndarray, cx: float, cy: float, r: float
+) -> np.ndarray:
   """Puts iris, pupil and highlight into a picture."""
   y, x = np.mgrid[0:_SIDE, 0:_SIDE]
   away = np.hypot(x - cx, y - cy) / r
@@ -131,18 +140,19 @@ def _iris(rng, image, cx, cy, r) -> np.ndarray:
   for _ in range(int(rng.integers(1, 3))):
     hx, hy = cx + r * rng.uniform(-0.5, 0.5), cy + r * rng.uniform(-0.5, 0.3)
     size = r * rng.uniform(0.06, 0.2)
-    spot = _paint(
-      rng,
-      lambda d, b=(hx - size, hy - size, hx + size, hy + size): d.ellipse(
-        b, fill=255
-      ),
-      1.0,
-    )
+    box = (hx - size, hy - size, hx + size, hy + size)
+
+    def dot(
+      d: ImageDraw.ImageDraw, box: tuple[float, float, float, float] = box
+    ) -> None:
+      d.ellipse(box, fill=255)
+
+    spot = _paint(rng, dot, 1.0)
     image = _over(image, [250, 250, 250], spot)
   return image
 
 
-def _external_eye(rng) -> np.ndarray:
+def _external_eye(rng: np.random.Generator) -> np.ndarray:
   """Lids, lashes, sclera, iris and pupil, near or far."""
   s = _SIDE
   image = np.ones((s, s, 3)) * _skin(rng)
@@ -158,7 +168,7 @@ def _external_eye(rng) -> np.ndarray:
   white = np.array([225, 212, 205]) * rng.uniform(0.7, 1.1)
   ball = np.ones((s, s, 3)) * white * (1 + 0.08 * _noise(rng, 4)[..., None])
 
-  def veins(d):
+  def veins(d: ImageDraw.ImageDraw) -> None:
     for _ in range(int(rng.integers(0, 14))):
       x, y = cx + rng.choice([-1, 1]) * wide * rng.uniform(0.4, 0.95), cy
       path = [(x, y + rng.normal(0, high / 3))]
@@ -175,7 +185,7 @@ def _external_eye(rng) -> np.ndarray:
   rim = _paint(rng, lambda d: d.line(upper, fill=255, width=3), 1.0)
   image = _over(image, _skin(rng) * 0.35, rim)
 
-  def lashes(d):
+  def lashes(d: ImageDraw.ImageDraw) -> None:
     for x, y in upper[2:-2]:
       for _ in range(2):
         dx = (x - cx) * 0.12 + rng.normal(0, 4)
@@ -188,7 +198,7 @@ def _external_eye(rng) -> np.ndarray:
   return _over(image, _skin(rng) * 0.5, 0.6 * crease)
 
 
-def _slit_lamp(rng) -> np.ndarray:
+def _slit_lamp(rng: np.random.Generator) -> np.ndarray:
   """An iris in the dark, crossed by a bright, bent slit of light."""
   s = _SIDE
   image = np.ones((s, s, 3)) * rng.uniform(4, 50)
@@ -204,7 +214,7 @@ def _slit_lamp(rng) -> np.ndarray:
   return image + (beam * rng.uniform(0.4, 1))[..., None] * tint
 
 
-def _oct_scan(rng) -> np.ndarray:
+def _oct_scan(rng: np.random.Generator) -> np.ndarray:
   """Grey layers under each other, bent, with speckle."""
   y, x = np.mgrid[0:_SIDE, 0:_SIDE] / _SIDE
   dip = rng.uniform(0, 0.1) * np.exp(-(((x - 0.5) / 0.12) ** 2))
@@ -217,7 +227,7 @@ def _oct_scan(rng) -> np.ndarray:
   return np.repeat(total[..., None], 3, 2)
 
 
-def _document(rng) -> np.ndarray:
+def _document(rng: np.random.Generator) -> np.ndarray:
   """Lines of text, a table or a form on paper or a screen."""
   dark = rng.random() < 0.2
   paper = np.array([235, 232, 222]) * rng.uniform(0.7, 1.08)
@@ -228,10 +238,10 @@ def _document(rng) -> np.ndarray:
   font = ImageFont.load_default(size=size)
   letters = list(string.ascii_letters + string.digits + '    .,:')
 
-  def write(d):
+  def write(d: ImageDraw.ImageDraw) -> None:
     for y in range(4, _SIDE, round(size * rng.uniform(1.2, 2))):
       line = ''.join(rng.choice(letters, int(rng.integers(3, 40))))
-      d.text((rng.integers(2, 40), y), line, fill=255, font=font)
+      d.text((int(rng.integers(2, 40)), y), line, fill=255, font=font)
     if rng.random() < 0.4:
       for x in range(0, _SIDE, int(rng.integers(20, 70))):
         d.line([x, 0, x, _SIDE], fill=200)
@@ -242,7 +252,7 @@ def _document(rng) -> np.ndarray:
   return _over(image, ink, _paint(rng, write))
 
 
-def _ruler(rng) -> np.ndarray:
+def _ruler(rng: np.random.Generator) -> np.ndarray:
   """A ruler or scale across the picture."""
   back = np.ones((_SIDE, _SIDE, 3)) * rng.uniform(10, 240, 3)
   back = back * (1 + 0.15 * _noise(rng, 5)[..., None])
@@ -255,7 +265,7 @@ def _ruler(rng) -> np.ndarray:
   image = _over(back, woods[rng.integers(4)], body)
   font = ImageFont.load_default(size=int(rng.integers(9, 20)))
 
-  def ticks(d):
+  def ticks(d: ImageDraw.ImageDraw) -> None:
     for i, x in enumerate(range(3, _SIDE, step)):
       long = 0.5 if i % 10 == 0 else 0.35 if i % 5 == 0 else 0.2
       d.line([x, first, x, first + long * high], fill=255, width=1 + step // 8)
@@ -267,7 +277,7 @@ def _ruler(rng) -> np.ndarray:
   return np.asarray(turned.rotate(int(rng.choice([0, 90, 180, 27, -14]))))
 
 
-def _chart(rng) -> np.ndarray:
+def _chart(rng: np.random.Generator) -> np.ndarray:
   """Boards, bars of colour, stars, wedges: what cameras are tested with."""
   y, x = np.mgrid[0:_SIDE, 0:_SIDE] / _SIDE
   way, count = rng.integers(5), int(rng.integers(3, 14))
@@ -286,7 +296,7 @@ def _chart(rng) -> np.ndarray:
   return ends[0] + (ends[1] - ends[0]) * plane.astype(float)[..., None]
 
 
-def _clouds(rng) -> np.ndarray:
+def _clouds(rng: np.random.Generator) -> np.ndarray:
   """Noise of all scales, grey or in colours: walls, cloth, grass, sky."""
   total = np.zeros((_SIDE, _SIDE, 3))
   for cells in (3, 6, 12, 25, 50, 100):
@@ -298,13 +308,13 @@ def _clouds(rng) -> np.ndarray:
   return total + rng.uniform(40, 210, 3)
 
 
-def _grain(rng) -> np.ndarray:
+def _grain(rng: np.random.Generator) -> np.ndarray:
   """Noise without any picture."""
   level = rng.uniform(5, 220, 3)
   return level + rng.normal(0, rng.uniform(10, 70), (_SIDE, _SIDE, 3))
 
 
-def _uniform(rng) -> np.ndarray:
+def _uniform(rng: np.random.Generator) -> np.ndarray:
   """One colour, or a wash of two, with little noise."""
   y, x = np.mgrid[0:_SIDE, 0:_SIDE] / _SIDE
   ends = rng.uniform(0, 255, (2, 3))
@@ -318,22 +328,27 @@ def _uniform(rng) -> np.ndarray:
   return mixed + rng.normal(0, rng.uniform(0, 4), mixed.shape)
 
 
-def _dark(rng) -> np.ndarray:
+def _dark(rng: np.random.Generator) -> np.ndarray:
   """A frame without light: a closed shutter, the lens cap."""
   level = rng.uniform(0, 14) + rng.uniform(0, 5, 3)
   return level + rng.normal(0, rng.uniform(0.3, 4), (_SIDE, _SIDE, 3))
 
 
-def _shapes(rng) -> np.ndarray:
+def _shapes(rng: np.random.Generator) -> np.ndarray:
   """Things: discs, boxes and lines in colours before a background."""
   image = _clouds(rng) if rng.random() < 0.5 else _uniform(rng)
   for _ in range(int(rng.integers(2, 14))):
     x, y = rng.uniform(0, _SIDE, 2)
     w, h = np.exp(rng.uniform(1.5, 4.6, 2))
     box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-    way, thick = rng.integers(3), int(rng.integers(1, 9))
+    way, thick = int(rng.integers(3)), int(rng.integers(1, 9))
 
-    def paint(d, box=box, way=way, wide=thick):
+    def paint(
+      d: ImageDraw.ImageDraw,
+      box: Sequence[float] = box,
+      way: int = way,
+      wide: int = thick,
+    ) -> None:
       if way == 0:
         d.ellipse(box, fill=255)
       elif way == 1:

@@ -10,7 +10,8 @@ kind leaves: torn rows and parted colours did (procedural.py).
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageFont
+from numpy.typing import ArrayLike
+from PIL import Image, ImageDraw, ImageFont
 
 from iqa_jax import errors
 from iqa_jax.simulation import faults
@@ -43,11 +44,13 @@ def apply(
   return pixels, (weight > 0.25) & inside
 
 
-def _over(image, tint, weight):
+def _over(image: np.ndarray, tint: ArrayLike, weight: np.ndarray) -> np.ndarray:
   return image + (np.asarray(tint, np.float32) - image) * weight[..., None]
 
 
-def _hair(image, frame, rng):
+def _hair(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """One long bent hair on the lens with its soft shadow."""
   angle, bow = rng.uniform(0, 2 * np.pi), rng.uniform(-0.6, 0.6)
   off = rng.uniform(-0.4, 0.4)
@@ -64,7 +67,9 @@ def _hair(image, frame, rng):
   return _over(image, rng.choice([[20, 15, 12], [70, 50, 35]]), weight), weight
 
 
-def _writing(image, frame, rng):
+def _writing(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """Burnt-in text, as record software writes it."""
   text = f'{rng.integers(1990, 2030)}-{rng.integers(1, 13):02d} OD'
   x, y = frame.pixel(rng.uniform(-0.75, -0.3), rng.uniform(-0.6, 0.5))
@@ -79,7 +84,9 @@ def _writing(image, frame, rng):
   return _over(image, tint, weight), region
 
 
-def _fingerprint(image, frame, rng):
+def _fingerprint(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """A greasy print: fine concentric ridges that blur and lighten."""
   x, y = faults.within(rng, 0.5)
   away = np.hypot((frame.x - x) / 0.28, (frame.y - y) / 0.38)
@@ -91,7 +98,9 @@ def _fingerprint(image, frame, rng):
   return image + (light - image) * weight[..., None], weight
 
 
-def _drops(image, frame, rng):
+def _drops(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """Drops of water: each shows the retina upside down and small."""
   weight = np.zeros(frame.shape, np.float32)
   out = image.copy()
@@ -110,7 +119,9 @@ def _drops(image, frame, rng):
   return out, weight
 
 
-def _bubbles(image, frame, rng):
+def _bubbles(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """Bubbles in the coupling gel: thin bright rims, dark inner edge."""
   weight = np.zeros(frame.shape, np.float32)
   out, region = image, weight
@@ -126,7 +137,9 @@ def _bubbles(image, frame, rng):
   return out, region
 
 
-def _double_exposure(image, frame, rng):
+def _double_exposure(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """The eye moved between two flashes: a second retina over one side."""
   turned = np.asarray(
     Image.fromarray(image.astype(np.uint8)).rotate(
@@ -140,7 +153,9 @@ def _double_exposure(image, frame, rng):
   return image + (both - image) * weight[..., None], weight
 
 
-def _sensor_columns(image, frame, rng):
+def _sensor_columns(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """Columns of the sensor that are dead or stuck."""
   out = image.copy()
   weight = np.zeros(frame.shape, np.float32)
@@ -153,7 +168,9 @@ def _sensor_columns(image, frame, rng):
   return out, weight
 
 
-def _broken_codec(image, frame, rng):
+def _broken_codec(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """Rows of 8x8 blocks with wrong colours, as in a damaged file."""
   side = max(4, round(frame.radius / 14))
   h, w = frame.shape
@@ -169,7 +186,9 @@ def _broken_codec(image, frame, rng):
   return np.where(grown[..., None] > 0, rolled + shift, image), grown
 
 
-def _eyelid(image, frame, rng):
+def _eyelid(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """Skin over the top or the bottom: pinkish, out of focus, no retina."""
   sign = rng.choice([-1, 1])
   edge = rng.uniform(0.3, 0.65)
@@ -180,7 +199,9 @@ def _eyelid(image, frame, rng):
   return _over(image, skin + folds[..., None], weight), weight
 
 
-def _light_leak(image, frame, rng):
+def _light_leak(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """A coloured streak from the edge of the housing."""
   along = frame.along(angle := rng.uniform(0, np.pi))
   across = frame.along(angle + np.pi / 2)
@@ -190,7 +211,9 @@ def _light_leak(image, frame, rng):
   return image + 0.9 * weight[..., None] * np.asarray(tint), weight
 
 
-def _moire(image, frame, rng):
+def _moire(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """A screen photographed by a camera: beating stripes."""
   x, y = faults.within(rng, 0.5)
   weight = faults.rise(0.55 - np.hypot(frame.x - x, frame.y - y), 0.2)
@@ -199,7 +222,9 @@ def _moire(image, frame, rng):
   return image + 55 * (weight * waves)[..., None] * [1, -0.6, 1], weight
 
 
-def _scratches(image, frame, rng):
+def _scratches(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """A worn lens: a sheaf of fine bright scratches, nearly parallel."""
   angle, place = rng.uniform(0, np.pi), np.array(faults.within(rng, 0.5))
   lines = []
@@ -212,7 +237,7 @@ def _scratches(image, frame, rng):
       [frame.pixel(*(middle - along)), frame.pixel(*(middle + along))]
     )
 
-  def paint(draw):
+  def paint(draw: ImageDraw.ImageDraw) -> None:
     for line in lines:
       draw.line(line, 255, max(1, round(0.008 * frame.radius)))
 
@@ -221,7 +246,9 @@ def _scratches(image, frame, rng):
   return _over(image, [235, 225, 205], 0.75 * weight), 3 * region
 
 
-def _condensation(image, frame, rng):
+def _condensation(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """A fogged lens: soft grey, with many small clear drops in it."""
   x, y = faults.within(rng, 0.6)
   away = np.hypot(frame.x - x, frame.y - y) / rng.uniform(0.3, 0.55)
@@ -232,7 +259,9 @@ def _condensation(image, frame, rng):
   return image + (fog - image) * weight[..., None], weight
 
 
-def _missing_strip(image, frame, rng):
+def _missing_strip(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """Rows that were never written: a band of one colour, or of the last row."""
   top, high = rng.uniform(-0.7, 0.5), rng.uniform(0.06, 0.25)
   band = (frame.y > top) & (frame.y < top + high)
@@ -243,7 +272,9 @@ def _missing_strip(image, frame, rng):
   return out, np.broadcast_to(band, frame.shape).astype(np.float32)
 
 
-def _starburst(image, frame, rng):
+def _starburst(
+  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
   """A lamp in the picture: a bright core with rays."""
   x, y = faults.within(rng, 0.7)
   dx, dy = frame.x - x, frame.y - y

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -13,6 +13,10 @@ from scipy import ndimage
 from iqa_jax.explain import faithfulness
 from iqa_jax.studies import planted, show
 from iqa_jax.studies.methods import CRITERION_MAP
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; the head's
 # own maps first, black and vermilion.
@@ -56,7 +60,7 @@ def draw(
   return paths
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float) -> Figure:
   from matplotlib.figure import Figure
 
   return Figure(figsize=(width, height), layout='constrained')
@@ -75,12 +79,14 @@ def _style(name: str, methods: Sequence[str]) -> dict[str, Any]:
   return {'color': color, 'label': name, 'marker': 'o'}
 
 
-def _tidy(axis) -> None:
+def _tidy(axis: Axes) -> None:
   axis.spines[['top', 'right']].set_visible(False)
   axis.tick_params(labelsize=7)
 
 
-def _curves(result, curves):
+def _curves(
+  result: Mapping[str, Any], curves: Mapping[str, Mapping[str, np.ndarray]]
+) -> Figure:
   baselines = list(dict.fromkeys(key.partition('/')[2] for key in curves))
   figure = _figure(3.3 * 2, 2.6 * len(baselines) + 0.6)
   axes = figure.subplots(len(baselines), 2, squeeze=False, sharey='row')
@@ -110,7 +116,7 @@ def _curves(result, curves):
   return figure
 
 
-def _randomisation(result):
+def _randomisation(result: Mapping[str, Any]) -> Figure:
   figure = _figure(6.6, 3.2)
   axes = figure.subplots(1, 2)
   names = ('rank correlation', 'structural similarity')
@@ -140,7 +146,7 @@ def _randomisation(result):
   return figure
 
 
-def _planted(result):
+def _planted(result: Mapping[str, Any]) -> Figure:
   """Each method over all kinds, seen in training and not."""
   groups = result['planted']['groups']
   rows = (
@@ -198,7 +204,7 @@ def _planted(result):
   return figure
 
 
-def _kinds(result):
+def _kinds(result: Mapping[str, Any]) -> Figure:
   """Pixel AUC, kind by kind and method by method, as a table of colours."""
   found = result['planted']
   kinds = {k: v for k, v in found['kinds'].items() if 'measures' in v}
@@ -245,7 +251,7 @@ def _kinds(result):
   return figure
 
 
-def _examples(kinds, group):
+def _examples(kinds: Sequence[planted.Kind], group: str) -> Figure:
   """One row a fault: the photograph, then each method's evidence on it."""
   names = show.ordered(kinds[0].shown['maps'])
   rows = [
@@ -284,7 +290,7 @@ def _examples(kinds, group):
   return figure
 
 
-def _tile(shown, value) -> np.ndarray:
+def _tile(shown: Mapping[str, Any], value: np.ndarray) -> np.ndarray:
   """Returns a map over its photograph in grey, the fault outlined."""
   import matplotlib
 

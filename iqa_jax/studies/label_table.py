@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import os
 import pathlib
 import re
@@ -57,7 +58,9 @@ def read(
     named = _EYEPACS.fullmatch(stem(pathlib.PurePosixPath(name).name))
     patient, eye = named.groups() if named else ('', '')
 
-    def verdict(column, row=row, line=line):
+    def verdict(
+      column: str, row: Mapping[str, str] = row, line: int = line
+    ) -> int:
       value = row.get(column, '').lower()
       if value not in _VERDICTS:
         raise errors.InvalidValue(

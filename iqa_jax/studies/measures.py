@@ -154,7 +154,7 @@ def mirrored(
   }
 
 
-def _alike(a, b, people) -> dict[str, Any]:
+def _alike(a: np.ndarray, b: np.ndarray, people: np.ndarray) -> dict[str, Any]:
   return {
     'spearman': means.mean(faithfulness.spearman(a, b), people),
     'ssim': means.mean(

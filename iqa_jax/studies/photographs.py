@@ -195,7 +195,12 @@ def drawn(
   return _collect(makers, names, size, f'{count} simulated photographs')
 
 
-def _prepare(path, size, row, pixel_labels=None) -> dict[str, Any]:
+def _prepare(
+  path: pathlib.Path,
+  size: int,
+  row: Mapping[str, Any],
+  pixel_labels: str | os.PathLike | None = None,
+) -> dict[str, Any]:
   photograph = images.read(path)
   prepared = prepare.photograph(photograph.image, size)
   landmarks = np.asarray(row.get('landmarks', [np.nan] * 5), float)
@@ -213,7 +218,7 @@ def _prepare(path, size, row, pixel_labels=None) -> dict[str, Any]:
   return found
 
 
-def _to_prepared(landmarks, affine) -> np.ndarray:
+def _to_prepared(landmarks: np.ndarray, affine: np.ndarray) -> np.ndarray:
   """Returns landmarks of the file's pixels in prepared pixels."""
   x = (landmarks[[0, 3]] - affine[0, 2]) / affine[0, 0]
   y = (landmarks[[1, 4]] - affine[1, 2]) / affine[1, 1]
@@ -240,7 +245,7 @@ def _collect(
       + (f'; the first: {": ".join(skipped[0])}' if skipped else '')
     )
 
-  def column(key, missing, dtype):
+  def column(key: str, missing: Any, dtype: type) -> np.ndarray:
     return np.asarray([row.get(key, missing) for row in rows], dtype)
 
   return Photographs(
@@ -385,7 +390,7 @@ def estimate_disc(image: np.ndarray, inside: np.ndarray) -> tuple[float, float]:
   # Red saturates on the disc's surroundings, blue holds little light.
   green = image[..., 1] * inside.astype(np.float32)
 
-  def smooth(x, sigma):
+  def smooth(x: np.ndarray, sigma: float) -> np.ndarray:
     return ndimage.gaussian_filter(x, sigma * side)
 
   weight = inside.astype(np.float32)

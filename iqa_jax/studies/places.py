@@ -148,7 +148,11 @@ def mean_map(
     x = origin[0] + mirror * dx * places.radius[i] - 0.5
     y = origin[1] + dy * places.radius[i] - 0.5
 
-    def sample(plane, order=1, where=(y, x)):
+    def sample(
+      plane: np.ndarray,
+      order: int = 1,
+      where: tuple[np.ndarray, np.ndarray] = (y, x),
+    ) -> np.ndarray:
       return ndimage.map_coordinates(
         plane, where, order=order, mode='constant', cval=0
       )

@@ -198,14 +198,22 @@ def _target(subject: Subject, criterion: str) -> str:
   return criterion if subject.loaded.task.name == 'criteria' else 'margin'
 
 
-def _look(subject, images, criterion) -> methods_lib.Look:
+def _look(
+  subject: Subject, images: np.ndarray, criterion: str
+) -> methods_lib.Look:
   # Neither of these targets depends on the logits.
   nothing = np.zeros((len(images), subject.loaded.task.num_outputs))
   targets = subject.targets(_target(subject, criterion), nothing)
   return methods_lib.look(subject, images, targets, criterion)
 
 
-def _score(maps, before, masks, inside, area) -> measures.Values:
+def _score(
+  maps: Mapping[str, np.ndarray],
+  before: Mapping[str, np.ndarray],
+  masks: np.ndarray,
+  inside: np.ndarray,
+  area: np.ndarray,
+) -> measures.Values:
   """Returns {measure: {name: float [n]}}, and the hits."""
   labels = np.stack(
     [pixel_labels.of_fault(m, i) for m, i in zip(masks, inside, strict=True)]

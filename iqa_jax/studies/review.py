@@ -8,6 +8,7 @@ ones are mirrored, so the nose is on the right-hand side.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -110,7 +111,12 @@ def run(
   return result, shown
 
 
-def _told(group, photographs, places, picked) -> dict[str, Any]:
+def _told(
+  group: Group,
+  photographs: Photographs,
+  places: Places,
+  picked: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
   """Returns what goes to JSON of a group."""
   recall = means.share(group.right, photographs.people[group.index])
   return {
@@ -130,7 +136,9 @@ def _told(group, photographs, places, picked) -> dict[str, Any]:
   }
 
 
-def _groups(subject, photographs, logits) -> list[Group]:
+def _groups(
+  subject: Subject, photographs: Photographs, logits: np.ndarray
+) -> list[Group]:
   members = {'adequate': photographs.quality == L.ADEQUATE}
   for i, name in enumerate(L.CRITERIA):
     members[name] = photographs.criteria[:, i] == L.INADEQUATE
@@ -151,7 +159,14 @@ def _groups(subject, photographs, logits) -> list[Group]:
   ]
 
 
-def _group(subject, photographs, logits, constants, name, index) -> Group:
+def _group(
+  subject: Subject,
+  photographs: Photographs,
+  logits: np.ndarray,
+  constants: Mapping[str, Any],
+  name: str,
+  index: np.ndarray,
+) -> Group:
   by_criterion = subject.loaded.task.name == 'criteria'
   p_inadequate = subject.p_inadequate(logits[index])
   if name == 'adequate':
@@ -193,7 +208,9 @@ def examples(group: Group, count: int = SHOWN) -> dict[str, np.ndarray]:
   }
 
 
-def _regions(group, photographs, places) -> dict[str, Any]:
+def _regions(
+  group: Group, photographs: Photographs, places: Places
+) -> dict[str, Any]:
   """Returns {region: {share, area, over_area}} of the positive evidence.
 
   Areas are shares of the field; that of 'outside', of the frame. Photographs

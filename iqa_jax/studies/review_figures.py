@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from iqa_jax import tasks
 from iqa_jax.explain import cam
+from iqa_jax.studies.photographs import Photographs
 from iqa_jax.studies.places import EXTENT, REGIONS
-from iqa_jax.studies.review import SHOWN
+from iqa_jax.studies.review import SHOWN, Group
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -59,7 +63,7 @@ def table(result: Mapping[str, Any]) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def _region_told(of) -> str:
+def _region_told(of: Mapping[str, Any]) -> str:
   ratio, share = of['over_area'], of['share']
   if ratio['mean'] is None:
     return '-'
@@ -108,13 +112,13 @@ def draw(
   return paths
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float) -> Figure:
   from matplotlib.figure import Figure
 
   return Figure(figsize=(width, height), layout='constrained')
 
 
-def _draw_recall(result):
+def _draw_recall(result: Mapping[str, Any]) -> Figure:
   groups = result['groups']
   figure = _figure(5.6, 0.9 + 0.42 * len(groups))
   axis = figure.subplots()
@@ -135,7 +139,7 @@ def _draw_recall(result):
   return figure
 
 
-def _draw_regions(result):
+def _draw_regions(result: Mapping[str, Any]) -> Figure:
   groups = result['groups']
   figure = _figure(6.4, 3.4)
   axis = figure.subplots()
@@ -159,7 +163,9 @@ def _draw_regions(result):
   return figure
 
 
-def _draw_means(result, groups):
+def _draw_means(
+  result: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]
+) -> Figure:
   from matplotlib import patches
 
   count = len(groups)
@@ -174,7 +180,7 @@ def _draw_means(result, groups):
   disc = result['frame'] == 'disc'
   left, right, top_edge, bottom_edge = EXTENT[result['frame']]
   extent = (left, right, bottom_edge, top_edge)
-  picture = None
+  picture: Any = None
   for column, (name, of) in enumerate(groups.items()):
     mean = of['mean']
     top, bottom = axes[:, column]
@@ -212,7 +218,12 @@ def _draw_means(result, groups):
   return figure
 
 
-def _draw_sheet(group, picked, photographs, magnitude):
+def _draw_sheet(
+  group: Group,
+  picked: Mapping[str, np.ndarray],
+  photographs: Photographs,
+  magnitude: float,
+) -> Figure:
   """Rows of examples: each photograph, and the evidence laid over it."""
   titles = {
     'right': 'most confident, right',
@@ -221,7 +232,7 @@ def _draw_sheet(group, picked, photographs, magnitude):
   }
   figure = _figure(8.6, 4.2)
   axes = figure.subplots(3, 2 * SHOWN)
-  picture = None
+  picture: Any = None
   for row, (kind, chosen) in zip(axes, picked.items(), strict=True):
     row[0].set_ylabel(titles[kind], fontsize=7)
     for axis in row:

@@ -113,7 +113,7 @@ def report(result: Mapping[str, Any], severity: float) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def _planted(result) -> list[str]:
+def _planted(result: Mapping[str, Any]) -> list[str]:
   if 'planted' not in result:
     return []
   found = result['planted']
@@ -148,7 +148,7 @@ def _planted(result) -> list[str]:
   ]
 
 
-def _pixels(result) -> list[str]:
+def _pixels(result: Mapping[str, Any]) -> list[str]:
   if 'pixels' not in result:
     return []
   lines = [
@@ -185,7 +185,7 @@ def _pixels(result) -> list[str]:
   ]
 
 
-def _removal(result) -> list[str]:
+def _removal(result: Mapping[str, Any]) -> list[str]:
   first = next(iter(result['measures'].values()))
   names = ordered(first)
   rows = [
@@ -208,7 +208,7 @@ def _removal(result) -> list[str]:
   ]
 
 
-def _randomised(result) -> list[str]:
+def _randomised(result: Mapping[str, Any]) -> list[str]:
   parts = list(next(iter(result['randomisation'].values()), {}))
   rows = []
   for kind in ('spearman', 'ssim'):
@@ -227,7 +227,7 @@ def _randomised(result) -> list[str]:
   ]
 
 
-def _positional(result) -> list[str]:
+def _positional(result: Mapping[str, Any]) -> list[str]:
   found = result['positional']
   lines = ['## Positional faults', '', found['note'], '']
   if 'energy_at_rim' not in found:

@@ -119,7 +119,14 @@ def clean_of(
   return photographs.take(np.flatnonzero(adequate))
 
 
-def _head(subject, photographs, target, targets, names, seed):
+def _head(
+  subject: Subject,
+  photographs: Photographs,
+  target: str,
+  targets: np.ndarray,
+  names: Sequence[str],
+  seed: int,
+) -> dict[str, Any]:
   """Returns what was studied."""
   return {
     'photographs': {
@@ -146,7 +153,13 @@ def _head(subject, photographs, target, targets, names, seed):
   }
 
 
-def _maps(subject, photographs, targets, gradient_free, seed):
+def _maps(
+  subject: Subject,
+  photographs: Photographs,
+  targets: np.ndarray,
+  gradient_free: Sequence[str],
+  seed: int,
+) -> dict[str, np.ndarray]:
   """Returns {method or control: maps [n, s, s]}."""
   seen = methods_lib.look(subject, photographs.images, targets)
   return {
@@ -161,12 +174,19 @@ def _maps(subject, photographs, targets, gradient_free, seed):
   }  # fmt: skip
 
 
-def _pixels(subject, photographs, logits, maps, target) -> dict[str, Any]:
+def _pixels(
+  subject: Subject,
+  photographs: Photographs,
+  logits: np.ndarray,
+  maps: dict[str, np.ndarray],
+  target: str,
+) -> dict[str, Any]:
   """Returns how maps rank labelled pixels, of all and by criterion.
 
   Of a criterion are photographs that fail it and no other local one. Maps are
   of evidence for inadequate, and the head's own of the criterion.
   """
+  assert photographs.truth is not None
   truth = photographs.truth * photographs.inside
   failed = photographs.criteria[
     :, [L.CRITERIA.index(name) for name in L.LOCAL_CRITERIA]
@@ -210,7 +230,14 @@ def _pixels(subject, photographs, logits, maps, target) -> dict[str, Any]:
   return found
 
 
-def _passes(subject, photographs, clean, gradient_free, baselines, steps):
+def _passes(
+  subject: Subject,
+  photographs: Photographs,
+  clean: int,
+  gradient_free: Sequence[str],
+  baselines: Sequence[str],
+  steps: int,
+) -> int:
   """Returns about how many passes the rest of a study needs."""
   count = len(photographs)
   free = methods_lib.cost(gradient_free)
@@ -226,7 +253,7 @@ def _passes(subject, photographs, clean, gradient_free, baselines, steps):
 class _Clock:
   """A bar over all passes through the network, and the time of each part."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._bar = tqdm.tqdm(
       total=None, unit='pass', desc='maps', disable=None, smoothing=0.05
     )

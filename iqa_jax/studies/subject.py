@@ -99,7 +99,9 @@ class Subject(Explainer):
   def _everything(self) -> Callable[..., Any]:
     trained, model, task = self.trained, self.trained.model, self.trained.task
 
-    def everything(variables, images, targets):
+    def everything(
+      variables: Any, images: jax.Array, targets: jax.Array
+    ) -> Look:
       x = models.normalize(images)
       # XLA sees that all of these begin with the same pass.
       logits = trained.judged(variables, x, model.apply(variables, x))
@@ -132,7 +134,9 @@ class Subject(Explainer):
     """
     trained, task = self.trained, self.trained.task
 
-    def likelihood(variables, images, targets):
+    def likelihood(
+      variables: Any, images: jax.Array, targets: jax.Array
+    ) -> jax.Array:
       x = models.normalize(images)
       logits = trained.judged(variables, x, trained.model.apply(variables, x))
       found = task.likelihoods(logits)
@@ -164,7 +168,13 @@ class Subject(Explainer):
     shown = np.clip(np.rint(images), 0, 255).astype(np.uint8)
     return np.stack([prepare.with_field(i) for i in shown])
 
-  def _batched(self, function, variables, images, *others):
+  def _batched(
+    self,
+    function: Callable[..., Any],
+    variables: Any,
+    images: np.ndarray,
+    *others: np.ndarray,
+  ) -> Any:
     found = super()._batched(function, variables, images, *others)
     self.tick(len(images))
     return found
