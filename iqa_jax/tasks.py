@@ -77,7 +77,7 @@ class Task:
   cell_weight: float = 3.0
   cause_weight: float = 0.5
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.name not in _NAMES:
       raise errors.InvalidValue(f'task {self.name!r} is none of {_NAMES}')
     if self.usable not in L.USABLE:
@@ -326,7 +326,9 @@ class Task:
     known = label >= 0
     return known, known & (called == label)
 
-  def _criteria_loss(self, logits, batch):
+  def _criteria_loss(
+    self, logits: jax.Array, batch: Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
     label = jnp.concatenate(
       [batch['criteria'], batch['quality'][:, None]], axis=1
     )

@@ -41,7 +41,7 @@ class Patches(nn.Module):
   taps = points
   imagenet_head = ('average', ())
 
-  def setup(self):
+  def setup(self) -> None:
     for point, channels, patch, blocks in zip(
       self.points, _CHANNELS, _PATCHES, _BLOCKS, strict=True
     ):
@@ -83,8 +83,10 @@ class _Stage(nn.Module):
   axis_name: str | None
 
   @nn.compact
-  def __call__(self, x, *, train, mask):
-    def normed(x, window, name):
+  def __call__(
+    self, x: jax.Array, *, train: bool, mask: layers.Mask
+  ) -> jax.Array:
+    def normed(x: jax.Array, window: Window, name: str) -> jax.Array:
       conv = layers.conv(self.channels, window, dtype=self.dtype, name=name)
       norm = layers.BatchNorm(self.axis_name, self.dtype, name=f'{name}_norm')
       return norm(conv(x), train=train, mask=mask)
