@@ -338,7 +338,7 @@ def main() -> int:
       f'--columns: {wrong[0]!r} is none of {", ".join(known)}'
     )
   lines, code = validate(
-    _DATASET.value,
+    _DATASET.value or '',  # a required flag
     os.path.expanduser(_MANUAL_DIR.value or ''),
     _OUTPUT.value,
     _ALLOW_MISSING.value,

@@ -148,4 +148,5 @@ def _beside(x: jax.Array) -> jax.Array:
   wide = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='edge')
   h, w = x.shape[1:3]
   places = [(i, j) for i in range(3) for j in range(3)]
-  return sum(wide[:, i : i + h, j : j + w] for i, j in places) / 9
+  cells = (wide[:, i : i + h, j : j + w] for i, j in places)
+  return sum(cells, jnp.zeros_like(x)) / 9

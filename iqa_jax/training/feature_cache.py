@@ -374,6 +374,6 @@ def _allocate(
   except OSError as error:
     logging.warning('%s cannot hold a feature cache: %s', folder, error)
     return None
-  with tempfile.TemporaryFile(dir=folder) as handle:
+  with tempfile.TemporaryFile(dir=str(folder)) as handle:
     handle.truncate(size)
     return np.memmap(handle, dtype, 'r+', shape=shape)
