@@ -8,7 +8,10 @@ with calibration, operating point and where it came from. `run_directory.
 load_model` widens the weights again.
 """
 
+from __future__ import annotations
+
 import pathlib
+from typing import Any
 
 from absl import app, flags
 
@@ -38,7 +41,7 @@ def write(workdir: str, output: str) -> int:
 
   saved = run_directory.load_model(workdir)
 
-  def halved(tree, path):
+  def halved(tree: Any, path: str) -> Any:
     if isinstance(tree, dict):
       return {k: halved(v, f'{path}/{k}') for k, v in tree.items()}
     with np.errstate(over='ignore'):

@@ -15,6 +15,7 @@ import os
 import pathlib
 import runpy
 import sys
+from typing import Any
 
 import ml_collections
 
@@ -170,7 +171,7 @@ def of_dataset(value: str, name: str) -> str:
   return {key.strip(): part.strip() for key, _, part in parts}.get(name, '')
 
 
-def phase(**changes) -> ml_collections.ConfigDict:
+def phase(**changes: Any) -> ml_collections.ConfigDict:
   """Returns one training phase; `changes` override its defaults.
 
   Raises:
@@ -308,7 +309,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     sys.exit(f'{argv[0]}: a --config argument is wrong: {error}')
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
   if isinstance(value, ml_collections.ConfigDict):
     return {key: _plain(value[key]) for key in value}
   if isinstance(value, (list, tuple)):
@@ -316,7 +317,7 @@ def _plain(value):
   return value
 
 
-def _flat(value, prefix='') -> dict:
+def _flat(value: Any, prefix: str = '') -> dict[str, Any]:
   if isinstance(value, dict):
     items = ((f'{prefix}.{k}' if prefix else k, v) for k, v in value.items())
   elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
@@ -326,7 +327,7 @@ def _flat(value, prefix='') -> dict:
   return {k: v for key, item in items for k, v in _flat(item, key).items()}
 
 
-def _fill(config, saved, prefix) -> None:
+def _fill(config: ml_collections.ConfigDict, saved: Any, prefix: str) -> None:
   if not isinstance(saved, dict):
     raise errors.InvalidValue(
       f'configuration field {prefix or "/"!r} is not a mapping'
@@ -353,7 +354,7 @@ def _fill(config, saved, prefix) -> None:
       config[key] = _typed(config[key], value, path)
 
 
-def _typed(old, new, path: str):
+def _typed(old: Any, new: Any, path: str) -> Any:
   """Returns `new` if it has the type of `old`; a list becomes a tuple."""
   if isinstance(new, list):
     new = tuple(new)

@@ -104,20 +104,28 @@ def parallel(
   return _shard_mapped(function, devices, in_axes, out_axes, donate_argnums)
 
 
-def _shard_mapped(function, devices, in_axes, out_axes, donate_argnums) -> Any:
+def _shard_mapped(
+  function: Callable,
+  devices: Sequence[Any],
+  in_axes: tuple[int | None, ...],
+  out_axes: Any,
+  donate_argnums: int | tuple[int, ...],
+) -> Any:
   """Returns `parallel`'s function as jit of shard_map."""
 
-  def specs(axes):
+  def specs(axes: Any) -> Any:
     return jax.tree.map(
       lambda axis: _P() if axis is None else _P(AXIS),
       axes,
       is_leaf=lambda axis: axis is None,
     )
 
-  def moved(tree, axis, move):
+  def moved(
+    tree: Any, axis: int | None, move: Callable[[jax.Array], jax.Array]
+  ) -> Any:
     return tree if axis is None else jax.tree.map(move, tree)
 
-  def one(*arguments):
+  def one(*arguments: Any) -> Any:
     arguments = tuple(
       moved(a, axis, lambda x: x[0])
       for a, axis in zip(arguments, in_axes, strict=True)
@@ -145,7 +153,7 @@ def _shard_mapped(function, devices, in_axes, out_axes, donate_argnums) -> Any:
     return compiled
 
   @functools.wraps(function)
-  def of_processes(*arguments):
+  def of_processes(*arguments: Any) -> Any:
     if all(d.process_index == jax.process_index() for d in devices):
       return compiled(*jax.device_put(arguments, shardings))
     # Each process gives and gets its own part, as with pmap.
@@ -182,7 +190,7 @@ def shard(batch: Mapping[str, Any], *, parts: int = 1) -> dict[str, np.ndarray]:
   devices = local_count()
   extra = -len(batch['mask']) % (devices * parts)
 
-  def split(value):
+  def split(value: Any) -> np.ndarray:
     value = np.asarray(value)
     if extra:
       padding = np.zeros((extra, *value.shape[1:]), value.dtype)
@@ -195,7 +203,7 @@ def shard(batch: Mapping[str, Any], *, parts: int = 1) -> dict[str, np.ndarray]:
 def joined(results: Any, count: int) -> Any:
   """Returns the first `count` rows of results [devices, b', ...], as NumPy."""
 
-  def join(result):
+  def join(result: Any) -> np.ndarray:
     result = np.asarray(result)
     return result.reshape(-1, *result.shape[2:])[:count]
 

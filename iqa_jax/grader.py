@@ -106,7 +106,9 @@ class Grader:
   @overload
   def judge(self, photos: Iterable[photo.Source]) -> Iterator[Verdict]: ...
 
-  def judge(self, photos):
+  def judge(
+    self, photos: photo.Source | Iterable[photo.Source]
+  ) -> Verdict | Iterator[Verdict]:
     """Judges one photograph, or lazily any number of them.
 
     Args:
@@ -145,8 +147,14 @@ class Grader:
   ) -> list[Explanation]: ...
 
   def explain(
-    self, photos, *, method=None, layer=None, target=None, placement='network'
-  ):
+    self,
+    photos: photo.Source | Sequence[photo.Source],
+    *,
+    method: str | None = None,
+    layer: str | None = None,
+    target: str | None = None,
+    placement: str = 'network',
+  ) -> Explanation | list[Explanation]:
     """Says where the network found its evidence.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -63,7 +63,7 @@ def make_predictor(
   this process's devices alone, so processes needn't keep step.
   """
 
-  def forward(variables: Any, x: Any):
+  def forward(variables: Any, x: Any) -> tuple[jax.Array, jax.Array]:
     if start is None:
       x = models.normalize(x)
     views = [x, x[:, :, ::-1]] if flip_tta else [x]
@@ -90,7 +90,7 @@ def predict_with(
   waiting: deque = deque()
   collected: list[dict[str, np.ndarray]] = []
 
-  def collect():
+  def collect() -> None:
     batch, results = waiting.popleft()
     size = len(batch['mask'])
     logits, spread = devices.joined(results, size)
@@ -121,7 +121,9 @@ def predict_with(
   return rows
 
 
-def _in_order(collected) -> dict[str, np.ndarray]:
+def _in_order(
+  collected: Sequence[Mapping[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
   """Returns the real rows over all processes, in the order of the plan."""
   sizes = [len(rows['mask']) for rows in collected]
   joined = {
@@ -135,7 +137,7 @@ def _in_order(collected) -> dict[str, np.ndarray]:
     joined['image_id'] = joined['image_id'].astype(f'<U{max(widest, 1)}')
   stacked = processes.gather(joined)
 
-  def interleave(value):
+  def interleave(value: np.ndarray) -> np.ndarray:
     # [processes, batches * share, ...]: batch by batch, process by process.
     by_batch = np.split(value, np.cumsum(sizes)[:-1], axis=1)
     return np.concatenate([v.reshape(-1, *v.shape[2:]) for v in by_batch])

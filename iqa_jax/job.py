@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import importlib.metadata
 import os
@@ -85,7 +85,9 @@ def run(
     _run(config, home, mode, ensemble, output, push)
 
 
-def _refuse_remote(config, compilation_cache: str) -> None:
+def _refuse_remote(
+  config: ml_collections.ConfigDict, compilation_cache: str
+) -> None:
   # array_record, which reads the records, knows local files alone, as do the
   # readers of photographs.
   names = ('data_dir', 'manual_dir', 'test_manual_dir')
@@ -95,7 +97,9 @@ def _refuse_remote(config, compilation_cache: str) -> None:
   )
 
 
-def _mirror(place: str, mode: str):
+def _mirror(
+  place: str, mode: str
+) -> contextlib.AbstractContextManager[tuple[pathlib.Path, Callable[[], None]]]:
   """Returns a context with the local folder of a run and what copies it back.
 
   Process 0 alone has what lies there, and copies.
@@ -113,7 +117,14 @@ def _mirror(place: str, mode: str):
   )
 
 
-def _run(config, workdir, mode, ensemble, output, push) -> None:
+def _run(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  mode: str,
+  ensemble: Sequence[str],
+  output: pathlib.Path,
+  push: Callable[[], None],
+) -> None:
   from iqa_jax import processes
   from iqa_jax.data import source as source_lib
   from iqa_jax.data import splits as splits_lib
@@ -213,7 +224,9 @@ def _git_revision() -> str:
     return ''
 
 
-def _set_up_jax(config, compilation_cache: str) -> None:
+def _set_up_jax(
+  config: ml_collections.ConfigDict, compilation_cache: str
+) -> None:
   from iqa_jax import devices
 
   devices.use_compilation_cache(compilation_cache)

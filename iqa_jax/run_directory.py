@@ -222,7 +222,7 @@ def load_model(workdir: str | os.PathLike) -> SavedModel:
     return _load_model(home / 'model', workdir)
 
 
-def _load_model(folder: pathlib.Path, workdir) -> SavedModel:
+def _load_model(folder: pathlib.Path, workdir: str | os.PathLike) -> SavedModel:
   import safetensors
   import safetensors.numpy
 
@@ -259,8 +259,10 @@ def _load_model(folder: pathlib.Path, workdir) -> SavedModel:
   return SavedModel(_unflatten(wide), record, digest)
 
 
-def _flatten(tree, prefix=''):
-  flat = {}
+def _flatten(
+  tree: Mapping[str, Any], prefix: str = ''
+) -> dict[str, np.ndarray]:
+  flat: dict[str, np.ndarray] = {}
   for key, value in tree.items():
     path = f'{prefix}{key}'
     if isinstance(value, Mapping):
@@ -270,7 +272,7 @@ def _flatten(tree, prefix=''):
   return flat
 
 
-def _unflatten(flat):
+def _unflatten(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
   tree: dict[str, Any] = {}
   for path, value in flat.items():
     *parents, leaf = path.split('/')

@@ -80,7 +80,7 @@ class Task:
   cause_weight: float = 0.5
   verdict_teaches_cells: bool = True
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.name not in _NAMES:
       raise errors.InvalidValue(f'task {self.name!r} is none of {_NAMES}')
     if self.usable not in L.USABLE:
@@ -330,7 +330,9 @@ class Task:
     known = label >= 0
     return known, known & (called == label)
 
-  def _criteria_loss(self, logits, batch):
+  def _criteria_loss(
+    self, logits: jax.Array, batch: Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
     label = jnp.concatenate(
       [batch['criteria'], batch['quality'][:, None]], axis=1
     )

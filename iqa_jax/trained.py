@@ -114,7 +114,7 @@ def load(workdir: str | os.PathLike) -> Trained:
 def _check(variables: Any, expected: Any, where: str) -> None:
   """Raises unless `variables` have the structure and shapes expected."""
 
-  def shapes(tree):
+  def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
       jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape

@@ -14,11 +14,21 @@ Exit codes: 0 it can be built, 1 it cannot; with --allow_missing, what is absent
 or unreadable is only counted, as in a build with data.allow_missing.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 import os
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from iqa_jax import command
+
+if TYPE_CHECKING:
+  import numpy as np
+
+  from iqa_jax.data.records import Entry
 
 _DATASET = flags.DEFINE_enum('dataset', None, ['brset', 'csv', 'eyeq'], 'which')
 _MANUAL_DIR = flags.DEFINE_string(
@@ -57,7 +67,9 @@ _NOTICES = {
 }
 
 
-def examine(split, entry):
+def examine(
+  split: str, entry: Entry
+) -> tuple[dict[str, Any], np.ndarray | None]:
   """Returns a row (COLUMNS) on a photograph, and its code (data/duplicates.py).
 
   The code is None where the photograph can't be read.
@@ -100,7 +112,11 @@ def examine(split, entry):
   }, code
 
 
-def noticed(splits, rows, codes):
+def noticed(
+  splits: Mapping[str, Sequence[Entry]],
+  rows: Sequence[Mapping[str, Any]],
+  codes: Sequence[np.ndarray | None],
+) -> list[tuple[int, str, str]]:
   """Returns (row's number, status, reason) of what no build refuses.
 
   Several files of a name, and photographs nearly the same as one of another
@@ -119,8 +135,9 @@ def noticed(splits, rows, codes):
     if entry.others:
       others = ', '.join(map(os.fspath, entry.others))
       found.append((number, 'several_files', f'{others} not used'))
-  there = [i for i, code in enumerate(codes) if code is not None]
-  for a, b, agreement in duplicates.pairs([codes[i] for i in there]):
+  known = {i: code for i, code in enumerate(codes) if code is not None}
+  there = list(known)
+  for a, b, agreement in duplicates.pairs(list(known.values())):
     one, other = rows[there[a]], rows[there[b]]
     if one['patient_id'] == other['patient_id']:
       continue
@@ -136,7 +153,13 @@ def noticed(splits, rows, codes):
   return found
 
 
-def summarise(dataset, splits, rows, problems, notices):
+def summarise(
+  dataset: str,
+  splits: Mapping[str, Sequence[Entry]],
+  rows: Sequence[Mapping[str, Any]],
+  problems: Sequence[str],
+  notices: Sequence[tuple[int, str, str]],
+) -> tuple[list[str], bool]:
   """Returns the lines of the summary, and whether photographs fail.
 
   Args:
@@ -192,7 +215,9 @@ def summarise(dataset, splits, rows, problems, notices):
   return lines, len(rows) > status['ok']
 
 
-def _counts(dataset, splits):
+def _counts(
+  dataset: str, splits: Mapping[str, Sequence[Entry]]
+) -> dict[str, int]:
   """Returns what the labels say, under the names of PUBLISHED where it is."""
   from iqa_jax import labels
 
@@ -221,13 +246,19 @@ def _counts(dataset, splits):
   return counts
 
 
-def _labels_of(dataset):
+def _labels_of(dataset: str) -> ModuleType:
   import importlib
 
   return importlib.import_module(f'iqa_jax.data.{dataset}.labels')
 
 
-def validate(dataset, manual_dir, output, allow_missing=False, columns=None):
+def validate(
+  dataset: str,
+  manual_dir: str,
+  output: str,
+  allow_missing: bool = False,
+  columns: Mapping[str, str] | None = None,
+) -> tuple[list[str], int]:
   """Checks a dataset; returns the summary's lines and the exit code.
 
   Args:
@@ -267,7 +298,12 @@ def validate(dataset, manual_dir, output, allow_missing=False, columns=None):
   return lines, int(breaks)
 
 
-def _write(output, rows, notices, problems):
+def _write(
+  output: str,
+  rows: Sequence[dict[str, Any]],
+  notices: Sequence[tuple[int, str, str]],
+  problems: Sequence[str],
+) -> None:
   import csv
 
   from iqa_jax import run_directory
@@ -302,7 +338,7 @@ def main() -> int:
       f'--columns: {wrong[0]!r} is none of {", ".join(known)}'
     )
   lines, code = validate(
-    _DATASET.value,
+    _DATASET.value or '',  # a required flag
     os.path.expanduser(_MANUAL_DIR.value or ''),
     _OUTPUT.value,
     _ALLOW_MISSING.value,

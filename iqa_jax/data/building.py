@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import os
+from typing import Any
 
 from absl import logging
 import tensorflow_datasets as tfds
@@ -50,7 +51,9 @@ class PhotographBuilder(
 
   BUILDER_CONFIGS = CONFIGS
 
-  def __init__(self, *, allow_missing: bool | None = None, **kwargs):
+  def __init__(
+    self, *, allow_missing: bool | None = None, **kwargs: Any
+  ) -> None:
     if allow_missing is None:
       allow_missing = os.environ.get(ALLOW_MISSING, '') not in ('', '0')
     self.allow_missing = allow_missing
@@ -61,14 +64,16 @@ class PhotographBuilder(
     """Returns every labelled photograph of every split."""
     raise NotImplementedError
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
       features=records.features(),
       metadata=tfds.core.MetadataDict(fingerprint='', left_out=[]),
       disable_shuffling=False,
     )
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator]:
     splits = self.entries(dl_manager.manual_dir)
     absent = [
       e.image_id for rows in splits.values() for e in rows if e.path is None
@@ -100,7 +105,8 @@ class PhotographBuilder(
     cost the work on those before it.
     """
 
-    def problem(entry):
+    def problem(entry: Entry) -> tuple[str, images.ImageError] | None:
+      assert entry.path is not None
       try:
         images.read(entry.path, prepare.SIZE)
       except images.ImageError as error:
@@ -130,7 +136,7 @@ class PhotographBuilder(
   def _generate_examples(self, entries: Sequence[Entry]) -> Iterator:
     original = self.builder_config.original
 
-    def record(entry):
+    def record(entry: Entry) -> tuple[str, dict[str, Any]]:
       assert entry.path is not None
       return entry.image_id, records.from_file(
         entry.path, original=original, **entry.metadata

@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 import functools
 import math
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from iqa_jax.data import planting
 from iqa_jax.photograph import geometry, prepare
+
+Tensor: TypeAlias = Any  # of TensorFlow, which does not say its types
 
 _WHOLE = np.asarray([0.0, 0.0, 1.0], np.float32)  # of a stored image
 
@@ -30,7 +34,7 @@ def boxes(table: Mapping[str, np.ndarray], index: np.ndarray) -> np.ndarray:
   return boxes.astype(np.float32)
 
 
-def decode(tf, data, box, through: int):
+def decode(tf: ModuleType, data: Tensor, box: Tensor, through: int) -> Tensor:
   """Returns the prepared square of a stored JPEG, uint8.
 
   Of a record that holds all pixels it is what prepare.stored makes of them,
@@ -65,10 +69,10 @@ def decode(tf, data, box, through: int):
   )
 
 
-def fit(tf, image, box, through: int):
+def fit(tf: ModuleType, image: Tensor, box: Tensor, through: int) -> Tensor:
   """Brings a square cut out of a photograph to the size that records have."""
 
-  def fit(pixels, box):
+  def fit(pixels: np.ndarray, box: np.ndarray) -> np.ndarray:
     whole = np.array_equal(box, _WHOLE)
     return pixels if whole else prepare.square(pixels, through)
 
@@ -76,10 +80,12 @@ def fit(tf, image, box, through: int):
   return tf.ensure_shape(fitted, (None, None, 3))
 
 
-def fault(tf, image, step):
+def fault(tf: ModuleType, image: Tensor, step: Mapping[str, Tensor]) -> Tensor:
   """Puts a simulated fault of a criterion into a photograph."""
 
-  def apply(pixels, criterion, seed, procedural):
+  def apply(
+    pixels: np.ndarray, criterion: int, seed: int, procedural: bool
+  ) -> np.ndarray:
     inside = prepare.with_field(pixels)[..., 3] > 0
     return planting.plant(pixels, inside, criterion, seed, procedural)[0]
 
@@ -88,13 +94,20 @@ def fault(tf, image, step):
   return tf.ensure_shape(faulty, (None, None, 3))
 
 
-def with_field_and_fault(tf, image, step, fields):
+def with_field_and_fault(
+  tf: ModuleType,
+  image: Tensor,
+  step: Mapping[str, Tensor],
+  fields: dict[tuple[int, int], geometry.Field],
+) -> Tensor:
   """Returns [n, n, 5]: the photograph, its field, and where its fault is.
 
   `fields` are those of records seen before, by their index and side.
   """
 
-  def apply(pixels, index, criterion, seed, procedural):
+  def apply(
+    pixels: np.ndarray, index: int, criterion: int, seed: int, procedural: bool
+  ) -> np.ndarray:
     key = int(index), len(pixels)
     if key not in fields:
       fields[key] = geometry.find_field(pixels)
@@ -114,10 +127,10 @@ def with_field_and_fault(tf, image, step, fields):
   return tf.ensure_shape(planes, (None, None, 5))
 
 
-def retake(tf, image, seed):
+def retake(tf: ModuleType, image: Tensor, seed: Tensor) -> Tensor:
   """Takes a photograph again with another camera, its field and fault too."""
 
-  def apply(planes, seed):
+  def apply(planes: np.ndarray, seed: int) -> np.ndarray:
     from iqa_jax.simulation import cameras
 
     both = planes if planes.shape[-1] > 3 else prepare.with_field(planes)
@@ -135,7 +148,9 @@ def retake(tf, image, seed):
   return tf.ensure_shape(taken, (None, None, image.shape[-1]))
 
 
-def turn(tf, image, angle, shrink):
+def turn(
+  tf: ModuleType, image: Tensor, angle: Tensor, shrink: Tensor
+) -> Tensor:
   """Rotates and shrinks about the centre, bilinear, black outside."""
   # At the stored size, before the downsize: interpolation blurs, and blur is
   # a fault that the network looks for.
@@ -161,7 +176,7 @@ def turn(tf, image, angle, shrink):
   return tf.cast(tf.round(turned), tf.uint8)
 
 
-def resize(tf, image, size: int):
+def resize(tf: ModuleType, image: Tensor, size: int) -> Tensor:
   """Brings an image to the network's size as every other path does."""
   resized = tf.numpy_function(
     lambda pixels: prepare.resize(pixels, size), [image], tf.uint8

@@ -6,8 +6,10 @@ becomes of one photograph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import math
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,6 +20,8 @@ from iqa_jax.data.plan import Plan
 from iqa_jax.data.records import DataError
 from iqa_jax.data.source import Source
 from iqa_jax.photograph import prepare
+
+_Step: TypeAlias = Mapping[str, decoding.Tensor]  # of a plan
 
 _READ = 64  # records fetched at a time
 
@@ -140,7 +144,9 @@ def landmarks(
   return found.astype(np.float32)
 
 
-def targets(source, plan, at, share) -> dict[str, np.ndarray]:
+def targets(
+  source: Source, plan: Plan, at: np.ndarray, share: int
+) -> dict[str, np.ndarray]:
   """Returns all of a batch but its pictures, padded to `share` examples.
 
   Args:
@@ -178,7 +184,12 @@ def targets(source, plan, at, share) -> dict[str, np.ndarray]:
 
 
 def _image_batches(
-  source, plan, slots, image_size, share, shapes
+  source: Source,
+  plan: Plan,
+  slots: Sequence[np.ndarray],
+  image_size: int,
+  share: int,
+  shapes: Mapping[str, tuple[int, ...]],
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the pictures, of `_shapes`, of each non-empty slot list."""
   tf = source_lib.tensorflow()
@@ -187,7 +198,7 @@ def _image_batches(
     return
   decode = _decoder(tf, source, plan, order, shapes)
 
-  def fetch(indices):
+  def fetch(indices: decoding.Tensor) -> decoding.Tensor:
     return tf.numpy_function(
       lambda i: np.array(source.read(i), dtype=object), [indices], tf.string
     )
@@ -224,7 +235,13 @@ def _image_batches(
   yield from iterator
 
 
-def _decoder(tf, source, plan, order, shapes):
+def _decoder(
+  tf: ModuleType,
+  source: Source,
+  plan: Plan,
+  order: np.ndarray,
+  shapes: Mapping[str, tuple[int, ...]],
+) -> Callable[[decoding.Tensor, _Step], dict[str, decoding.Tensor]]:
   """Returns the function from a record and its step of the plan to pictures."""
   original = bool(source.table['original'][plan.index[order]].any())
   image_size, _, channels = shapes['image']
@@ -233,7 +250,9 @@ def _decoder(tf, source, plan, order, shapes):
   retaken = bool(np.any(plan.camera[order] >= 0))
   turned = bool(np.any(plan.angle[order]) or np.any(plan.shrink[order]))
 
-  def decode(record, step):
+  def decode(
+    record: decoding.Tensor, step: _Step
+  ) -> dict[str, decoding.Tensor]:
     example = source.features.deserialize_example(
       record, decoders={'image': _skip()}
     )
@@ -273,7 +292,7 @@ def _decoder(tf, source, plan, order, shapes):
   return decode
 
 
-def _skip():
+def _skip() -> Any:
   import tensorflow_datasets as tfds
 
   return tfds.decode.SkipDecoding()

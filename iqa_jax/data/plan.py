@@ -173,21 +173,30 @@ def planned_labels(
   )
 
 
-def _with_faults(plan: Plan, at: np.ndarray, faults: Mapping) -> Plan:
+def _with_faults(
+  plan: Plan, at: np.ndarray, faults: Mapping[str, np.ndarray]
+) -> Plan:
   """Writes faults, one a slot, into the slots `at` (bool) of a plan."""
   for name, values in faults.items():
     getattr(plan, name)[at] = values[at]
   return plan
 
 
-def _cameras(config, rng: np.random.Generator, count: int) -> np.ndarray:
+def _cameras(
+  config: ml_collections.ConfigDict, rng: np.random.Generator, count: int
+) -> np.ndarray:
   """Returns the seeds of other cameras for `count` slots (Plan.camera)."""
   seeds = rng.integers(0, 2**32, count)
   other = rng.random(count) < config.data.augment.cameras
   return np.where(other, seeds, -1)
 
 
-def _variant(source, config, number: int, index: np.ndarray) -> dict:
+def _variant(
+  source: Source,
+  config: ml_collections.ConfigDict,
+  number: int,
+  index: np.ndarray,
+) -> dict[str, np.ndarray]:
   """Returns fault and camera of a variant of examples, of every epoch."""
   count = len(source.table['image_id'])
   rng = np.random.default_rng([config.seed, 3, number])
@@ -199,7 +208,10 @@ def _variant(source, config, number: int, index: np.ndarray) -> dict:
 
 
 def _draw_faults(
-  config, rng: np.random.Generator, count: int, surely: bool = False
+  config: ml_collections.ConfigDict,
+  rng: np.random.Generator,
+  count: int,
+  surely: bool = False,
 ) -> dict[str, np.ndarray]:
   """Draws 'fault', 'seed' and 'procedural' of `count` slots (see `Plan`).
 

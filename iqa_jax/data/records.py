@@ -9,13 +9,19 @@ import io
 import itertools
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from iqa_jax import errors, labels, machine
 from iqa_jax.photograph import colour, images, prepare
+
+if TYPE_CHECKING:
+  import tensorflow_datasets as tfds
+
+_T = TypeVar('_T')
+_R = TypeVar('_R')
 
 # Chroma at full resolution: subsampling would touch colour, an illumination
 # cue. See iqa_jax/data/README.md for what this quality was shown to keep.
@@ -79,7 +85,7 @@ def features() -> Any:
   """
   import tensorflow_datasets as tfds
 
-  def text():
+  def text() -> tfds.features.Text:
     return tfds.features.Text()
 
   whole = np.int64
@@ -139,7 +145,7 @@ def from_file(
   }
 
 
-def _own_bytes(path) -> io.BytesIO | None:
+def _own_bytes(path: str | os.PathLike) -> io.BytesIO | None:
   """Returns a file's bytes if they are what the pipeline decodes."""
   with Image.open(path) as image:
     upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
@@ -160,8 +166,8 @@ def encode(pixels: np.ndarray) -> io.BytesIO:
 
 
 def in_parallel(
-  function: Callable[[Any], Any], items: Iterable[Any]
-) -> Iterator[Any]:
+  function: Callable[[_T], _R], items: Iterable[_T]
+) -> Iterator[_R]:
   """Yields function(item) in order, computed by as many threads as cores.
 
   Pillow and NumPy work outside Python's lock. Only a few results wait.

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib
 import pathlib
+from types import ModuleType
 from typing import Any
 
 from absl import logging
@@ -110,7 +111,7 @@ class Source:
 
 
 @functools.cache
-def tensorflow() -> Any:
+def tensorflow() -> ModuleType:
   """Returns TensorFlow, which reads here: the accelerators are JAX's alone.
 
   A build of it that sees them would take all of their memory.
@@ -160,7 +161,12 @@ def open_source(config: ml_collections.ConfigDict) -> Source:
   return Source(builders, config.task.usable)
 
 
-def build(name: str, manual_dir: str, builder_config: str, config):
+def build(
+  name: str,
+  manual_dir: str,
+  builder_config: str,
+  config: ml_collections.ConfigDict,
+) -> Any:
   kind = builder_class(name)
   arguments: dict[str, Any] = {}
   folder = None
@@ -208,7 +214,7 @@ def _only_one(path: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def _prepare(builder, folder) -> None:
+def _prepare(builder: Any, folder: pathlib.Path | None) -> None:
   import tensorflow_datasets as tfds
 
   name = builder.name
@@ -226,7 +232,7 @@ def _prepare(builder, folder) -> None:
   )
 
 
-def _check_complete(builder, allow_missing: bool) -> None:
+def _check_complete(builder: Any, allow_missing: bool) -> None:
   left_out = list((builder.info.metadata or {}).get('left_out', ()))
   if left_out and not allow_missing:
     raise DataError(
@@ -237,7 +243,7 @@ def _check_complete(builder, allow_missing: bool) -> None:
     )
 
 
-def _check_same_files(builder, folder) -> None:
+def _check_same_files(builder: Any, folder: pathlib.Path) -> None:
   entries = builder.entries(folder)
   metadata = builder.info.metadata or {}
   if metadata.get('fingerprint') == building.fingerprint(entries):
@@ -273,7 +279,7 @@ def check_sizes(table: dict[str, np.ndarray]) -> None:
     )
 
 
-def _describe(builder) -> dict[str, Any]:
+def _describe(builder: Any) -> dict[str, Any]:
   metadata = dict(builder.info.metadata or {})
   return {
     'dataset': builder.name,
@@ -285,7 +291,7 @@ def _describe(builder) -> dict[str, Any]:
   }
 
 
-def _read_table(builder, split: str, reader) -> dict[str, np.ndarray]:
+def _read_table(builder: Any, split: str, reader: Any) -> dict[str, np.ndarray]:
   """Returns a split's metadata, kept beside the records once it was read."""
   paths = builder.info.splits[split].filepaths
   stamp = [(p.name, p.stat().length) for p in paths]
@@ -309,7 +315,9 @@ def _read_table(builder, split: str, reader) -> dict[str, np.ndarray]:
   return table
 
 
-def _saved_table(path: pathlib.Path, count: int) -> dict | None:
+def _saved_table(
+  path: pathlib.Path, count: int
+) -> dict[str, np.ndarray] | None:
   """Returns a table that `_read_table` has kept, None where there is none."""
   if not path.exists():
     return None
@@ -325,13 +333,13 @@ def _saved_table(path: pathlib.Path, count: int) -> dict | None:
   return None
 
 
-def _scan(builder, reader) -> dict[str, np.ndarray]:
+def _scan(builder: Any, reader: Any) -> dict[str, np.ndarray]:
   import tensorflow_datasets as tfds
 
   tf = tensorflow()
   features = builder.info.features
 
-  def metadata(record):
+  def metadata(record: Any) -> dict[str, Any]:
     example = features.deserialize_example(
       record, decoders={'image': tfds.decode.SkipDecoding()}
     )

@@ -7,7 +7,7 @@ the deal depends on no library's random numbers and on no seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import hashlib
 
 from absl import logging
@@ -103,7 +103,11 @@ def _hash(name: str) -> bytes:
   return hashlib.sha256(name.encode()).digest()
 
 
-def _of_dataset(table, indices, data) -> dict[str, np.ndarray]:
+def _of_dataset(
+  table: Mapping[str, np.ndarray],
+  indices: np.ndarray,
+  data: ml_collections.ConfigDict,
+) -> dict[str, np.ndarray]:
   split = table['split'][indices]
   parts = {name: indices[split == name] for name in NAMES}
   given = {name for name in NAMES if len(parts[name])}
@@ -135,7 +139,13 @@ def _of_dataset(table, indices, data) -> dict[str, np.ndarray]:
   return parts
 
 
-def _tested(table, indices, parts, config, learns: bool) -> np.ndarray:
+def _tested(
+  table: Mapping[str, np.ndarray],
+  indices: np.ndarray,
+  parts: Mapping[str, np.ndarray],
+  config: ml_collections.ConfigDict,
+  learns: bool,
+) -> np.ndarray:
   """Returns the examples of a dataset that may test.
 
   Args:
@@ -161,7 +171,12 @@ def _tested(table, indices, parts, config, learns: bool) -> np.ndarray:
   return indices[~np.isin(patients[indices], patients[learnt])]
 
 
-def _say_what_tests(table, test, datasets, config) -> None:
+def _say_what_tests(
+  table: Mapping[str, np.ndarray],
+  test: np.ndarray,
+  datasets: Iterable[str],
+  config: ml_collections.ConfigDict,
+) -> None:
   """Logs how many of the photographs that could test do."""
   cameras = list(config.data.test_cameras)
   for name in datasets:
@@ -180,13 +195,19 @@ def _say_what_tests(table, test, datasets, config) -> None:
     )
 
 
-def _labelled(table, indices, config) -> np.ndarray:
+def _labelled(
+  table: Mapping[str, np.ndarray],
+  indices: np.ndarray,
+  config: ml_collections.ConfigDict,
+) -> np.ndarray:
   if config.task.name == 'grade':
     return table['grade'][indices] >= 0
   return table['quality'][indices] >= 0
 
 
-def _of_cameras(table, indices, cameras) -> np.ndarray:
+def _of_cameras(
+  table: Mapping[str, np.ndarray], indices: np.ndarray, cameras: Sequence[str]
+) -> np.ndarray:
   if not cameras:
     return indices
   there = np.unique(table['camera'][indices])
@@ -198,7 +219,11 @@ def _of_cameras(table, indices, cameras) -> np.ndarray:
   return indices[np.isin(table['camera'][indices], list(cameras))]
 
 
-def _adequate(table, indices, data) -> np.ndarray:
+def _adequate(
+  table: Mapping[str, np.ndarray],
+  indices: np.ndarray,
+  data: ml_collections.ConfigDict,
+) -> np.ndarray:
   """Returns the photographs without fault, into which faults can be put."""
   if not any(data.faults.values()):
     raise errors.InvalidValue(
@@ -209,7 +234,11 @@ def _adequate(table, indices, data) -> np.ndarray:
   return indices[good & (table['grade'][indices] <= 0)]
 
 
-def _balanced(table, indices, config) -> np.ndarray:
+def _balanced(
+  table: Mapping[str, np.ndarray],
+  indices: np.ndarray,
+  config: ml_collections.ConfigDict,
+) -> np.ndarray:
   """Returns as many training examples of each class, none twice."""
   balance = config.data.balance
   if balance not in ('none', 'sampling', 'subset'):
@@ -231,6 +260,8 @@ def class_column(task: str) -> str:
   return 'grade' if task == 'grade' else 'quality'
 
 
-def _first(table, indices, count) -> np.ndarray:
+def _first(
+  table: Mapping[str, np.ndarray], indices: np.ndarray, count: int
+) -> np.ndarray:
   order = sorted(indices, key=lambda i: _hash(str(table['image_id'][i])))
   return np.sort(np.asarray(order[:count], np.int64))

@@ -190,7 +190,7 @@ def init(model: Classifier, key: jax.Array, image_size: int) -> dict[str, Any]:
   normal = jax.random.normal(key, (sum(kernels),))
   parts = iter(jnp.split(normal, np.cumsum(kernels)[:-1]))
 
-  def draw(path, leaf):
+  def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
     if leaf.ndim == 1:
       one = path[-1].key in ('scale', 'var')
       # A dtype, or they are weakly typed and step 2 compiles all over again.

@@ -45,7 +45,7 @@ class Neck(nn.Module):
   num_maps: int = len(LOCAL)
   dtype: jnp.dtype = jnp.float32
 
-  def setup(self):
+  def setup(self) -> None:
     self.evidence = _Evidence(self.hidden, self.num_maps, self.dtype)
 
   def gather(

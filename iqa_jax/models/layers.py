@@ -105,7 +105,7 @@ def _convolve(
   photograph, take a third to a half of its time; small maps gain nothing.
   """
 
-  def convolve(x, kernel):
+  def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(
       x, kernel, window_strides, padding, **options
     )
@@ -114,14 +114,18 @@ def _convolve(
   if math.prod(x.shape[1:]) * kernel.shape[-1] < _LARGE:
     return convolve(x, kernel)
 
-  def backward(kept, gradient):
+  def backward(
+    kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
     _, to_input = jax.vjp(lambda x: convolve(x, kernel), x)
     padded = jnp.pad(x, [(0, 0), *padding, (0, 0)])
     height, width, features = gradient.shape[1:]
     rows, columns = kernel.shape[:2]
 
-    def add(total, one):
+    def add(
+      total: jax.Array, one: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
       image, pull = one
       beside = [image[:, j : j + width] for j in range(columns)]
       wide = jnp.concatenate(beside, -1)
@@ -169,12 +173,12 @@ class Pointwise(nn.Module):
       'kernel', nn.initializers.lecun_normal(), shape, jnp.float32
     )
 
-    def product(x, kernel):
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
       x = x[:, :: self.stride, :: self.stride]
       flat = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
       return flat.reshape(*x.shape[:-1], self.features)
 
-    def convolution(x, kernel):
+    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
       return lax.conv_general_dilated(
         x,
         kernel,
@@ -196,7 +200,7 @@ def max_pool(x: jax.Array, window: Window) -> jax.Array:
   """
   size, stride, padding = window
 
-  def pool(x):
+  def pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(
       x,
       window_shape=(size, size),
@@ -204,7 +208,7 @@ def max_pool(x: jax.Array, window: Window) -> jax.Array:
       padding=[(padding, padding)] * 2,
     )
 
-  def running(x):
+  def running(x: jax.Array) -> jax.Array:
     # The gradient of XLA's pooling (select-and-scatter) takes 8 to 13 times as
     # long on a CPU as that of a running maximum over the windows' places.
     x = jnp.pad(
@@ -293,7 +297,9 @@ class BatchNorm(nn.Module):
     offset = bias - mean * factor
     return (x * factor + offset).astype(self.dtype)
 
-  def _batch_statistics(self, x, mask, shift, known_var):
+  def _batch_statistics(
+    self, x: jax.Array, mask: Mask, shift: jax.Array, known_var: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x = x.astype(jnp.float32)
     weights = jnp.ones(x.shape[:1]) if mask is None else mask
     weights = weights.astype(jnp.float32)[:, None, None, None]

@@ -39,7 +39,7 @@ class ResNet(nn.Module):
   # ImageNet's own head: how the map is pooled, and the hidden layers.
   imagenet_head = ('average', ())
 
-  def setup(self):
+  def setup(self) -> None:
     self.stem = _Stem(layers.scaled(64, self.width), self.dtype, self.axis_name)
     for i, (blocks, channels) in enumerate(
       zip(_BLOCKS, _CHANNELS, strict=True)
@@ -100,7 +100,9 @@ class _Stem(nn.Module):
   axis_name: str | None
 
   @nn.compact
-  def __call__(self, x, *, train, mask):
+  def __call__(
+    self, x: jax.Array, *, train: bool, mask: layers.Mask
+  ) -> jax.Array:
     window, pool = _STEM
     x = layers.conv(self.channels, window, dtype=self.dtype, name='conv')(x)
     norm = layers.BatchNorm(self.axis_name, self.dtype, name='norm')
@@ -116,7 +118,9 @@ class _Stage(nn.Module):
   axis_name: str | None
 
   @nn.compact
-  def __call__(self, x, *, train, mask):
+  def __call__(
+    self, x: jax.Array, *, train: bool, mask: layers.Mask
+  ) -> jax.Array:
     for i in range(self.blocks):
       block = _Block(
         self.channels,
@@ -138,11 +142,15 @@ class _Block(nn.Module):
   axis_name: str | None
 
   @nn.compact
-  def __call__(self, x, *, train, mask):
-    def conv(x, features, window, name):
+  def __call__(
+    self, x: jax.Array, *, train: bool, mask: layers.Mask
+  ) -> jax.Array:
+    def conv(
+      x: jax.Array, features: int, window: Window, name: str
+    ) -> jax.Array:
       return layers.conv(features, window, dtype=self.dtype, name=name)(x)
 
-    def norm(x, name):
+    def norm(x: jax.Array, name: str) -> jax.Array:
       layer = layers.BatchNorm(self.axis_name, self.dtype, name=name)
       return layer(x, train=train, mask=mask)
 

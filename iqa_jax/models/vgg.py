@@ -37,7 +37,7 @@ class VGG(nn.Module):
   taps = ('block1', 'block2', 'block3', 'block4')
   imagenet_head = ('flatten', (4096, 4096))
 
-  def setup(self):
+  def setup(self) -> None:
     for i, (count, channels) in enumerate(
       zip(_CONVOLUTIONS, _CHANNELS, strict=True)
     ):
@@ -76,7 +76,7 @@ class _Block(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     for i in range(self.convolutions):
       conv = layers.conv(
         self.channels,

@@ -128,7 +128,7 @@ def _grey(values: np.ndarray, top: float | None) -> Image.Image:
   return Image.fromarray(values.astype(np.uint8)).convert('RGB')
 
 
-def _first(value) -> int:
+def _first(value: object) -> int:
   """Returns a tag's first value as a whole number, 0 where it has none."""
   value = value[0] if isinstance(value, tuple) and value else value
   return int(value) if isinstance(value, int | float) else 0

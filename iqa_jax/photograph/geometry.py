@@ -7,6 +7,7 @@ export use the same code.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import dataclasses
 
 import numpy as np
@@ -128,7 +129,7 @@ def as_image(image: np.ndarray | Image.Image) -> Image.Image:
   return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
-def _foregrounds(small: np.ndarray):
+def _foregrounds(small: np.ndarray) -> Iterator[np.ndarray]:
   """Yields masks of what may be the field, the surest threshold first."""
   h, w = small.shape[:2]
   level = small.astype(np.float32)
@@ -231,7 +232,9 @@ def _outline(mask: np.ndarray) -> np.ndarray:
   return points.astype(np.float64)
 
 
-def _consensus(points: np.ndarray, tolerance: float):
+def _consensus(
+  points: np.ndarray, tolerance: float
+) -> tuple[float, float, float] | None:
   """Returns the circle (cx, cy, r) that most points agree on (RANSAC)."""
   rng = np.random.default_rng(0)
   triples = points[rng.integers(0, len(points), (400, 3))]

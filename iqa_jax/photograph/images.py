@@ -15,7 +15,7 @@ from typing import BinaryIO
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from iqa_jax import errors
 from iqa_jax.photograph import colour
@@ -144,7 +144,9 @@ def decode(
     raise ImageError(path, status, text.splitlines()[0][:200]) from error
 
 
-def _checked(path, image, height, width) -> Photograph:
+def _checked(
+  path: pathlib.Path, image: Image.Image, height: int, width: int
+) -> Photograph:
   if min(height, width) < MIN_SIDE:
     raise ImageError(
       path, 'too_small', f'{width}x{height}; at least {MIN_SIDE} px are needed'
@@ -154,7 +156,7 @@ def _checked(path, image, height, width) -> Photograph:
   return Photograph(image, height, width)
 
 
-def _check_size(path, width, height) -> None:
+def _check_size(path: pathlib.Path, width: int, height: int) -> None:
   if width * height > MAX_PIXELS:
     raise ImageError(
       path,
@@ -163,11 +165,13 @@ def _check_size(path, width, height) -> None:
     )
 
 
-def _read_pillow(path, file, min_size):
+def _read_pillow(
+  path: pathlib.Path, file: BinaryIO, min_size: int | None
+) -> tuple[Image.Image, int, int]:
   with Image.open(file, formats=('JPEG', 'PNG', 'TIFF')) as image:
     width, height = image.size
     _check_size(path, width, height)
-    if image.format == 'TIFF':
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
       _check_one_page(path, image)
     if min_size is not None and image.format in ('JPEG', 'MPO'):
       # draft never goes below what is asked for.
@@ -186,7 +190,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
   return colour.to_rgb(ImageOps.exif_transpose(image), depth)
 
 
-def _check_one_page(path, image) -> None:
+def _check_one_page(
+  path: pathlib.Path, image: TiffImagePlugin.TiffImageFile
+) -> None:
   """Raises ImageError for a TIFF of several photographs.
 
   Smaller copies and masks, as its NewSubfileType names them, are no pages.
@@ -204,7 +210,9 @@ def _check_one_page(path, image) -> None:
     )
 
 
-def _read_dicom(path, file):
+def _read_dicom(
+  path: pathlib.Path, file: BinaryIO
+) -> tuple[Image.Image, int, int]:
   try:
     import pydicom
     from pydicom import pixels

@@ -73,7 +73,7 @@ def find(
   raise InputError(f'--images={images}: there is no such file or folder')
 
 
-def _of_folder(root: str, suffixes) -> Listing:
+def _of_folder(root: str, suffixes: tuple[str, ...]) -> Listing:
   keys: list[str] = []
   ignored = 0
   seen: set[tuple[int, int]] = set()
@@ -131,7 +131,7 @@ def _of_pattern(pattern: str) -> Listing:
   return Listing(root, sorted(keys))
 
 
-def _of_list(path: str, root: str | None, suffixes) -> Listing:
+def _of_list(path: str, root: str | None, suffixes: tuple[str, ...]) -> Listing:
   base = os.path.abspath(root or os.path.dirname(os.path.abspath(path)))
   keys: list[str] = []
   try:
@@ -160,7 +160,7 @@ def _of_list(path: str, root: str | None, suffixes) -> Listing:
   return Listing(base, unique, repeated=len(keys) - len(unique))
 
 
-def _with_suffix(base: str, value: str, suffixes) -> str:
+def _with_suffix(base: str, value: str, suffixes: tuple[str, ...]) -> str:
   """Returns the path of a list's entry, which may be a bare image id."""
   if value.lower().endswith(suffixes) or os.path.lexists(
     os.path.join(base, value)

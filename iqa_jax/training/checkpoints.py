@@ -15,7 +15,8 @@ from concurrent import futures
 import os
 import pathlib
 import time
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 import zlib
 
 from absl import logging
@@ -25,11 +26,14 @@ import orbax.checkpoint as ocp
 
 from iqa_jax import processes, run_directory
 
+if TYPE_CHECKING:
+  from logging import LogRecord
+
 _KEEP = 2
 _NEWS = ('WARNING', 'ERROR', 'CRITICAL')
 
 
-def _quiet(record) -> bool:
+def _quiet(record: LogRecord) -> bool:
   # Orbax tells thirty lines about every save; only its warnings are news.
   return record.levelname in _NEWS or 'orbax' not in record.pathname
 
@@ -93,7 +97,12 @@ class Store:
   def __enter__(self) -> Store:
     return self
 
-  def __exit__(self, kind, error, traceback) -> None:
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
     try:
       self.wait()
     except run_directory.RunDirectoryError as failure:
@@ -148,7 +157,9 @@ class Store:
         'command resumes from it'
       ) from error
 
-  def _write(self, number, arrays, record):
+  def _write(
+    self, number: int, arrays: dict[str, np.ndarray], record: dict[str, Any]
+  ) -> None:
     assert self._manager is not None
     record = {**record, 'digest': _digest(arrays)}
     self._manager.save(
@@ -191,7 +202,9 @@ class Store:
     state = found[0] if found else template(told[0])
     return processes.broadcast(state), told[0]
 
-  def _latest(self, template):
+  def _latest(
+    self, template: Callable[[dict[str, Any]], Any]
+  ) -> tuple[Any, dict[str, Any]] | None:
     assert self._manager is not None
     steps = sorted(self._manager.all_steps(), reverse=True)
     for number in steps:
@@ -206,7 +219,9 @@ class Store:
       )
     return None
 
-  def _read(self, number, template):
+  def _read(
+    self, number: int, template: Callable[[dict[str, Any]], Any]
+  ) -> tuple[Any, dict[str, Any]]:
     assert self._manager is not None
     name = f'checkpoint {self.folder / str(number)}'
     try:

@@ -92,10 +92,18 @@ def of_step(
   return _of_gradient(model, task, learning, variables, part, x, start)
 
 
-def _of_gradient(model, task, learning, variables, part, x, start) -> str:
+def _of_gradient(
+  model: nn.Module,
+  task: Task,
+  learning: phases.Learning,
+  variables: Mapping[str, Any],
+  part: Mapping[str, jax.Array],
+  x: jax.Array,
+  start: str | None,
+) -> str:
   learns, frozen = phases.split(variables['params'], learning.paths)
 
-  def loss(learns):
+  def loss(learns: phases.Flat) -> jax.Array:
     logits, _ = model.apply(
       {**variables, 'params': phases.unflatten({**frozen, **learns})},
       x,

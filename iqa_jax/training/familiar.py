@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
 
 import jax
 import ml_collections
@@ -52,7 +51,11 @@ def store(
   )
 
 
-def _features(source: Any, indices: np.ndarray, config) -> np.ndarray:
+def _features(
+  source: source_lib.Source,
+  indices: np.ndarray,
+  config: ml_collections.ConfigDict,
+) -> np.ndarray:
   plan = plan_lib.plan_train(source, indices, config, 0)
   some = {
     field.name: getattr(plan, field.name)[:_COUNT]

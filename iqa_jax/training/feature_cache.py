@@ -9,7 +9,7 @@ in memory, or in a file where memory is short; epochs then read no image.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 import dataclasses
 import math
 import os
@@ -28,6 +28,7 @@ import tqdm
 from iqa_jax import devices, machine, models, processes
 from iqa_jax.data import pipeline
 from iqa_jax.data import plan as plan_lib
+from iqa_jax.data.source import Source
 
 _MEMORY_SHARE = 0.5  # of what is available; the rest is for everything else
 
@@ -52,8 +53,8 @@ class FeatureCache:
 
   def batches(
     self,
-    source: Any,
-    plan: Any,
+    source: Source,
+    plan: plan_lib.Plan,
     *,
     batch_size: int,
     start_batch: int = 0,
@@ -97,8 +98,8 @@ def thinned(
 
 
 def read(
-  source: Any,
-  plan: Any,
+  source: Source,
+  plan: plan_lib.Plan,
   config: ml_collections.ConfigDict,
   cache: FeatureCache | None,
   *,
@@ -129,7 +130,7 @@ def read(
 def for_phase(
   model: nn.Module,
   variables: Any,
-  source: Any,
+  source: Source,
   config: ml_collections.ConfigDict,
   prefixes: Sequence[str | None],
   number: int,
@@ -248,7 +249,9 @@ def _group(prefixes: Sequence[str | None], number: int) -> range:
   return range(first, last + 1)
 
 
-def _spec(model, variables, prefix: str, size: int) -> jax.ShapeDtypeStruct:
+def _spec(
+  model: nn.Module, variables: Any, prefix: str, size: int
+) -> jax.ShapeDtypeStruct:
   """Returns shape [1, h, w, c] and dtype of a feature point's maps."""
   spec = jax.eval_shape(
     lambda v, x: model.apply(v, x, stop=prefix),
@@ -261,7 +264,15 @@ def _spec(model, variables, prefix: str, size: int) -> jax.ShapeDtypeStruct:
 
 
 def _build(
-  model, variables, prefix, source, config, plans, folder, base, stopped
+  model: nn.Module,
+  variables: Any,
+  prefix: str,
+  source: Source,
+  config: ml_collections.ConfigDict,
+  plans: Sequence[plan_lib.Plan],
+  folder: str | os.PathLike,
+  base: FeatureCache | None,
+  stopped: Callable[[], bool],
 ) -> FeatureCache | None:
   """Computes maps from photographs, or from those of an earlier point."""
   spec = _spec(model, variables, prefix, config.data.image_size)
@@ -281,7 +292,7 @@ def _build(
   )
   start = base.prefix if base else None
 
-  def compute(v: Any, x: Any):
+  def compute(v: Any, x: Any) -> Any:
     x = x if base else models.normalize(x)
     return model.apply(v, x, start=start, stop=prefix)
 
@@ -317,7 +328,12 @@ def _build(
 
 
 def _compute(
-  function, variables, source, plan, config, base
+  function: Callable[[Any, np.ndarray], Any],
+  variables: Any,
+  source: Source,
+  plan: plan_lib.Plan,
+  config: ml_collections.ConfigDict,
+  base: FeatureCache | None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields 'index', 'maps' and 'fault', if any, in order, one batch ahead."""
   batches = read(source, plan, config, base, batch_size=config.eval.batch_size)
@@ -332,7 +348,9 @@ def _compute(
     yield _collect(*waiting.popleft())
 
 
-def _collect(batch, computed) -> dict[str, np.ndarray]:
+def _collect(
+  batch: Mapping[str, np.ndarray], computed: Any
+) -> dict[str, np.ndarray]:
   computed = devices.joined(computed, len(batch['mask']))
   kept = {k: batch[k] for k in ('index', 'mask', 'fault') if k in batch}
   # Every process sees every example in some epoch, so each keeps all maps.
@@ -342,7 +360,9 @@ def _collect(batch, computed) -> dict[str, np.ndarray]:
   return {key: value[real] for key, value in flat.items()}
 
 
-def _allocate(shape, dtype, folder) -> np.ndarray | None:
+def _allocate(
+  shape: tuple[int, ...], dtype: np.dtype, folder: str | os.PathLike
+) -> np.ndarray | None:
   size = math.prod(shape) * np.dtype(dtype).itemsize
   if size < _MEMORY_SHARE * machine.available_memory():
     return np.empty(shape, dtype)
@@ -354,6 +374,6 @@ def _allocate(shape, dtype, folder) -> np.ndarray | None:
   except OSError as error:
     logging.warning('%s cannot hold a feature cache: %s', folder, error)
     return None
-  with tempfile.TemporaryFile(dir=folder) as handle:
+  with tempfile.TemporaryFile(dir=str(folder)) as handle:
     handle.truncate(size)
     return np.memmap(handle, dtype, 'r+', shape=shape)

@@ -119,7 +119,7 @@ def better(
   if best is None or select_by == 'last':
     return True
 
-  def score(r):
+  def score(r: Mapping[str, Any]) -> tuple[float, ...]:
     loss = r['validation_loss']
     loss = -math.inf if loss is None else -loss
     if select_by == 'loss':
@@ -148,7 +148,7 @@ class History:
       self._write_files()
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     if self._writer is not None:
       self._writer.close()
 

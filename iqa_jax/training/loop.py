@@ -26,6 +26,7 @@ import tqdm
 
 from iqa_jax import devices, errors, inference, processes
 from iqa_jax.data import plan as plan_lib
+from iqa_jax.data.source import Source
 from iqa_jax.training import (
   checkpoints,
   diagnosis,
@@ -55,7 +56,7 @@ class TrainingError(errors.UserError):
 def train(
   config: ml_collections.ConfigDict,
   workdir: str | os.PathLike,
-  source: Any,
+  source: Source,
   splits: Mapping[str, np.ndarray],
   saved: Callable[[], None] = lambda: None,
 ) -> None:

@@ -169,7 +169,9 @@ def part_of(path: str) -> str:
   return rest[0] if top in ('backbone', 'neck') else top
 
 
-def _schedule(phase, steps_per_epoch):
+def _schedule(
+  phase: ml_collections.ConfigDict, steps_per_epoch: int
+) -> optax.Schedule:
   peak = phase.learning_rate
   total = max(round(phase.epochs * steps_per_epoch), 1)
   warmup = min(round(phase.warmup_epochs * steps_per_epoch), total)
@@ -190,7 +192,9 @@ def _schedule(phase, steps_per_epoch):
   return optax.join_schedules([rise, after[phase.schedule]()], [warmup])
 
 
-def _update_rule(phase, rate):
+def _update_rule(
+  phase: ml_collections.ConfigDict, rate: float
+) -> optax.GradientTransformation:
   decay = (
     optax.add_decayed_weights(
       phase.weight_decay, mask=lambda tree: jax.tree.map(_decays, tree)
@@ -211,18 +215,18 @@ def _update_rule(phase, rate):
   return optax.chain(*rules[phase.optimizer](), optax.scale(rate))
 
 
-def _decays(leaf) -> bool:
+def _decays(leaf: jax.Array) -> bool:
   # Biases and BatchNorm's scales and offsets are vectors.
   return np.ndim(leaf) > 1
 
 
-def _by_path(tree) -> Flat:
+def _by_path(tree: Any) -> Flat:
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def _overlay(tree, known: Flat):
-  def choose(path, leaf):
+def _overlay(tree: Any, known: Flat) -> Any:
+  def choose(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
     old = known.get(jax.tree_util.keystr(path))
     return leaf if old is None or jnp.shape(old) != jnp.shape(leaf) else old
 

@@ -17,6 +17,7 @@ import numpy as np
 from iqa_jax import config as config_lib
 from iqa_jax import devices, errors, models, processes, run_directory
 from iqa_jax.data import plan as plan_lib
+from iqa_jax.data.source import Source
 from iqa_jax.models import pretrained
 from iqa_jax.tasks import Task
 from iqa_jax.training import checkpoints, history, phases
@@ -44,7 +45,7 @@ class Run:
     self,
     config: ml_collections.ConfigDict,
     workdir: str | os.PathLike,
-    source: Any,
+    source: Source,
     splits: Mapping[str, np.ndarray],
   ):
     """Raises InvalidValue for a wrong field of `config` or an empty split."""
@@ -73,7 +74,7 @@ class Run:
     key = jax.random.key(self.config.seed)
     return models.init(self.model, key, self.config.data.image_size)
 
-  def plan(self, epoch: int) -> Any:
+  def plan(self, epoch: int) -> plan_lib.Plan:
     """Returns the plan of an epoch, counted over all phases."""
     return plan_lib.plan_train(
       self.source, self.splits['train'], self.config, epoch
@@ -138,7 +139,7 @@ def start(
 ) -> tuple[step_lib.TrainState, history.Progress]:
   """Returns the latest saved state of a run and where it stood, or new ones."""
 
-  def template(record):
+  def template(record: dict[str, Any]) -> step_lib.TrainState:
     shapes = jax.eval_shape(
       lambda variables: run.begin_phase(
         step_lib.create_state(variables), record['progress']['phase']
@@ -170,7 +171,9 @@ def start(
   return devices.place(state), history.Progress(pretrained=origin)
 
 
-def _check(config, splits) -> None:
+def _check(
+  config: ml_collections.ConfigDict, splits: Mapping[str, np.ndarray]
+) -> None:
   if config.eval.select_by not in history.SELECT_BY:
     raise errors.InvalidValue(
       f'eval.select_by={config.eval.select_by!r} is none of '

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from types import FrameType
 from typing import Any
 
 from absl import logging
@@ -25,7 +26,7 @@ class Interrupted(errors.Interrupted):
 class Signals:
   """Notes SIGTERM and SIGINT while training; a second one acts as before."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.received = 0
     self._before: dict[int, Any] = {}
 
@@ -39,11 +40,11 @@ class Signals:
         self._before[number] = signal.signal(number, self._note)
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def _note(self, number, _) -> None:
+  def _note(self, number: int, _: FrameType | None) -> None:
     self.received = number
     logging.warning(
       '%s: saving after the current step; once more ends at once',

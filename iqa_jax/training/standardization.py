@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from iqa_jax import devices, models, processes
 from iqa_jax.data import plan as plan_lib
+from iqa_jax.data.source import Source
 from iqa_jax.models.classifier import HEAD_INPUT
 from iqa_jax.training import feature_cache, phases
 
@@ -26,7 +28,7 @@ _ENOUGH = 1024
 def fit(
   model: Any,
   variables: dict[str, Any],
-  source: Any,
+  source: Source,
   indices: np.ndarray,
   config: ml_collections.ConfigDict,
   cache: feature_cache.FeatureCache | None = None,
@@ -58,7 +60,9 @@ def fit(
   if start and model.stages.index(start) > model.stages.index(stage):
     raise ValueError(f'{stage} is not to be had from {start}')
 
-  def moments(v, x, mask):
+  def moments(
+    v: Any, x: jax.Array, mask: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x = x if cache else models.normalize(x)
     if start != stage:
       x = model.apply(v, x, start=start, stop=stage)

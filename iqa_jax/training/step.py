@@ -188,7 +188,13 @@ def make_train_step(
   """
   root = jax.random.key(seed)
 
-  def local_loss(learns, frozen, stats, batch, step):
+  def local_loss(
+    learns: phases.Flat,
+    frozen: phases.Flat,
+    stats: Any,
+    batch: Batch,
+    step: jax.Array,
+  ) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], Any]]:
     """Returns this device's sum of losses; counts and statistics beside."""
     variables = {'params': phases.unflatten({**frozen, **learns})}
     if stats:
@@ -213,11 +219,15 @@ def make_train_step(
 
   gradient = jax.value_and_grad(local_loss, has_aux=True)
 
-  def update(state: TrainState, batch: Batch):
+  def update(
+    state: TrainState, batch: Batch
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
     learns, frozen = phases.split(state.params, learning.paths)
     examples = {key: batch[key] for key in batch if key != 'stop'}
 
-    def accumulate_part(carry, part):
+    def accumulate_part(
+      carry: tuple[Any, Any], part: Batch
+    ) -> tuple[tuple[Any, Any], None]:
       totals, stats = carry
       (_, (counts, stats)), grads = gradient(
         learns, frozen, stats, part, state.step
@@ -303,7 +313,16 @@ def make_train_step(
   )
 
 
-def _forward(model, task, learning, start, variables, batch, root, step):
+def _forward(
+  model: nn.Module,
+  task: Task,
+  learning: phases.Learning,
+  start: str | None,
+  variables: Mapping[str, Any],
+  batch: Batch,
+  root: jax.Array,
+  step: jax.Array,
+) -> tuple[tuple[jax.Array, heads.Found], Any]:
   """Returns (logits, heads.Found) and the new BatchNorm statistics."""
   x = models.normalize(batch['image']) if start is None else batch['features']
   if learning.prefix != start:
@@ -328,7 +347,7 @@ def _forward(model, task, learning, start, variables, batch, root, step):
     jax.random.fold_in(root, step), batch['index']
   )
 
-  def head(x, key):
+  def head(x: jax.Array, key: jax.Array) -> tuple[jax.Array, heads.Found]:
     # One example at a time, so that dropout knows the example, not the device.
     logits, kept = model.apply(
       variables,
