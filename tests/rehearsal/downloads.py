@@ -132,7 +132,9 @@ def write(
 def kept(patients: Sequence[Any], scale: float) -> list[Any]:
   """Returns an even share of patients that lie sorted by what they have."""
   count = max(round(scale * len(patients)), 1)
-  return [patients[int((i + 0.5) * len(patients) / count)] for i in range(count)]
+  return [
+    patients[int((i + 0.5) * len(patients) / count)] for i in range(count)
+  ]
 
 
 def _brset(folder, scale) -> list[Shot]:

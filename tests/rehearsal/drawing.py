@@ -77,9 +77,7 @@ def _tile() -> np.ndarray:
 def _grain(rng, size) -> Image.Image:
   """Returns noise about 128, put together of turns of one tile."""
   grain = Image.new('RGB', size)
-  for left, top in itertools.product(
-    *(range(0, side, _TILE) for side in size)
-  ):
+  for left, top in itertools.product(*(range(0, side, _TILE) for side in size)):
     turned = np.rot90(_tile(), int(rng.integers(4)))
     shift = rng.integers(_TILE, size=2)
     grain.paste(Image.fromarray(np.roll(turned, shift, (0, 1))), (left, top))
