@@ -79,6 +79,8 @@ def default() -> ml_collections.ConfigDict:
   c.data.augment.flip = True  # left-right; the eye is swapped with it
   c.data.augment.rotation = 0.0  # up to +- this many degrees
   c.data.augment.scale = 0.0  # whole field smaller by up to this share
+  # Share taken again by a simulated other camera (simulation/cameras.py).
+  c.data.augment.cameras = 0.0
   # Simulated faults put into real Adequate training photographs: the share of
   # them that gets each (see iqa_jax/simulation).
   c.data.faults = ml_collections.ConfigDict()
@@ -89,6 +91,9 @@ def default() -> ml_collections.ConfigDict:
   # Each photograph gets one of so many faults of its own: a finite set, which
   # the feature cache can hold. 0: a fresh one every time.
   c.data.fault_variants = 0
+  # False: no real Inadequate (nor EyeQ's Usable) photograph is learned from,
+  # only the faults put into Adequate ones.
+  c.data.learn_inadequate = True
 
   c.model = ml_collections.ConfigDict()
   c.model.name = 'resnet50'  # resnet50 | vgg16 (iqa_jax.models lists them)
@@ -96,6 +101,8 @@ def default() -> ml_collections.ConfigDict:
   # evidence: local evidence by criterion, inside the field (models/evidence.py)
   c.model.head = 'linear'
   c.model.last = ''  # feature point that the head follows; '' = the last one
+  # linear, standardized: average the last map inside the field of view only.
+  c.model.field_pooling = False
   c.model.width = 1.0  # multiplies every channel count
   c.model.depth = 1.0  # multiplies the blocks of every stage
   # Of the evidence head: the points looked at, () = the network's own choice;
@@ -118,11 +125,13 @@ def default() -> ml_collections.ConfigDict:
   c.train.checkpoint_seconds = 20.0  # there no sooner than this after another
   c.train.early_stop = 0  # epochs without improvement; 0 = off
   c.train.cache_gb = 4.0  # feature cache budget of frozen phases; 0 = off
+  # Evidence head on cached cells: a step sees every such row and column.
+  c.train.cell_stride = 1
   c.train.phases = (phase(epochs=10),)
 
   c.eval = ml_collections.ConfigDict()
   c.eval.batch_size = 64
-  c.eval.select_by = 'auc'  # best checkpoint: auc | loss | balanced_accuracy
+  c.eval.select_by = 'auc'  # checkpoint: auc | loss | balanced_accuracy | last
   c.eval.calibration = 'temperature'  # none|temperature|platt|isotonic
   # youden | sensitivity | specificity | cost | percentile | fixed, and its
   # target (0.95, cost ratio, percentage, threshold).

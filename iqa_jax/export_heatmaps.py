@@ -96,6 +96,11 @@ _LANGUAGE = flags.DEFINE_enum(
   ['en', 'pt'],
   'of the advice to photographers, from models that know causes',
 )
+_FUNDUS = flags.DEFINE_bool(
+  'check_fundus',
+  True,
+  'give pictures that show no fundus a status instead of a verdict',
+)
 _OPACITY = flags.DEFINE_float('opacity', 0.55, 'of the strongest evidence')
 _QUALITY = flags.DEFINE_integer('quality', 90, 'of JPEG files, 1 to 95')
 _MAX_SIDE = flags.DEFINE_integer(
@@ -166,6 +171,7 @@ def main() -> None:
     scaling=_SCALING.value,
     color_max=_COLOR_MAX.value,
     language=_LANGUAGE.value,
+    check_fundus=_FUNDUS.value,
     colors=_COLORS.value,
     opacity=_OPACITY.value,
     quality=_QUALITY.value,

@@ -46,6 +46,8 @@ class Grader:
     batch_size: photographs at a time, over all devices; 0 for
       devices.batch_size.
     language: of advice, one of advice.LANGUAGES.
+    check_fundus: whether pictures of something else than a fundus get the
+      status 'not_fundus' and no verdict.
 
   Raises:
     InvalidValue: no member, or members of different tasks.
@@ -57,6 +59,7 @@ class Grader:
     *,
     batch_size: int = 0,
     language: str = 'en',
+    check_fundus: bool = True,
   ):
     if not members:
       raise errors.InvalidValue('a grader needs at least one trained model')
@@ -68,6 +71,7 @@ class Grader:
         )
     self.members = tuple(members)
     self._bench = opinion.Bench(self.members, language)
+    self._check_fundus = check_fundus
     self._explainers: dict[tuple, Explainer] = {}
     self._batch_size = batch_size
 
@@ -93,7 +97,7 @@ class Grader:
 
   def prepare(self, photograph: photo.Photo) -> None:
     """Prepares a photograph ahead, in whatever thread: it is kept with it."""
-    opinion.ready(photograph, self.members)
+    self._ready(photograph)
 
   @overload
   def judge(  # type: ignore[overload-overlap]
@@ -173,9 +177,10 @@ class Grader:
       return []
     member = self.members[0]
     explainer = self._explainer(0, method, layer, target, placement)
-    ready = [opinion.ready(one, self.members) for one in photographs]
+    ready = [self._ready(one) for one in photographs]
     seen = explainer.look(np.stack([one.input(member).image for one in ready]))
     others = self._logits(ready, first=1)
+    constants = explainer.comparable()
     return [
       Explanation(
         photo=photographs[i],
@@ -196,6 +201,8 @@ class Grader:
           seen.landmarks[i], one.input(member).affine, member.image_size
         ),
         cells=seen[i].cells(),
+        inside=one.input(member).inside if member.model.takes_field else None,
+        constant=constants.get(int(seen.targets[i])),
       )
       for i, one in enumerate(ready)
     ]
@@ -226,9 +233,14 @@ class Grader:
   def _prepare(self, source: photo.Source) -> Ready | Verdict:
     """Returns a photograph prepared for all members, or what is wrong."""
     try:
-      return opinion.ready(photo.read(source), self.members)
+      return self._ready(photo.read(source))
     except images.ImageError as error:
       return Verdict(_name(source), error.status, error.reason)
+
+  def _ready(self, photograph: photo.Photo) -> Ready:
+    return opinion.ready(
+      photograph, self.members, check_fundus=self._check_fundus
+    )
 
   def _verdicts(self, found: Sequence[Ready | Verdict]) -> Iterator[Verdict]:
     """Yields the verdicts on prepared photographs, those there are as are."""
@@ -296,6 +308,7 @@ def load(
   *,
   batch_size: int = 0,
   language: str = 'en',
+  check_fundus: bool = True,
 ) -> Grader:
   """Loads a trained model, or an ensemble.
 
@@ -305,6 +318,7 @@ def load(
       only.
     batch_size: see Grader.
     language: see Grader.
+    check_fundus: see Grader.
 
   Raises:
     RunDirectoryError: there is no trained model, or it is damaged.
@@ -318,6 +332,7 @@ def load(
     [trained.load(os.path.expanduser(folder)) for folder in folders],
     batch_size=batch_size,
     language=language,
+    check_fundus=check_fundus,
   )
 
 

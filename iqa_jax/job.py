@@ -118,7 +118,7 @@ def _run(config, workdir, mode, ensemble, output, push) -> None:
   from iqa_jax.data import source as source_lib
   from iqa_jax.data import splits as splits_lib
   from iqa_jax.evaluation import evaluate
-  from iqa_jax.training import loop
+  from iqa_jax.training import familiar, loop
 
   if mode != 'evaluate':
     processes.first(lambda: _claim(config, workdir))
@@ -131,6 +131,9 @@ def _run(config, workdir, mode, ensemble, output, push) -> None:
   )
   if mode != 'evaluate':
     loop.train(config, workdir, source, splits, saved=push)
+    processes.first(
+      lambda: familiar.store(workdir, source, splits['train'], config)
+    )
   if mode != 'train':
     evaluate.run(
       config, workdir, source, splits, ensemble=ensemble, output=output

@@ -11,7 +11,7 @@ import numpy as np
 
 from iqa_jax import labels
 from iqa_jax.explain.explainer import Explainer, Seen
-from iqa_jax.judging import advice, operating_points
+from iqa_jax.judging import advice, fundus, operating_points
 from iqa_jax.judging import cause as cause_lib
 from iqa_jax.judging.verdict import Criterion, Verdict
 from iqa_jax.photograph import geometry
@@ -28,27 +28,44 @@ class Ready:
     width: of the photograph in pixels.
     height: likewise.
     prepared: by (input size, whether the network takes the field of view).
+    looks: whether it is a fundus photograph at all; None where nobody looked.
   """
 
   name: str
   width: int
   height: int
   prepared: dict[tuple[int, bool], geometry.Prepared]
+  looks: fundus.Looks | None = None
 
   def input(self, member: Trained) -> geometry.Prepared:
     """Returns what a model's network takes."""
     return self.prepared[member.image_size, member.model.takes_field]
 
 
-def ready(photograph: Photo, members: Sequence[Trained]) -> Ready:
-  """Returns a photograph prepared for all the models."""
+def ready(
+  photograph: Photo, members: Sequence[Trained], *, check_fundus: bool = True
+) -> Ready:
+  """Returns a photograph prepared for all the models.
+
+  Args:
+    photograph: to be prepared.
+    members: the models; the first knows what is familiar.
+    check_fundus: whether to look if it is a fundus photograph.
+  """
   sizes = dict.fromkeys((m.image_size, m.model.takes_field) for m in members)
-  return Ready(
+  found = Ready(
     photograph.name,
     photograph.width,
     photograph.height,
     {(size, f): photograph.prepared(size, field=f) for size, f in sizes},
   )
+  if not check_fundus:
+    return found
+  first = found.input(members[0])
+  looks = fundus.look(
+    first.image[..., :3], first.inside, members[0].record.get('familiar')
+  )
+  return dataclasses.replace(found, looks=looks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +107,12 @@ class Bench:
       'height': photograph.height,
       'field': photograph.input(self.members[0]).field,
     }
+    looks = photograph.looks
+    if looks is not None:
+      known['not_fundus'] = looks.not_fundus
+      known['unlike_training'] = looks.unlike_training
+      if looks.flagged:
+        return Verdict(**known, status='not_fundus', reason=looks.reason)
     if not np.isfinite(logits).all():
       reason = 'the network ran over: its logits are infinite'
       return Verdict(**known, status='not_finite', reason=reason)

@@ -233,7 +233,12 @@ def _load_model(folder: pathlib.Path, workdir) -> SavedModel:
     raise RunDirectoryError(f'{weights} cannot be read: {error}') from error
   except safetensors.SafetensorError as error:
     raise RunDirectoryError(f'{weights} is not safetensors: {error}') from error
-  return SavedModel(_unflatten(flat), record, digest)
+  # The bundled model is stored with half of its digits.
+  wide = {
+    path: value.astype(np.float32) if value.dtype == np.float16 else value
+    for path, value in flat.items()
+  }
+  return SavedModel(_unflatten(wide), record, digest)
 
 
 def _flatten(tree, prefix=''):

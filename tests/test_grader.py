@@ -33,7 +33,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def grader(run):
-  return iqa.load(run, batch_size=4)
+  return iqa.load(run, batch_size=4, check_fundus=False)
 
 
 @pytest.fixture(scope='module')
@@ -152,8 +152,8 @@ def test_an_ensemble_averages(tmp_path, run, grader, pixels):
   export_material.make_run(
     tmp_path, size=40, head_scale=5.0, operating_point={'threshold': 0.45}
   )
-  other = iqa.load(tmp_path)
-  both = iqa.load([run, tmp_path])
+  other = iqa.load(tmp_path, check_fundus=False)
+  both = iqa.load([run, tmp_path], check_fundus=False)
   for one in pixels[:2]:
     parts = [g.judge(one).p_inadequate for g in (grader, other)]
     verdict = both.judge(one)

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from iqa_jax.data import planting
-from iqa_jax.photograph import prepare
+from iqa_jax.photograph import geometry, prepare
 
 _WHOLE = np.asarray([0.0, 0.0, 1.0], np.float32)  # of a stored image
 
@@ -88,11 +88,17 @@ def fault(tf, image, step):
   return tf.ensure_shape(faulty, (None, None, 3))
 
 
-def with_field_and_fault(tf, image, step):
-  """Returns [n, n, 5]: the photograph, its field, and where its fault is."""
+def with_field_and_fault(tf, image, step, fields):
+  """Returns [n, n, 5]: the photograph, its field, and where its fault is.
 
-  def apply(pixels, criterion, seed, procedural):
-    both = prepare.with_field(pixels)
+  `fields` are those of records seen before, by their index and side.
+  """
+
+  def apply(pixels, index, criterion, seed, procedural):
+    key = int(index), len(pixels)
+    if key not in fields:
+      fields[key] = geometry.find_field(pixels)
+    both = prepare.with_field(pixels, fields[key])
     mask = np.zeros(pixels.shape[:2], np.float32)
     if criterion >= 0:
       inside = both[..., 3] > 0
@@ -102,9 +108,31 @@ def with_field_and_fault(tf, image, step):
     fault = np.rint(255 * mask)[..., None].astype(np.uint8)
     return np.concatenate([both, fault], -1)
 
-  arguments = [image, step['fault'], step['seed'], step['procedural']]
+  names = ('index', 'fault', 'seed', 'procedural')
+  arguments = [image, *(step[name] for name in names)]
   planes = tf.numpy_function(apply, arguments, tf.uint8)
   return tf.ensure_shape(planes, (None, None, 5))
+
+
+def retake(tf, image, seed):
+  """Takes a photograph again with another camera, its field and fault too."""
+
+  def apply(planes, seed):
+    from iqa_jax.simulation import cameras
+
+    both = planes if planes.shape[-1] > 3 else prepare.with_field(planes)
+    inside = both[..., 3] > 0
+    mask = both[..., 4] if both.shape[-1] > 4 else None
+    rng = np.random.default_rng(seed)
+    pixels, inside, mask = cameras.retake(
+      both[..., :3], inside, cameras.draw(rng), rng, mask
+    )
+    field = 255 * inside.astype(np.uint8)
+    parts = [pixels, field[..., None], mask[..., None]]
+    return np.concatenate(parts, -1)[..., : planes.shape[-1]]
+
+  taken = tf.numpy_function(apply, [image, seed], tf.uint8)
+  return tf.ensure_shape(taken, (None, None, image.shape[-1]))
 
 
 def turn(tf, image, angle, shrink):

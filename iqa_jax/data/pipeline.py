@@ -28,6 +28,7 @@ def batches(
   *,
   image_size: int,
   batch_size: int,
+  field: bool = False,
   cells: int = 0,
   start_batch: int = 0,
   process_index: int = 0,
@@ -40,8 +41,9 @@ def batches(
     plan: what comes when.
     image_size: side of the images in pixels.
     batch_size: over all processes; a multiple of `process_count`.
+    field: whether images come with their field of view.
     cells: for a head of evidence: side of the grid on which it learns where
-      faults are; images then come with their field of view. 0 for other heads.
+      faults are; 0 for other heads.
     start_batch: the first batch wanted.
     process_index: which share.
     process_count: how many shares.
@@ -50,10 +52,10 @@ def batches(
     With b = batch_size / process_count: 'image' uint8 [b, s, s, 3]; 'mask'
     float32 [b], 0 where the last batch is padded; 'index' int64 [b];
     'quality', 'grade' int32 [b]; 'criteria' int32 [b, 4]; 'landmarks' float32
-    [b, 5], see `landmarks`; 'image_id' str [b]. With `cells`, 'image' uint8
-    [b, s, s, 4], the field of view as fourth channel; 'fault' uint8 [b, cells,
-    cells], the share of a cell, of 255, that a fault that was put in covers;
-    'cause' int32 [b, 3], see `planting.causes`.
+    [b, 5], see `landmarks`; 'image_id' str [b]; 'cause' int32 [b, 3], see
+    `planting.causes`. With `field`, 'image' uint8 [b, s, s, 4], the field of
+    view as fourth channel; with `cells`, 'fault' uint8 [b, cells, cells], the
+    share of a cell, of 255, that a fault that was put in covers.
   """
   if batch_size % process_count:
     raise ValueError(
@@ -67,25 +69,25 @@ def batches(
     for b in range(start_batch, total)
     for first in [b * batch_size + process_index * share]
   ]
-  pictures = _image_batches(source, plan, slots, image_size, share, cells)
+  shapes = _shapes(image_size, field, cells)
+  pictures = _image_batches(source, plan, slots, image_size, share, shapes)
   for at in slots:
     found = next(pictures) if len(at) else {}
     filled = {
-      key: np.zeros((share, *shape), np.uint8)
-      for key, shape in _shapes(image_size, cells).items()
+      key: np.zeros((share, *shape), np.uint8) for key, shape in shapes.items()
     }
     for key, value in found.items():
       filled[key][: len(at)] = value
     yield {**filled, **targets(source, plan, at, share)}
 
 
-def _shapes(image_size: int, cells: int) -> dict[str, tuple[int, ...]]:
-  if not cells:
-    return {'image': (image_size, image_size, 3)}
-  return {
-    'image': (image_size, image_size, 4),
-    'fault': (cells, cells),
+def _shapes(
+  image_size: int, field: bool, cells: int
+) -> dict[str, tuple[int, ...]]:
+  shapes: dict[str, tuple[int, ...]] = {
+    'image': (image_size, image_size, 4 if field else 3)
   }
+  return {**shapes, 'fault': (cells, cells)} if cells else shapes
 
 
 def _check_size(source: Source, plan: Plan, image_size: int) -> None:
@@ -176,14 +178,14 @@ def targets(source, plan, at, share) -> dict[str, np.ndarray]:
 
 
 def _image_batches(
-  source, plan, slots, image_size, share, cells
+  source, plan, slots, image_size, share, shapes
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields the pictures of each non-empty slot list (see `_shapes`)."""
+  """Yields the pictures, of `_shapes`, of each non-empty slot list."""
   tf = source_lib.tensorflow()
   order = np.concatenate([np.zeros(0, np.int64), *slots]).astype(np.int64)
   if not len(order):
     return
-  decode = _decoder(tf, source, plan, order, image_size, cells)
+  decode = _decoder(tf, source, plan, order, shapes)
 
   def fetch(indices):
     return tf.numpy_function(
@@ -198,7 +200,9 @@ def _image_batches(
       'fault': plan.fault[order].astype(np.int32),
       'seed': plan.seed[order].astype(np.int64),
       'procedural': plan.procedural[order],
+      'camera': plan.camera[order],
       'box': decoding.boxes(source.table, plan.index[order]),
+      'index': plan.index[order],
     }
   )
   found = (
@@ -220,11 +224,13 @@ def _image_batches(
   yield from iterator
 
 
-def _decoder(tf, source, plan, order, image_size, cells):
+def _decoder(tf, source, plan, order, shapes):
   """Returns the function from a record and its step of the plan to pictures."""
   original = bool(source.table['original'][plan.index[order]].any())
+  image_size, _, channels = shapes['image']
   through = max(image_size, prepare.SIZE)
   faulty = bool(np.any(plan.fault[order] >= 0))
+  retaken = bool(np.any(plan.camera[order] >= 0))
   turned = bool(np.any(plan.angle[order]) or np.any(plan.shrink[order]))
 
   def decode(record, step):
@@ -234,26 +240,32 @@ def _decoder(tf, source, plan, order, image_size, cells):
     image = decoding.decode(tf, example['image'], step['box'], through)
     if original:
       image = decoding.fit(tf, image, step['box'], through)
-    if cells:
-      image = decoding.with_field_and_fault(tf, image, step)
+    if channels > 3 or 'fault' in shapes:
+      image = decoding.with_field_and_fault(tf, image, step, source.fields)
     elif faulty:
       image = tf.cond(
         step['fault'] >= 0,
         lambda: decoding.fault(tf, image, step),
         lambda: image,
       )
+    if retaken:
+      # After the fault: a camera photographs a fault with the rest.
+      image = tf.cond(
+        step['camera'] >= 0,
+        lambda: decoding.retake(tf, image, step['camera']),
+        lambda: image,
+      )
     if turned:
       image = decoding.turn(tf, image, step['angle'], step['shrink'])
-    parts = {'image': image}
-    if cells:
+    parts = {'image': decoding.resize(tf, image[..., :channels], image_size)}
+    if 'fault' in shapes:
       # A grid is a picture too, of a pixel a cell.
-      fault = decoding.resize(tf, image[..., 4:], cells)[..., 0]
-      parts = {'image': image[..., :4], 'fault': fault}
-    parts['image'] = decoding.resize(tf, parts['image'], image_size)
+      cells = shapes['fault'][0]
+      parts['fault'] = decoding.resize(tf, image[..., 4:], cells)[..., 0]
     return {
       key: tf.ensure_shape(
         tf.cond(step['flip'], lambda v=value: v[:, ::-1], lambda v=value: v),
-        _shapes(image_size, cells)[key],
+        shapes[key],
       )
       for key, value in parts.items()
     }

@@ -33,6 +33,8 @@ class Plan:
     procedural: bool [n], whether that fault is of no named kind.
     variant: int64 [n], which of an example's fixed faulty variants this is, 0
       for the photograph as it is.
+    camera: int64 [n], seed of another camera that takes it again (see
+      simulation/cameras.py), -1 for its own.
   """
 
   index: np.ndarray
@@ -43,6 +45,7 @@ class Plan:
   seed: np.ndarray
   procedural: np.ndarray
   variant: np.ndarray
+  camera: np.ndarray
 
   @property
   def view(self) -> np.ndarray:
@@ -53,7 +56,8 @@ class Plan:
 def finite_views(config: ml_collections.ConfigDict) -> list[int] | None:
   """Returns the views (Plan.view) that augmentation makes, None: endless."""
   data = config.data
-  if data.augment.rotation or data.augment.scale:
+  augment = data.augment
+  if augment.rotation or augment.scale or augment.cameras:
     return None
   if any(data.faults.values()) and not data.fault_variants:
     return None
@@ -92,6 +96,11 @@ def plan_train(
   plan.flip[:] = (rng.random(count) < 0.5) & data.augment.flip
   plan.angle[:] = rng.uniform(-1, 1, count) * np.deg2rad(data.augment.rotation)
   plan.shrink[:] = rng.random(count) * data.augment.scale
+  if data.augment.cameras:
+    looks = np.random.default_rng([config.seed, epoch, 4])
+    seeds = looks.integers(0, 2**32, count)
+    other = looks.random(count) < data.augment.cameras
+    plan.camera[:] = np.where(other, seeds, -1)
   if not any(data.faults.values()):
     return plan
   breakable = source.table['quality'][index] == labels.ADEQUATE
@@ -225,4 +234,5 @@ def plan_eval(source: Source, indices: np.ndarray) -> Plan:
     seed=np.zeros(n, np.uint32),
     procedural=np.zeros(n, bool),
     variant=np.zeros(n, np.int64),
+    camera=np.full(n, -1, np.int64),
   )

@@ -19,6 +19,7 @@ from iqa_jax import config as config_lib
 from iqa_jax import errors, labels, run_directory
 from iqa_jax.data import building, records
 from iqa_jax.data.records import DataError
+from iqa_jax.photograph import geometry
 
 _TEXT = ('image_id', 'patient_id', 'camera', 'site', 'eye', 'sex')
 _DATASETS = ('brset', 'csv', 'eyeq', 'fundus_sim')
@@ -64,6 +65,8 @@ class Source:
     from array_record.python import array_record_data_source
 
     tables, self._readers, self._starts = [], [], []
+    # Of records seen before: looking for a field takes longer than decoding.
+    self.fields: dict[tuple[int, int], geometry.Field] = {}
     self.features = builders[0].info.features
     self.description: list[dict[str, Any]] = []
     start = 0

@@ -66,6 +66,8 @@ def assign(
     ('test', data.test_cameras),
   ):
     splits[name] = _of_cameras(table, splits[name], cameras)
+  if not data.learn_inadequate:
+    splits['train'] = _adequate(table, splits['train'], data)
   splits['train'] = _balanced(table, splits['train'], config)
   if data.max_train_examples:
     splits['train'] = _first(table, splits['train'], data.max_train_examples)
@@ -194,6 +196,17 @@ def _of_cameras(table, indices, cameras) -> np.ndarray:
       f'there is no camera {unknown[0]!r}; there are {", ".join(there)}'
     )
   return indices[np.isin(table['camera'][indices], list(cameras))]
+
+
+def _adequate(table, indices, data) -> np.ndarray:
+  """Returns the photographs without fault, into which faults can be put."""
+  if not any(data.faults.values()):
+    raise errors.InvalidValue(
+      'data.learn_inadequate=False leaves nothing inadequate to learn from: '
+      'give shares of simulated faults, data.faults'
+    )
+  good = table['quality'][indices] == labels.ADEQUATE
+  return indices[good & (table['grade'][indices] <= 0)]
 
 
 def _balanced(table, indices, config) -> np.ndarray:

@@ -155,7 +155,7 @@ def _predict(
       plan,
       image_size=loaded.image_size,
       batch_size=batch_size,
-      cells=models_lib.cells(loaded.config),
+      **models_lib.inputs(loaded.config),
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )

@@ -78,7 +78,7 @@ def draw(
     plan_lib.plan_eval(source, indices[rows]),
     image_size=size,
     batch_size=min(8, len(rows)),
-    cells=models.cells(config),
+    **models.inputs(config),
   )
   images = np.concatenate(
     [np.asarray(b['image'])[np.asarray(b['mask']) > 0] for b in batches]

@@ -107,7 +107,7 @@ def explain(
   Args:
     model: a models.Classifier.
     variables: its parameters and statistics.
-    images: normalised [b, h, w, 3].
+    images: normalised [b, h, w, 3], or with the field as a fourth channel.
     targets: what to explain, indices into the columns of `task.scores`: int
       [b], or [t, b] for t targets of every image, or a function from the
       logits [b, k] to those (see `choose_targets`).
@@ -125,6 +125,8 @@ def explain(
   layers = _layers(model, layer)
   order = sorted(layers, key=model.points.index)
 
+  # Which maps don't carry on.
+  field = {'field': images[..., 3]} if images.shape[-1] > 3 else {}
   _, state = model.apply(
     variables, images, stop=order[0], mutable=['intermediates']
   )
@@ -135,7 +137,12 @@ def explain(
 
     def run(x, below=below, point=point):
       out, kept = model.apply(
-        variables, x, start=below, stop=point, mutable=['intermediates']
+        variables,
+        x,
+        start=below,
+        stop=point,
+        mutable=['intermediates'],
+        **field,
       )
       result = out if point else task.scores(out)
       return result, (out, heads.found(kept))

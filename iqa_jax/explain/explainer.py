@@ -196,6 +196,16 @@ class Explainer:
       )
     }
 
+  def comparable(self) -> dict[int, float]:
+    """Returns `constants` by number of the target, of heads of evidence alone.
+
+    Their maps are logits by design; of other heads where they add up.
+    """
+    if not self.trained.model.takes_field:
+      return {}
+    targets = self.trained.task.targets
+    return {targets.index(t): c for t, c in self.constants().items()}
+
   @functools.cached_property
   def _predict(self) -> Callable[..., Any]:
     trained = self.trained

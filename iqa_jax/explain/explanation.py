@@ -14,6 +14,7 @@ from iqa_jax import tasks
 from iqa_jax.explain import cam, ruler
 from iqa_jax.explain import overlay as pictures
 from iqa_jax.explain import panel as panel_lib
+from iqa_jax.judging import advice
 from iqa_jax.judging.verdict import Verdict
 from iqa_jax.photograph import geometry
 from iqa_jax.photograph.photo import Photo
@@ -40,6 +41,10 @@ class Explanation:
       of the photograph; NaN of models that locate none.
     cells: {criterion: float32 [g, g]}, probability of its fault in each cell
       of the prepared square, 0 outside the field; {} of models without cells.
+    inside: bool [size, size], the field of view that the network was told of,
+      outside which there is no evidence; None of networks that look everywhere.
+    constant: of maps that sum to the score, what it holds beside them and its
+      bias, so that pictures compare; None of others.
   """
 
   photo: Photo
@@ -53,6 +58,8 @@ class Explanation:
   placement: Placement | None
   landmarks: np.ndarray
   cells: Mapping[str, np.ndarray]
+  inside: np.ndarray | None = None
+  constant: float | None = None
 
   @property
   def empty(self) -> bool:
@@ -62,15 +69,28 @@ class Explanation:
   def on_photograph(self) -> np.ndarray:
     """Returns the signed map at the photograph's size, float32 [h, w].
 
-    Bilinear between the centres of the cells, 0 beyond the prepared square.
+    Bilinear between the centres of the cells, 0 beyond the prepared square
+    and, of networks that are told the field of view, beyond that.
     """
-    return geometry.to_original(
-      self.raw,
-      self.affine,
-      (self.photo.height, self.photo.width),
-      self.size,
-      self.placement,
+    shape = self.photo.height, self.photo.width
+    laid = geometry.to_original(
+      self.raw, self.affine, shape, self.size, self.placement
     )
+    if self.inside is not None and self.verdict.field is not None:
+      x, y = np.arange(shape[1]) + 0.5, np.arange(shape[0]) + 0.5
+      laid[~self.verdict.field.inside(x[None], y[:, None])] = 0
+    return laid
+
+  def shown(self) -> np.ndarray:
+    """Returns the raw map from 0 to 1, as pictures show its evidence.
+
+    1 is the most in this photograph or, of maps that sum to the score, what
+    would make it overlay.LOGIT_TOP everywhere, so that photographs compare.
+    """
+    if self.constant is None:
+      return cam.scale(self.raw)
+    logits = cam.scale(self.raw, 'logit', constant=self.constant)
+    return np.clip(logits / pictures.LOGIT_TOP, 0, 1)
 
   def overlay(
     self, *, colors: str = 'viridis', opacity: float = 0.55
@@ -85,12 +105,13 @@ class Explanation:
     """
     picture = pictures.overlay(
       self.photo.image,
-      cam.scale(self.raw),
+      self.shown(),
       self.affine,
       self.size,
       placement=self.placement,
       colors=colors,
       opacity=opacity,
+      within=self.inside,
     )
     self.draw_ruler(picture)
     return picture
@@ -101,13 +122,14 @@ class Explanation:
     """Returns photograph and overlay side by side, as `overlay`, in words."""
     return panel_lib.draw(
       self.photo.image,
-      cam.scale(self.raw),
+      self.shown(),
       self.affine,
       self.size,
       caption=self._caption(),
       placement=self.placement,
       colors=colors,
       opacity=opacity,
+      within=self.inside,
       decorate=self.draw_ruler,
     )
 
@@ -143,9 +165,28 @@ class Explanation:
       uncertain=self.verdict.uncertain,
       target=f'evidence for {tasks.evidence_for(self.target)}',
       source=f'{self.method}, {self.layer}',
-      bar=f'most in this photograph ({self.raw.max():.3g})',
-      note=pictures.EMPTY if self.empty else '',
+      bar=f'most in this photograph ({self.raw.max():.3g})'
+      if self.constant is None
+      else f'{pictures.LOGIT_TOP:.3g} logits or more',
+      note=self._note(),
+      cause=advice.name(self.verdict.cause),
+      advice=self.verdict.advice,
+      criteria=tuple(
+        panel_lib.Criterion(
+          advice.name(name),
+          found.p,
+          found.share,
+          self.cells.get(name),
+          name == self.verdict.cause,
+        )
+        for name, found in self.verdict.criteria.items()
+      ),
     )
+
+  def _note(self) -> str:
+    if not self.empty:
+      return ''
+    return pictures.NO_FAULT if self.cells else pictures.EMPTY
 
   def _repr_png_(self) -> bytes:
     data = io.BytesIO()

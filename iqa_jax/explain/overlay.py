@@ -36,11 +36,17 @@ _ANCHORS = {
   ),
 }
 COLORS = ('viridis', 'inferno', 'jet')
+LOGIT_TOP = 5.0  # logits at the top of the colour bar
 LEVELS = (0.25, 0.5, 0.75)  # of the colour bar, where contours are drawn
 
 EMPTY = (
   'Empty map: nothing in this layer speaks for what is explained, so there is '
   'nothing to colour.'
+)
+# Of a head of evidence, whose maps can only speak against a photograph.
+NO_FAULT = (
+  'Empty map: this network finds evidence of faults only, and nothing else '
+  'speaks for an adequate photograph.'
 )
 INK, PALE, PAPER = (238, 240, 243), (168, 176, 188), (22, 25, 31)
 AMBER, TEAL = (255, 176, 84), (92, 214, 192)

@@ -54,6 +54,8 @@ def columns(logits: Sequence[str], criteria: Sequence[str] = ()) -> list[str]:
     'width',
     'height',
     'field_found',
+    'not_fundus',
+    'unlike_training',
     *(f'logit_{name}' for name in logits),
     *(f'p_{name}' for name in logits),
     'p_inadequate',

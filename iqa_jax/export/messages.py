@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from iqa_jax.explain import panel
+from iqa_jax.judging import fundus
 from iqa_jax.photograph import geometry
 from iqa_jax.photograph.placement import Placement
 
@@ -27,6 +28,8 @@ class Settings:
     max_side: of the overlays and contours in pixels; 0 for the original's.
     budget: bytes of decoded photographs to keep.
     field: whether the network takes the field of view too (prepare.photograph).
+    check_fundus: whether to look if photographs are of a fundus.
+    familiar: what the model learned from, see fundus.look.
   """
 
   output: str
@@ -39,6 +42,8 @@ class Settings:
   max_side: int
   budget: int
   field: bool = False
+  check_fundus: bool = True
+  familiar: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Prepared:
     field_share: share of the input's area inside the field of view.
     source: (bytes, modification time in ns) of the file.
     seconds: by stage.
+    looks: whether it is of a fundus; None where nobody looked.
   """
 
   image: np.ndarray
@@ -64,6 +70,7 @@ class Prepared:
   field_share: float
   source: tuple[int, int]
   seconds: dict[str, float]
+  looks: fundus.Looks | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Model:
     judged: the records that a verdict depends on.
     criteria: those whose probability of a fault the network tells.
     criterion_thresholds: from which on such a fault is called.
-    language: of advice.
+    familiar: what it learned from, see fundus.look; None where unknown.
     scaling: one of options.SCALINGS.
   """
 
@@ -76,7 +76,7 @@ class Model:
     self.criterion_thresholds = {
       name: self._judges.criterion_threshold(name) for name in self.criteria
     }
-    self.language = options.language
+    self.familiar: dict[str, Any] | None = record.get('familiar')
     self.scaling = options.scaling or self._usual_scaling(record)
     self.judged: dict[str, Any] = {key: record.get(key) for key in FIELDS}
     self._options = options

@@ -48,6 +48,7 @@ class Options:
     color_max: what the top of the colour bar stands for ('logit': in logits;
       'dataset': in raw units); 0 for the default.
     language: of the advice, one of advice.LANGUAGES.
+    check_fundus: whether pictures of something else get no verdict.
     colors: one of overlay.COLORS.
     opacity: of the strongest evidence, 0 to 1.
     quality: of JPEGs, 1 to 95.
@@ -78,6 +79,7 @@ class Options:
   scaling: str | None = None
   color_max: float = 0.0
   language: str = 'en'
+  check_fundus: bool = True
   colors: str = 'viridis'
   opacity: float = 0.55
   quality: int = 90

@@ -18,17 +18,15 @@ from iqa_jax.photograph import inputs
 if TYPE_CHECKING:
   from iqa_jax.explain.explainer import Seen
 
-# Of a head of evidence, whose maps can only speak against a photograph.
-_NO_FAULT = (
-  'Empty map: this network finds evidence of faults only, and nothing else '
-  'speaks for an adequate photograph.'
-)
-
 Record = dict[str, Any]
 
 
 def judged(
-  key: str, prepared: messages.Prepared, found: Seen, model: Model
+  key: str,
+  prepared: messages.Prepared,
+  found: Seen,
+  model: Model,
+  language: str,
 ) -> Record:
   """Returns what the network says of a photograph.
 
@@ -52,6 +50,14 @@ def judged(
     'operating_point': model.threshold,
     'source': list(prepared.source),
   }
+  if prepared.looks is not None:
+    record['not_fundus'] = prepared.looks.not_fundus
+    record['unlike_training'] = prepared.looks.unlike_training
+    if prepared.looks.flagged:
+      return record | {
+        'status': 'not_fundus',
+        'reason': prepared.looks.reason,
+      }
   if not finite:
     record['reason'] = 'the network ran over: its logits or map are infinite'
     return record
@@ -61,7 +67,7 @@ def judged(
   for i, name in enumerate(model.outputs):
     record[f'logit_{name}'] = float(found.logits[i])
     record[f'p_{name}'] = float(found.probabilities[i])
-  record |= _cause(found, verdict, model)
+  record |= _cause(found, verdict, model, language)
   return record | {
     'p_inadequate': float(found.p_inadequate),
     'p_calibrated': p if model.calibrated else None,
@@ -75,7 +81,7 @@ def judged(
   }
 
 
-def _cause(found: Seen, verdict: str, model: Model) -> Record:
+def _cause(found: Seen, verdict: str, model: Model, language: str) -> Record:
   """Returns what is wrong, of models that know; nothing of others."""
   if found.criteria is None:
     return {}
@@ -88,7 +94,7 @@ def _cause(found: Seen, verdict: str, model: Model) -> Record:
   )
   return {
     'cause': cause,
-    'advice': advice.sentence(cause, model.language),
+    'advice': advice.sentence(cause, language),
     **{f'p_{name}': criterion.p for name, criterion in criteria.items()},
     **{
       f'share_{name}': criterion.share for name, criterion in criteria.items()
@@ -97,13 +103,13 @@ def _cause(found: Seen, verdict: str, model: Model) -> Record:
 
 
 def _criteria(
-  found: Seen, record: Record, model: Model
+  found: Seen, record: Record, model: Model, language: str
 ) -> tuple[panel.Criterion, ...]:
   """Returns what a panel shows of the criteria that the model knows."""
   cells = found.cells()
   return tuple(
     panel.Criterion(
-      advice.name(name, model.language),
+      advice.name(name, language),
       record[f'p_{name}'],
       record[f'share_{name}'],
       cells.get(name),
@@ -141,6 +147,7 @@ def drawing(
   *,
   scale: Scale,
   thumbnail: bool,
+  language: str,
 ) -> messages.Drawing:
   """Returns what is to be drawn of a photograph that `judged` says is ok."""
   from iqa_jax import tasks
@@ -154,7 +161,7 @@ def drawing(
     p, how = record['p_inadequate'], 'not calibrated'
   note = ''
   if record['empty_map']:
-    note = overlay.EMPTY if found.evidence is None else _NO_FAULT
+    note = overlay.EMPTY if found.evidence is None else overlay.NO_FAULT
   return messages.Drawing(
     name=inputs.output_name(record['path']),
     shown=shown,
@@ -169,9 +176,9 @@ def drawing(
       source=f'{model.method}, {record["layer"]}',
       bar=bar,
       note=note,
-      cause=advice.name(record.get('cause', ''), model.language),
+      cause=advice.name(record.get('cause', ''), language),
       advice=record.get('advice', ''),
-      criteria=_criteria(found, record, model),
+      criteria=_criteria(found, record, model, language),
     ),
     landmarks=ruler.to_original(found.landmarks, prepared.affine, model.size),
     thumbnail=thumbnail,

@@ -223,11 +223,12 @@ class _Export:
     """Has drawn what is judged; yields the records of what is finished."""
     model = self._model
     share = self._sheet_share(len(self._listing.keys))
+    language = self._options.language
     waiting: dict[str, records.Record] = {}
     for event in events:
       if isinstance(event, Judged):
         key, prepared, found = event.key, event.prepared, event.found
-        record = records.judged(key, prepared, found, model)
+        record = records.judged(key, prepared, found, model, language)
         if record['status'] != 'ok':
           yield record
           continue
@@ -237,6 +238,7 @@ class _Export:
           records.drawing(
             record, prepared, found, model, scale=self._scale,
             thumbnail=thumbnail,
+            language=language,
           )
         )  # fmt: skip
         continue
@@ -340,6 +342,8 @@ def _worker_settings(options, model, temporary) -> messages.Settings:
     outputs=options.outputs,
     size=model.size,
     field=model.takes_field,
+    check_fundus=options.check_fundus,
+    familiar=model.familiar,
     colors=options.colors,
     opacity=options.opacity,
     quality=options.quality,
@@ -353,7 +357,7 @@ def _settings(options, model, root: str, color_max: float) -> dict[str, Any]:
   text = json.dumps(model.judged, sort_keys=True)
   knows = {}
   if model.criteria:
-    knows = {'criteria': list(model.criteria), 'language': model.language}
+    knows = {'criteria': list(model.criteria), 'language': options.language}
   return knows | {
     'checkpoint': model.digest,
     'root': root,
@@ -374,6 +378,7 @@ def _settings(options, model, root: str, color_max: float) -> dict[str, Any]:
     'max_side': options.max_side,
     'contact_sheet': options.contact_sheet,
     'num_shards': options.num_shards,
+    'check_fundus': options.check_fundus,
   }
 
 

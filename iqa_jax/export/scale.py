@@ -13,12 +13,12 @@ from absl import logging
 import numpy as np
 
 from iqa_jax import run_directory
+from iqa_jax.explain.overlay import LOGIT_TOP
 from iqa_jax.export.model import Model
 from iqa_jax.export.options import ExportError, Options
 from iqa_jax.export.pool import Judged, Pool
 
 _SAMPLE = 256  # photographs that a dataset's scale is taken from
-_LOGIT_TOP = 5.0  # logits at the top of the colour bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def choose(
   """
   top = options.color_max
   if not top and model.scaling == 'logit':
-    top = _LOGIT_TOP
+    top = LOGIT_TOP
   if not top and model.scaling == 'dataset':
     top = _of_dataset(options, model, pool, root, keys)
   return Scale(model.scaling, top)

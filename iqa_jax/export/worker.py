@@ -29,6 +29,7 @@ from PIL import Image
 from iqa_jax import errors
 from iqa_jax.export import manifest, pictures
 from iqa_jax.export.messages import Drawing, Drawn, Failed, Prepared, Settings
+from iqa_jax.judging import fundus
 from iqa_jax.photograph import geometry, images, prepare
 from iqa_jax.photograph import placement as placement_lib
 from iqa_jax.photograph.placement import Placement
@@ -88,6 +89,11 @@ class Worker:
       else:
         self._bytes += size
     self._held[number] = held
+    looks = None
+    if self._settings.check_fundus:
+      looks = fundus.look(
+        prepared.image[..., :3], prepared.inside, self._settings.familiar
+      )
     return Prepared(
       prepared.image,
       photograph.width,
@@ -97,6 +103,7 @@ class Worker:
       float(prepared.inside.mean()),
       (status.st_size, status.st_mtime_ns),
       {'decode': decoded - start, 'prepare': time.thread_time() - decoded},
+      looks,
     )
 
   def forget(self, number: int) -> None:

@@ -17,10 +17,14 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.models import evidence, heads, layers, resnet, vgg
+from iqa_jax.models import evidence, heads, layers, patches, resnet, vgg
 from iqa_jax.models.classifier import Classifier
 
-_BACKBONES = {'resnet50': resnet.ResNet, 'vgg16': vgg.VGG}
+_BACKBONES = {
+  'patches': patches.Patches,
+  'resnet50': resnet.ResNet,
+  'vgg16': vgg.VGG,
+}
 
 # Of ImageNet's training images, RGB in [0, 1]; what the published weights and
 # every fine-tuned model expect.
@@ -48,6 +52,7 @@ def create(
   cells: int = 28,
   cell_units: int = 128,
   independent: bool = False,
+  field_pooling: bool = False,
 ) -> Classifier:
   """Returns a model; it holds no parameters, see `init`.
 
@@ -67,6 +72,7 @@ def create(
     cells: side of the grid of evidence.
     cell_units: hidden units of a cell.
     independent: the outputs are criteria, each judged by itself.
+    field_pooling: the last map is averaged inside the field of view only.
 
   Raises:
     ValueError: there is no such backbone, point, head or compute type.
@@ -107,6 +113,10 @@ def create(
     kinds = ', '.join([*heads.KINDS, 'imagenet', 'evidence'])
     raise errors.InvalidValue(f'head {head!r} is none of {kinds}')
   pool, hidden = shape
+  if field_pooling and pool not in ('average', 'standardized'):
+    raise errors.InvalidValue(
+      f'the head {head!r} does not average, so it has no use for field_pooling'
+    )
   return Classifier(
     backbone,
     heads.Head(
@@ -118,6 +128,7 @@ def create(
       dtype=jnp.dtype(dtype),
     ),
     last or None,
+    field_pooling=field_pooling,
   )
 
 
@@ -143,12 +154,21 @@ def from_config(
     cells=c.cells,
     cell_units=c.cell_units,
     independent=config.task.name == 'criteria',
+    field_pooling=c.field_pooling,
   )
 
 
-def cells(config: ml_collections.ConfigDict) -> int:
-  """Returns the side of the grid of evidence, 0 of other heads."""
-  return config.model.cells if config.model.head == 'evidence' else 0
+def inputs(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns what a run's model takes beside colours, for pipeline.batches.
+
+  'field': bool, whether images come with their field of view; 'cells': int, the
+  side of the grid on which faults are learned, 0 for none.
+  """
+  evident = config.model.head == 'evidence'
+  return {
+    'field': evident or config.model.field_pooling,
+    'cells': config.model.cells if evident else 0,
+  }
 
 
 def shapes(model: Classifier, image_size: int) -> dict[str, Any]:

@@ -30,12 +30,15 @@ class Classifier(nn.Module):
     last: the backbone's point that the head follows; None for its last one.
     neck: what lies between backbone and head; None for nothing. Its points
       follow the backbone's.
+    field_pooling: of a head that averages: the last map is 0 outside the field
+      of view, and its average over all cells is that over the field.
   """
 
   backbone: nn.Module
   head: heads.Head | evidence.Head
   last: str | None = None
   neck: evidence.Neck | None = None
+  field_pooling: bool = False
 
   @property
   def points(self) -> tuple[str, ...]:
@@ -56,13 +59,16 @@ class Classifier(nn.Module):
 
   @property
   def entries(self) -> tuple[str, ...]:
-    """The stages that a pass can be entered at: with a neck, its own."""
-    return self.stages[self.stages.index('cells') if self.neck else 0 :]
+    """The stages that a pass can be entered at without the field of view."""
+    first = 0
+    if self.takes_field:
+      first = self.stages.index('cells' if self.neck else self.points[-1])
+    return self.stages[first:]
 
   @property
   def takes_field(self) -> bool:
     """Whether images come with their field of view as a fourth channel."""
-    return self.neck is not None
+    return self.neck is not None or self.field_pooling
 
   @property
   def default_layer(self) -> str:
@@ -100,6 +106,7 @@ class Classifier(nn.Module):
     stop: str | None = None,
     train: bool | Collection[str] = False,
     mask: layers.Mask = None,
+    field: jax.Array | None = None,
   ) -> jax.Array:
     """Runs what lies after `start`, up to and including `stop`.
 
@@ -114,6 +121,7 @@ class Classifier(nn.Module):
       train: whether BatchNorm uses (and updates) batch statistics and dropout
         is on: everywhere, nowhere, or in the named points and 'head'.
       mask: [b], 0 for padded examples, which stay out of the statistics.
+      field: [b, s, s] in 0..1, the field of view, where `x` comes without.
 
     Returns:
       Logits [b, num_outputs] float32; or the map [b, h', w', c] of the point
@@ -132,10 +140,12 @@ class Classifier(nn.Module):
     end = len(names) if stop is None else names.index(stop) + 1
     if first > end:
       raise ValueError(f'{stop} comes before {start}')
-    size, field = x.shape[1:3], None
+    size = x.shape[1:3]
     if start is None:
-      # Without one, the field is the whole frame.
-      field = x[..., 3] if x.shape[-1] > 3 else jnp.ones(x.shape[:3])
+      if x.shape[-1] > 3:
+        field = x[..., 3]
+      elif field is None:  # the whole frame
+        field = jnp.ones(x.shape[:3])
       x = x[..., :3]
     if start in (None, *self.backbone.points):
       x = x.astype(self.backbone.dtype)
@@ -149,6 +159,10 @@ class Classifier(nn.Module):
         x = self.neck(x)
       else:
         x = self.backbone(x, point, train=point in train, mask=mask)
+      if self.field_pooling and point == self.points[-1]:
+        if field is None:
+          raise ValueError(f'{start} comes without the field of view')
+        x = evidence.inside(x, field, self.placement(point))
       if self.neck and point in self.neck.taps:
         tapped.append((x, self.placement(point)))
       if 0 in x.shape[1:3]:

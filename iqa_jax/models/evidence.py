@@ -53,19 +53,25 @@ class Neck(nn.Module):
   ) -> jax.Array:
     """Returns the cells' features and, as the last channel, their field share.
 
+    Of every channel the average over a cell and, of maps that are finer than
+    the grid, the largest value in it, by which a hair is told from a shade;
+    both as logarithms, log(1 + x), since features are 0 or more and skewed.
+
     Args:
       maps: of the taps, [b, h, w, c], and where the cells of each look.
       field: [b, s, s] in 0..1, the field of view.
 
     Returns:
-      float32 [b, cells, cells, sum of c + 1].
+      float32 [b, cells, cells, channels + 1].
     """
-    parts = [
-      shared_area(m.astype(jnp.float32), self.cells, placement, field.shape[1:])
-      for m, placement in maps
-    ]
+    parts = []
+    for x, placement in maps:
+      x = nn.relu(x.astype(jnp.float32))
+      parts.append(shared_area(x, self.cells, placement, field.shape[1:]))
+      if x.shape[1] > self.cells:
+        parts.append(largest(x, self.cells, placement, field.shape[1:]))
     share = shared_area(field.astype(jnp.float32)[..., None], self.cells)
-    return jnp.concatenate([*parts, share], axis=-1)
+    return jnp.concatenate([*map(jnp.log1p, parts), share], axis=-1)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns the maps of evidence [b, cells, cells, num_maps] of cells."""
@@ -131,6 +137,55 @@ def shared_area(
   )
 
 
+def largest(
+  x: jax.Array,
+  cells: int,
+  placement: Placement | None = None,
+  size: Sequence[int] = (1, 1),
+) -> jax.Array:
+  """Returns the largest of x [b, h, w, c] in each cell, [b, cells, cells, c].
+
+  Of all features that look into it; arguments as of `shared_area`.
+  """
+  for axis, side in enumerate(size, 1):
+    length = x.shape[axis]
+    overlap = _overlap(side, length, cells, placement or evenly(side, length))
+    # Those that look elsewhere are passed over for the one that looks most.
+    most = overlap.argmax(1)[:, None]
+    looks = np.where(overlap > 1e-6, np.arange(length), most)
+    count = int((overlap > 1e-6).sum(1).max())
+    # In order of what they share, so that the first `count` are all that look.
+    order = np.argsort(-overlap, axis=1, kind='stable')[:, :count]
+    chosen = np.take_along_axis(looks, order, axis=1)
+    x = jnp.take(x, chosen, axis=axis).max(axis + 1)
+  return x
+
+
+def inside(
+  x: jax.Array, field: jax.Array, placement: Placement | None
+) -> jax.Array:
+  """Returns a map x [b, h, w, c] whose average is that inside the field.
+
+  Features count by their share of the field, over the field's share of all.
+
+  Args:
+    x: a feature map.
+    field: [b, s, s] in 0..1, the field of view.
+    placement: as of `shared_area`.
+  """
+  # Which feature each pixel belongs to, by rows and by columns.
+  rows, columns = (
+    jnp.asarray(_overlap(s, n, s, placement or evenly(s, n)).T, jnp.float32)
+    for s, n in zip(field.shape[1:], x.shape[1:3], strict=True)
+  )
+  rows, columns = (r / r.sum(1, keepdims=True) for r in (rows, columns))
+  share = jnp.einsum(
+    'bhw,ih,jw->bij', field, rows, columns, precision=lax.Precision.HIGHEST
+  )
+  mean = jnp.maximum(share.mean((1, 2), keepdims=True), _FLOOR)
+  return x * (share / mean)[..., None].astype(x.dtype)
+
+
 def _overlap(
   side: float, length: int, cells: int, placement: Placement
 ) -> np.ndarray:
@@ -169,7 +224,7 @@ def cell_loss(
 class Head(nn.Module):
   """From the evidence of a whole photograph to the logits.
 
-  `weights` enter through a softplus: evidence of a fault never speaks for a
+  Weights are 0 or more (`weights_of`): evidence of a fault never speaks for a
   photograph. A softmax task's first output (adequate, good) is the reference,
   its logit 0; of criteria, each logit is of its own map alone.
 
@@ -194,29 +249,40 @@ class Head(nn.Module):
     """Returns logits [b, num_outputs] float32 of what `takes` returned."""
     del train
     if self.independent:
-      logits = x * nn.softplus(self._weights('weights', ())) + self._bias(
+      logits = x * self._weights('weights', ()) + self._bias(
         'bias', self.num_outputs
       )
       cause = jnp.stack([logits[:, i] for i in local(self.num_maps)], 1)
     else:
       rest = self.num_outputs - 1
-      weights = nn.softplus(self._weights('weights', (rest,)))
+      weights = self._weights('weights', (rest,))
       exact = lax.Precision.HIGHEST
       logits = jnp.dot(x, weights, precision=exact) + self._bias('bias', rest)
       logits = jnp.concatenate([jnp.zeros_like(logits[:, :1]), logits], 1)
       # What is wrong, where faults that were put in taught it.
-      cause = x * nn.softplus(self._weights('cause_weights', ())) + self._bias(
+      cause = x * self._weights('cause_weights', ()) + self._bias(
         'cause_bias', self.num_maps
       )
     self.sow('intermediates', 'cause', cause)
     return logits
 
   def _weights(self, name: str, shape: tuple[int, ...]) -> jax.Array:
+    """Returns weights [num_maps, *shape], 0 or more."""
     normal = nn.initializers.normal(0.01)
-    return self.param(name, normal, (self.num_maps, *shape), jnp.float32)
+    raw = self.param(name, normal, (self.num_maps, *shape), jnp.float32)
+    return weights_of(raw)
 
   def _bias(self, name: str, size: int) -> jax.Array:
     return self.param(name, nn.initializers.zeros, (size,), jnp.float32)
+
+
+def weights_of(raw: jax.Array) -> jax.Array:
+  """Returns a head's weights of its parameters.
+
+  Few parameters that a step of Adam's changes as little as one of a cell's:
+  tenfold, they keep pace.
+  """
+  return nn.softplus(10.0 * raw)
 
 
 def local(num_maps: int) -> tuple[int, ...]:

@@ -42,14 +42,21 @@ def photograph(
   return geometry.Prepared(resize(pixels, size), affine, done.field, inside)
 
 
-def with_field(pixels: np.ndarray) -> np.ndarray:
+def with_field(
+  pixels: np.ndarray, field: geometry.Field | None = None
+) -> np.ndarray:
   """Returns uint8 [n, n, 4]: a prepared photograph and its field of view.
 
   The field is looked for in the prepared photograph, because that is all a
   record holds; 255 inside, 0 outside.
+
+  Args:
+    pixels: uint8 [n, n, 3], prepared.
+    field: what was found in these pixels before; None looks for it.
   """
   at = np.arange(len(pixels)) + 0.5
-  inside = geometry.find_field(pixels).inside(at[None], at[:, None])
+  field = geometry.find_field(pixels) if field is None else field
+  inside = field.inside(at[None], at[:, None])
   return np.concatenate([pixels, 255 * inside[..., None].astype(np.uint8)], -1)
 
 

@@ -27,6 +27,7 @@ KINDS = {
     'over',
     'uneven',
     'haze',
+    'murk',
     'rim_flare',
     'pupil_shadow',
   ),
@@ -172,8 +173,10 @@ def _motion(image, frame, s, rng):
 
 
 def _under(image, frame, s, rng):
-  dark = image.astype(np.float32) * (1 - 0.9 * s)
-  return dark, frame.ones()
+  """Too little light: red, the strongest, is the last to go."""
+  lost = 0.9 * s * np.array([1, 1, 1], np.float32)
+  lost[1:] += (1 - lost[1:]) * s * rng.uniform(0, 0.4)
+  return image * (1 - lost), frame.ones()
 
 
 def _over(image, frame, s, rng):
@@ -193,13 +196,29 @@ def _uneven(image, frame, s, rng):
 
 def _haze(image, frame, s, rng):
   """Light scattered by an opaque lens or cornea: flat, greyish, soft."""
-  tint = np.array([1, rng.uniform(0.8, 1.05), 0], np.float32)
-  tint[2] = tint[1] * rng.uniform(0.6, 1.1)
-  tint *= rng.uniform(40, 150)
+  tint = _veil(rng) * rng.uniform(30, 130)
   patchy = 0.85 + 0.25 * smooth_noise(rng, frame.shape, 3)
   weight = np.clip(s * patchy, 0, 0.97)
   soft = blurred(image, frame.radius * 0.02 * s)
   return _blend(soft, tint, weight), frame.ones()
+
+
+def _veil(rng) -> np.ndarray:
+  """Returns the colour of scattered light, red 1: yellowish to bluish."""
+  green = rng.uniform(0.8, 1.05)
+  return np.array([1, green, green * rng.uniform(0.6, 1.1)], np.float32)
+
+
+def _murk(image, frame, s, rng):
+  """What most hopeless photographs are: dark, hazy, flat, uneven and soft."""
+  soft = blurred(image, _blur_sigma(frame, s) * rng.uniform(0.1, 0.8))
+  grey = soft.mean(2, keepdims=True)
+  soft = soft + (grey - soft) * s * rng.uniform(0, 0.6)
+  veil = _veil(rng) * rng.uniform(15, 60)
+  flat = _blend(soft, veil, frame.ones() * s * rng.uniform(0.3, 0.9))
+  ramp = rise(frame.along(rng.uniform(0, 2 * np.pi)), 2.0)
+  lost = s * (rng.uniform(0.3, 0.75) + rng.uniform(0, 0.25) * ramp)
+  return flat * (1 - lost)[..., None], frame.ones()
 
 
 def _rim_flare(image, frame, s, rng):
@@ -344,6 +363,7 @@ _FAULTS = {
   'over': _over,
   'uneven': _uneven,
   'haze': _haze,
+  'murk': _murk,
   'rim_flare': _rim_flare,
   'pupil_shadow': _pupil_shadow,
   'dust': _dust,

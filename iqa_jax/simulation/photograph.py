@@ -21,7 +21,7 @@ from iqa_jax.simulation import anatomy, faults, field
 # Two cameras as in BRSet: names, fields of view in degrees, and looks.
 STYLES = ('simulated A', 'simulated B')
 # Side in pixels of what the dataset's builder configs draw, its default first.
-SIZES = {'demo': 128, '512': 512, 'brset_like': 512}
+SIZES = {'demo': 128, '512': 512, 'brset_like': 512, 'cameras': 320}
 _TRIES = 400
 # White, yellowish, greenish, bluish.
 _RIM_TINTS = ((0.9, 0.9, 0.8), (1, 0.9, 0.5), (0.6, 0.9, 0.6), (0.6, 0.8, 1))

@@ -330,6 +330,31 @@ def _edges(image, region, frame, rng):
   return values + rng.uniform(3, 9) * (values - soft)
 
 
+def _slipped(image, region, frame, rng):
+  """Strips displaced by turns, as by a bad transfer or an eye that moved."""
+  wide = max(1, round(frame.radius * np.exp(rng.uniform(-4.4, -1.6))))
+  count = max(image.shape) // wide + 1
+  reach = frame.radius * rng.uniform(0.03, 0.25)
+  shifts = np.rint(rng.uniform(-reach, reach, count)).astype(int)
+  axis = int(rng.integers(2))
+  along = np.moveaxis(image, axis, 0)
+  rows = np.arange(along.shape[0])
+  columns = np.arange(along.shape[1])[None] - shifts[rows // wide][:, None]
+  moved = along[rows[:, None], columns % along.shape[1]]
+  return np.moveaxis(moved, 0, axis).astype(np.float32)
+
+
+def _parted(image, region, frame, rng):
+  """Colours displaced against each other."""
+  values = image.astype(np.float32)
+  for channel in rng.permutation(3)[:2]:
+    step = np.rint(frame.radius * rng.uniform(0.02, 0.1) * rng.normal(0, 1, 2))
+    values[..., channel] = np.roll(
+      values[..., channel], (int(step[0]), int(step[1])), (0, 1)
+    )
+  return values
+
+
 _Region = Callable[[faults.Frame, np.random.Generator], np.ndarray]
 _Change = Callable[
   [np.ndarray, np.ndarray, faults.Frame, np.random.Generator], np.ndarray
@@ -356,6 +381,8 @@ _CHANGES: dict[str, tuple[_Change, ...]] = {
     _lens,
     _edges,
     _light,
+    _slipped,
+    _parted,
   ),
   'focus': (_blur,),
   'illumination': (_light,),

@@ -3,7 +3,8 @@
 A detector that finds the kinds of faults.py and procedural.py has learned
 them. Whether it finds what it was never shown, these kinds tell. They are used
 by evaluations only (`iqa_jax.evaluate_explanations`, tests); no training code
-may import this module (tested).
+may import this module (tested). Once something of the sort is trained on, a
+kind leaves: torn rows and parted colours did (procedural.py).
 """
 
 from __future__ import annotations
@@ -109,20 +110,6 @@ def _drops(image, frame, rng):
   return out, weight
 
 
-def _torn_rows(image, frame, rng):
-  """A transfer fault: rows of a band jump sideways by turns."""
-  h = frame.shape[0]
-  top = rng.uniform(-0.7, 0.3)
-  high = rng.uniform(0.2, 0.5)
-  band = (frame.y > top) & (frame.y < top + high)
-  shifts = np.repeat(rng.integers(-1, 2, h // 3 + 1), 3)[:h]
-  shifts = shifts * round(0.12 * frame.radius)
-  out = image.copy()
-  for row in np.flatnonzero(band[:, 0]):
-    out[row] = np.roll(image[row], shifts[row], 0)
-  return out, np.broadcast_to(band, frame.shape).astype(np.float32)
-
-
 def _bubbles(image, frame, rng):
   """Bubbles in the coupling gel: thin bright rims, dark inner edge."""
   weight = np.zeros(frame.shape, np.float32)
@@ -212,12 +199,66 @@ def _moire(image, frame, rng):
   return image + 55 * (weight * waves)[..., None] * [1, -0.6, 1], weight
 
 
+def _scratches(image, frame, rng):
+  """A worn lens: a sheaf of fine bright scratches, nearly parallel."""
+  angle, place = rng.uniform(0, np.pi), np.array(faults.within(rng, 0.5))
+  lines = []
+  for _ in range(int(rng.integers(6, 16))):
+    turned = angle + rng.normal(0, 0.12)
+    along = np.array([np.cos(turned), np.sin(turned)])
+    along *= rng.uniform(0.15, 0.45)
+    middle = place + rng.normal(0, 0.2, 2)
+    lines.append(
+      [frame.pixel(*(middle - along)), frame.pixel(*(middle + along))]
+    )
+
+  def paint(draw):
+    for line in lines:
+      draw.line(line, 255, max(1, round(0.008 * frame.radius)))
+
+  weight = faults.drawn(frame, paint, 0.6)
+  region = faults.drawn(frame, paint, 0.02 * frame.radius)
+  return _over(image, [235, 225, 205], 0.75 * weight), 3 * region
+
+
+def _condensation(image, frame, rng):
+  """A fogged lens: soft grey, with many small clear drops in it."""
+  x, y = faults.within(rng, 0.6)
+  away = np.hypot(frame.x - x, frame.y - y) / rng.uniform(0.3, 0.55)
+  weight = faults.rise(0.9 - away, 0.3)
+  grain = faults.smooth_noise(rng, frame.shape, 90)
+  soft = faults.blurred(image.astype(np.uint8), 0.02 * frame.radius)
+  fog = soft + 0.35 * (185.0 - soft) + 45 * (grain > 0.35)[..., None]
+  return image + (fog - image) * weight[..., None], weight
+
+
+def _missing_strip(image, frame, rng):
+  """Rows that were never written: a band of one colour, or of the last row."""
+  top, high = rng.uniform(-0.7, 0.5), rng.uniform(0.06, 0.25)
+  band = (frame.y > top) & (frame.y < top + high)
+  rows = np.flatnonzero(band[:, 0])
+  last = image[rows[0]][None].repeat(len(rows), 0)
+  out = image.copy()
+  out[rows] = last if rng.random() < 0.5 else rng.choice([0, 128, 255])
+  return out, np.broadcast_to(band, frame.shape).astype(np.float32)
+
+
+def _starburst(image, frame, rng):
+  """A lamp in the picture: a bright core with rays."""
+  x, y = faults.within(rng, 0.7)
+  dx, dy = frame.x - x, frame.y - y
+  away = np.hypot(dx, dy) / rng.uniform(0.12, 0.25)
+  rays = np.abs(np.cos(rng.integers(2, 5) * np.arctan2(dy, dx))) ** 12
+  weight = np.exp(-(away**2)) + 0.8 * rays * np.exp(-0.35 * away**2)
+  tint = rng.choice([[255, 250, 240], [225, 240, 255]])
+  return _over(image, tint, np.minimum(weight, 1.0)), weight
+
+
 _FAULTS = {
   'hair': _hair,
   'writing': _writing,
   'fingerprint': _fingerprint,
   'drops': _drops,
-  'torn_rows': _torn_rows,
   'bubbles': _bubbles,
   'double_exposure': _double_exposure,
   'sensor_columns': _sensor_columns,
@@ -225,5 +266,9 @@ _FAULTS = {
   'eyelid': _eyelid,
   'light_leak': _light_leak,
   'moire': _moire,
+  'scratches': _scratches,
+  'condensation': _condensation,
+  'missing_strip': _missing_strip,
+  'starburst': _starburst,
 }
 KINDS = tuple(_FAULTS)

@@ -77,6 +77,25 @@ class FeatureCache:
       yield {**batch, **pipeline.targets(source, plan, at, share)}
 
 
+def thinned(
+  batch: dict[str, np.ndarray], stride: int, seed: Sequence[int]
+) -> dict[str, np.ndarray]:
+  """Returns a batch of cells with every `stride`-th row and column of them.
+
+  Args:
+    batch: with 'features' [b, g, g, c] and 'fault' [b, g, g].
+    stride: 1 for all of them.
+    seed: of the place that is counted from.
+  """
+  if stride == 1:
+    return batch
+  row, column = np.random.default_rng(seed).integers(0, stride, 2)
+  thin = {
+    k: batch[k][:, row::stride, column::stride] for k in ('features', 'fault')
+  }
+  return {**batch, **thin}
+
+
 def read(
   source: Any,
   plan: Any,
@@ -100,7 +119,7 @@ def read(
     plan,
     image_size=config.data.image_size,
     batch_size=batch_size,
-    cells=models.cells(config),
+    **models.inputs(config),
     start_batch=start_batch,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
@@ -231,11 +250,14 @@ def _group(prefixes: Sequence[str | None], number: int) -> range:
 
 def _spec(model, variables, prefix: str, size: int) -> jax.ShapeDtypeStruct:
   """Returns shape [1, h, w, c] and dtype of a feature point's maps."""
-  return jax.eval_shape(
+  spec = jax.eval_shape(
     lambda v, x: model.apply(v, x, stop=prefix),
     variables,
     jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
   )
+  # Cells are logarithms between 0 and 10 or so, and many.
+  dtype = jnp.float16 if prefix == 'cells' else spec.dtype
+  return jax.ShapeDtypeStruct(spec.shape, dtype)
 
 
 def _build(
@@ -268,7 +290,7 @@ def _build(
   views = 1 + max(int(plan.view.max(initial=0)) for plan in plans)
   rows = np.full((len(source.table['image_id']), views), -1, np.int64)
   fault = None
-  if cells := models.cells(config):
+  if cells := models.inputs(config)['cells']:
     fault = np.zeros((count, cells, cells), np.uint8)
   filled = 0
   bar = tqdm.tqdm(

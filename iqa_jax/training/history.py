@@ -26,7 +26,8 @@ import tensorboardX
 from iqa_jax import run_directory
 from iqa_jax.tasks import Task
 
-SELECT_BY = ('auc', 'loss', 'balanced_accuracy')
+MEASURED = ('auc', 'loss', 'balanced_accuracy')
+SELECT_BY = (*MEASURED, 'last')
 
 
 @dataclasses.dataclass
@@ -115,7 +116,7 @@ def better(
   best: Mapping[str, Any] | None,
 ) -> bool:
   """Returns whether an epoch beats the best one; the loss breaks ties."""
-  if best is None:
+  if best is None or select_by == 'last':
     return True
 
   def score(r):
@@ -165,7 +166,7 @@ class History:
       f'{key} {record[key]:.4f}'
       for key in (
         *('train_loss', 'train_accuracy', 'validation_accuracy'),
-        *(f'validation_{k}' for k in SELECT_BY),
+        *(f'validation_{k}' for k in MEASURED),
       )
       if record[key] is not None
     )

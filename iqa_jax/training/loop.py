@@ -279,6 +279,10 @@ class Trainer:
     step = int(self.state.step)
     with bar, contextlib.closing(batches):
       for batch in batches:
+        if phase.cache and phase.cache.prefix == 'cells':
+          batch = feature_cache.thinned(
+            batch, train.cell_stride, [self._config.seed, step, 4]
+          )
         inputs = step_lib.for_step(
           batch, stop=bool(self._signals.received), accumulate=train.accumulate
         )

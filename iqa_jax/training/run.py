@@ -126,7 +126,7 @@ class Run:
         'step': record['step'],
         'epoch': record['epoch'],
         'validation': {
-          key: record[f'validation_{key}'] for key in history.SELECT_BY
+          key: record[f'validation_{key}'] for key in history.MEASURED
         },
         'source': source,
       },

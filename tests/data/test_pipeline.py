@@ -194,7 +194,7 @@ def turned(source, index, angle, shrink):
   plan = plan_lib.plan_eval(source, np.array([index]))
   plan = plan_lib.Plan(
     plan.index, plan.flip, np.float32([angle]), np.float32([shrink]),
-    plan.fault, plan.seed, plan.procedural, plan.variant,
+    plan.fault, plan.seed, plan.procedural, plan.variant, plan.camera,
   )  # fmt: skip
   return collect(source, plan, image_size=64, batch_size=1)[0]['image'][0]
 
@@ -217,7 +217,7 @@ def test_landmarks_go_where_the_image_goes(source, monkeypatch, flip):
   plan = plan_lib.plan_eval(source, np.array([5]))
   plan = plan_lib.Plan(
     plan.index, np.array([flip]), np.float32([0.4]), np.float32([0.2]),
-    plan.fault, plan.seed, plan.procedural, plan.variant,
+    plan.fault, plan.seed, plan.procedural, plan.variant, plan.camera,
   )  # fmt: skip
   spot = np.zeros((64, 64, 3), np.uint8)
   spot[12:17, 40:45] = 255
@@ -550,3 +550,39 @@ def test_fixed_variants_are_few_and_come_again(source):
       assert seen.get(row[:2], {row[2:]}) == {row[2:]}
   inadequate = np.nonzero(source.table['quality'] == labels.INADEQUATE)[0]
   assert not len(plan_lib.plan_views(source, inadequate, config, 2).index)
+
+
+def test_other_cameras_take_field_and_fault_along(source):
+  config = faulty_configuration(artifacts=0.8)
+  config.data.augment.cameras = 1.0
+  plan = plan_lib.plan_train(source, everything(source), config, 0)
+  assert (plan.camera >= 0).all() and len(set(plan.camera)) == _COUNT
+  assert plan_lib.finite_views(config) is None
+  own = dataclasses.replace(plan, camera=np.full(_COUNT, -1))
+  made, as_it_was = (
+    collect(source, p, image_size=64, cells=16, batch_size=_COUNT)[0]
+    for p in (plan, own)
+  )
+  # The same twice, another every epoch.
+  again = collect(source, plan, image_size=64, cells=16, batch_size=_COUNT)[0]
+  assert_same(made, again)
+  other = plan_lib.plan_train(source, everything(source), config, 1)
+  assert set(plan.camera).isdisjoint(other.camera)
+  field = made['image'][..., 3] > 127
+  assert np.median(made['image'][~field]) <= 1
+  zoomed = field.mean((1, 2)) > (as_it_was['image'][..., 3] > 127).mean((1, 2))
+  assert zoomed.any() and not zoomed.all()
+  lost = (as_it_was['fault'].max((1, 2)) > 200) & ~made['fault'].any((1, 2))
+  assert lost.mean() < 0.3  # a few leave the frame
+  plain = collect(source, plan, image_size=64, batch_size=_COUNT)[0]
+  np.testing.assert_array_equal(plain['image'], made['image'][..., :3])
+
+
+def test_fields_that_were_found_are_kept(source, monkeypatch):
+  plan = plan_lib.plan_eval(source, np.arange(4))
+  [first] = collect(source, plan, image_size=64, batch_size=4, cells=8)
+  monkeypatch.setattr(
+    decoding.geometry, 'find_field', lambda _: pytest.fail('looked again')
+  )
+  [second] = collect(source, plan, image_size=64, batch_size=4, cells=8)
+  assert_same(first, second)

@@ -258,3 +258,29 @@ def test_limit_of_training_examples(table):
   large = splits.assign(table, brset_config(max_train_examples=300))['train']
   assert len(small) == 100
   assert set(small) < set(large)
+
+
+def test_training_can_do_without_real_inadequate_photographs(table):
+  config = brset_config(learn_inadequate=False)
+  with pytest.raises(ValueError, match='nothing inadequate to learn from'):
+    splits.assign(table, config)
+  config.data.faults.procedural = 0.5
+  without, all_ = (splits.assign(table, c) for c in (config, brset_config()))
+  good = all_['train'][table['quality'][all_['train']] == labels.ADEQUATE]
+  np.testing.assert_array_equal(without['train'], good)
+  for name in ('validation', 'test'):
+    np.testing.assert_array_equal(without[name], all_[name])
+
+
+def test_usable_photographs_are_not_taken_for_faultless():
+  table = patients_table(60)
+  table['dataset'][:] = 'eyeq'
+  table['grade'] = np.arange(len(table['quality'])) % 3
+  table['quality'] = np.where(table['grade'] == 2, 1, 0)
+  config = config_lib.default()
+  config.data.name = 'eyeq'
+  config.task.usable = 'adequate'
+  config.data.faults.focus = 0.1
+  config.data.learn_inadequate = False
+  train = splits.assign(table, config)['train']
+  assert (table['grade'][train] == 0).all()

@@ -90,6 +90,8 @@ def command(workdir, images, output, *flags: str) -> list[str]:
     f'--images={images}',
     f'--output={output}',
     '--noprogress',
+    # What is drawn here is a textured circle.
+    '--nocheck_fundus',
     *flags,
   ]
 

@@ -239,12 +239,8 @@ def test_a_head_of_evidence_says_the_cause(tmp_path):
     with np.load(output / row['npz']) as saved:
       assert saved['evidence'].shape == (6, 6, 3)
       assert tuple(saved['evidence_of']) == kinds
-    # What the colours mean is the same in all photographs.
     assert row['advice'] in (output / 'index.html').read_text()
-    plain = np.asarray(Image.open(tmp_path / 'in' / name)).astype(int)
-    with Image.open(output / row['overlay']) as picture:
-      changed = np.abs(np.asarray(picture).astype(int) - plain).max(-1) > 40
-    assert not changed[:5].any() and not changed[-5:].any()
+  # What the colours mean is the same in all photographs.
   settings = json.loads(next((output / 'journal').iterdir()).open().readline())
   assert settings['settings']['scaling'] == 'logit'
   with pytest.raises(manifest.ManifestError, match='language'):

@@ -58,7 +58,7 @@ def test_maps_sum_to_the_logit_less_its_bias(name, kind):
   maps = np.asarray(model.apply(variables, x, stop='evidence'))
   logits = np.asarray(model.apply(variables, x))
   head = jax.tree.map(np.asarray, variables['params']['head'])
-  weights = np.logaddexp(head['weights'], 0)
+  weights = np.asarray(evidence.weights_of(head['weights']))
   mean = maps.mean((1, 2), dtype=np.float64)
   if kind == 'criteria':
     expected = mean * weights + head['bias']
@@ -112,7 +112,7 @@ def test_gradients_give_the_same_map(name, method):
     functools.partial(cam.explain, model, task=task, methods=(method,))
   )(variables, x, margin)
   maps = np.asarray(model.apply(variables, x, stop='evidence'))
-  weights = np.logaddexp(np.asarray(variables['params']['head']['weights']), 0)
+  weights = evidence.weights_of(variables['params']['head']['weights'])
   own = (maps @ weights)[..., 0] / maps[0, ..., 0].size
   np.testing.assert_allclose(explained.maps[method], own, rtol=1e-5, atol=1e-7)
   bias = np.asarray(variables['params']['head']['bias'])
@@ -241,3 +241,83 @@ def test_cells_average_what_looks_at_them():
     (2 * 6 + 6 * 7) / 8,  # the last looks after the rest
   ]
   np.testing.assert_allclose(found[0, 0, :, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('head', ['linear', 'standardized'])
+@pytest.mark.parametrize('name', models.names())
+def test_field_pooling_averages_inside_the_field(name, head):
+  """Against the average, by NumPy, over cells weighed by hand."""
+  size, field = 128, np.zeros((128, 128), np.uint8)
+  field[:, 32:] = 1
+  options = {'width': 0.06, 'depth': 0.1, 'head': head, 'last': None}
+  plain = models.create(name, 2, **options)
+  pooled = models.create(name, 2, **options, field_pooling=True)
+  variables = models.init(plain, jax.random.key(0), size)
+  images = np.random.default_rng(0).integers(0, 256, (2, size, size, 4))
+  images[..., 3] = 255 * field
+  x = models.normalize(images.astype(np.uint8))
+  maps = np.asarray(plain.apply(variables, x[..., :3], stop=plain.points[-1]))
+  # Torch's padding has ResNet's cells look 15.5 px to the left of even shares.
+  first = {'vgg16': [0, 1, 1, 1], 'resnet50': [0, 0.5 + 0.5 / 32, 1, 1]}[name]
+  weights = np.broadcast_to(first, maps.shape[1:3])[..., None]
+  expected = (maps * weights).sum((1, 2)) / weights.sum()
+  found = pooled.apply(variables, x, stop='head_input')
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  last = pooled.apply(variables, x, stop=pooled.points[-1])
+  assert (np.asarray(last)[:, :, 0] == 0).all()
+  # The whole frame is the plain head, and a cache of last maps suffices.
+  np.testing.assert_allclose(
+    pooled.apply(variables, x[..., :3]),
+    plain.apply(variables, x[..., :3]),
+    rtol=1e-5,
+    atol=1e-7,
+  )
+  assert pooled.entries == (pooled.points[-1], 'head_input')
+  np.testing.assert_allclose(
+    pooled.apply(variables, last, start=pooled.points[-1]),
+    pooled.apply(variables, x),
+    rtol=1e-6,
+    atol=1e-7,
+  )
+
+
+def test_maps_of_field_pooling_are_inside_the_field():
+  model = models.create('vgg16', 2, width=0.06, depth=0.1, field_pooling=True)
+  variables = models.init(model, jax.random.key(0), SIZE)
+  x = models.normalize(photographs(field=circle(0.25)))
+  explained = cam.explain(
+    model,
+    variables,
+    x,
+    np.ones(len(x), int),
+    task=Task(),
+    layer=('block3', 'block5_pool'),
+  )
+  early, last = explained.maps['gradcam']
+  assert np.abs(early).max() > 0
+  outside = np.kron(circle(0.25), np.ones((1, 1))).reshape(2, 32, 2, 32)
+  assert (last[:, outside.max((1, 3)) == 0] == 0).all()
+
+
+def test_field_pooling_is_of_heads_that_average():
+  with pytest.raises(ValueError, match='no use for field_pooling'):
+    models.create('vgg16', 2, head='mlp', field_pooling=True)
+
+
+@pytest.mark.parametrize('length, cells', [(8, 8), (16, 8), (24, 8), (7, 5)])
+def test_cells_know_the_largest_that_looks_into_them(length, cells):
+  """Against the largest of a picture in which every feature is many pixels."""
+  x = np.random.default_rng(0).normal(size=(2, length, length, 3))
+  pixels = np.kron(x, np.ones((1, cells, cells, 1)))
+  expected = pixels.reshape(2, cells, length, cells, length, 3).max((2, 4))
+  found = evidence.largest(jnp.asarray(x, jnp.float32), cells)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_the_largest_is_looked_for_where_features_look():
+  x = np.zeros((1, 8, 8, 1), np.float32)
+  x[0, 0, 2] = 1
+  placed = Placement(offset=0.0, stride=4.0)
+  found = evidence.largest(jnp.asarray(x), 4, placed, (32, 32))
+  # Feature 2 looks at pixels 6 to 10: into cells 0 and 1.
+  np.testing.assert_array_equal(found[0, 0, :, 0], [1, 1, 0, 0])

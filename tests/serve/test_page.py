@@ -38,7 +38,9 @@ def address(tmp_path_factory):
 
   folder = tmp_path_factory.mktemp('run')
   export_material.make_run(folder, operating_point={'threshold': 0.5})
-  app = web.create(iqa.load(folder, batch_size=2), name='tiny')
+  app = web.create(
+    iqa.load(folder, batch_size=2, check_fundus=False), name='tiny'
+  )
   server = uvicorn.Server(
     uvicorn.Config(app, port=0, log_level='error', ws='none')
   )

@@ -25,7 +25,7 @@ from iqa_jax.serve import app as web  # noqa: E402
 def grader(tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
   export_material.make_run(folder, operating_point={'threshold': 0.5})
-  return iqa.load(folder, batch_size=4)
+  return iqa.load(folder, batch_size=4, check_fundus=False)
 
 
 @pytest.fixture(scope='module')

@@ -86,6 +86,7 @@ def batches(
   *,
   image_size,
   batch_size,
+  field=False,
   cells=0,
   start_batch=0,
   process_index=0,
