@@ -5,7 +5,7 @@
 
 Each is a run directory of iqa_jax.main or a folder of iqa_jax.cross_validate;
 the first is what the others are compared with, by DeLong's test clustered by
-patient. Writes report.md, comparison.json and roc.png.
+patient. Writes report.md and comparison.json.
 Exit codes: 0 done, 1 an error that the last line explains.
 """
 

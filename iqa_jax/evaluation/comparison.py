@@ -8,7 +8,6 @@ import os
 import pathlib
 from typing import Any
 
-from matplotlib.figure import Figure
 import numpy as np
 from sklearn import metrics as sk
 
@@ -16,7 +15,6 @@ from iqa_jax import labels, run_directory
 from iqa_jax.evaluation import (
   assessment,
   delong,
-  displays,
   folds,
   intervals,
   predictions,
@@ -72,7 +70,7 @@ def run(
 
   Args:
     workdirs: run directories or folders of cross-validations, two at least.
-    output: where comparison.json, report.md and roc.png go.
+    output: where comparison.json and report.md go.
     note: said first in the report.
 
   Returns:
@@ -97,8 +95,6 @@ def run(
   home = pathlib.Path(output)
   run_directory.write_json(home / 'comparison.json', result)
   run_directory.write_text(home / 'report.md', as_markdown(result))
-  with run_directory.atomic_path(home / 'roc.png') as temporary:
-    _roc(arms).savefig(temporary, format='png', dpi=200)
   return result
 
 
@@ -230,76 +226,43 @@ def _holm(rows: list[dict[str, Any]]) -> None:
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
-  """Returns the report of `run`."""
-  arms = result['arms']
-  lines = ['# Runs compared', '', *(f'- {note}' for note in result['notes'])]
-  lines += ['', '![ROC](roc.png)', '', '## AUC', '']
-  lines += _table(
-    ['group', 'photographs', 'Inadequate', 'patients', *arms],
-    (
-      [
-        *(g['group'], g['n'], g['n_inadequate'], g['n_patients']),
-        *(assessment.text(a['auc']) for a in g['arms']),
+  """Returns the report of `run`: a row for each group and run."""
+  header = [
+    *('group', 'photographs', 'Inadequate', 'patients', 'run', 'AUC'),
+    *('sensitivity', 'specificity', 'difference of AUC', 'p', 'p (Holm)'),
+    *('folds', 'note'),
+  ]
+  rows = [header, ['---'] * len(header)]
+  for group in result['groups']:
+    counts = [str(group[k]) for k in ('n', 'n_inadequate', 'n_patients')]
+    for name, arm, against in zip(
+      result['arms'],
+      group['arms'],
+      [None, *group['against_first']],
+      strict=True,
+    ):
+      measured = [
+        assessment.text(arm[k]) for k in ('auc', 'sensitivity', 'specificity')
       ]
-      for g in result['groups']
-    ),
-  )
-  lines += ['', f'## Against {arms[0]}', '']
-  lines += _table(
-    ['group', 'run', 'difference of AUC', 'p', 'p (Holm)', 'folds', 'note'],
-    (
-      [
-        *(g['group'], arm, _difference(row), _p(row['p_value'])),
-        *(_p(row['p_holm']), _range(row['of_folds']), row['note']),
-      ]
-      for g in result['groups']
-      for arm, row in zip(arms[1:], g['against_first'], strict=True)
-    ),
-  )
-  for measure in ('sensitivity', 'specificity'):
-    lines += ['', f'## {measure.capitalize()}', '']
-    lines += _table(
-      ['group', *arms],
-      (
-        [g['group'], *(assessment.text(a[measure]) for a in g['arms'])]
-        for g in result['groups']
-      ),
-    )
-  return '\n'.join(lines) + '\n'
+      rows.append(
+        [group['group'], *counts, name, *measured, *_against_text(against)]
+      )
+  notes = [f'- {note}' for note in result['notes']]
+  table = ['| ' + ' | '.join(row) + ' |' for row in rows]
+  return '\n'.join(['# Runs compared', '', *notes, '', *table]) + '\n'
 
 
-def _difference(row) -> str:
+def _against_text(row: Mapping[str, Any] | None) -> list[str]:
+  if row is None:
+    return ['', '', '', '', '']
   if row['difference'] is None:
-    return 'undefined'
-  return f'{row["difference"]:+.4f} ({row["low"]:+.4f} to {row["high"]:+.4f})'
-
-
-def _p(value) -> str:
-  return '' if value is None else f'{value:.2g}'
-
-
-def _range(values) -> str:
-  return f'{min(values):+.3f} to {max(values):+.3f}' if values else ''
-
-
-def _table(header, rows) -> list[str]:
-  lines = [header, ['---'] * len(header), *rows]
-  return ['| ' + ' | '.join(map(str, line)) + ' |' for line in lines]
-
-
-def _roc(arms: Sequence[Arm]) -> Figure:
-  import matplotlib
-
-  with matplotlib.rc_context(displays.STYLE):
-    figure = Figure((3.6, 3.6), layout='constrained')
-    ax = figure.subplots()
-    truth = arms[0].rows.quality
-    if len(np.unique(truth)) == 2:
-      for arm in arms:
-        fpr, tpr, _ = sk.roc_curve(truth, arm.score)
-        value = sk.roc_auc_score(truth, arm.score)
-        ax.plot(fpr, tpr, label=f'{arm.name}: AUC {value:.3f}')
-      ax.legend(loc='lower right')
-    ax.plot([0, 1], [0, 1], color=displays.GREY, linewidth=0.8, linestyle=':')
-    ax.set(title='ROC', xlabel='1 - specificity', ylabel='sensitivity')
-  return figure
+    return ['undefined', '', '', '', row['note']]
+  limits = f'({row["low"]:+.4f} to {row["high"]:+.4f})'
+  folds_of = row['of_folds']
+  return [
+    f'{row["difference"]:+.4f} {limits}',
+    f'{row["p_value"]:.2g}',
+    '' if row['p_holm'] is None else f'{row["p_holm"]:.2g}',
+    f'{min(folds_of):+.3f} to {max(folds_of):+.3f}' if folds_of else '',
+    row['note'],
+  ]
