@@ -101,7 +101,7 @@ def test_interval_of_a_difference_is_that_of_resampled_patients(tmp_path):
   result = comparison.run(paths, tmp_path / 'out')
   found = result['groups'][0]['against_first'][0]
   rng, drawn = np.random.default_rng(0), []
-  for _ in range(400):
+  for _ in range(200):
     patients = rng.integers(0, len(first) // 2, len(first) // 2)
     rows = np.concatenate([2 * patients, 2 * patients + 1])
     drawn.append(

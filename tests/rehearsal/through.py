@@ -31,7 +31,7 @@ from tests.benchmarks.common import resident
 
 _DATASET = flags.DEFINE_enum('dataset', None, ['brset', 'eyeq'], 'which')
 _MANUAL_DIR = flags.DEFINE_list(
-  'manual_dir', [], 'one download of python -m tests.rehearsal, or two'
+  'manual_dir', None, 'one download of python -m tests.rehearsal, or two'
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'folder for everything')
 _EPOCHS = flags.DEFINE_integer('epochs', 1, 'of each training phase')
