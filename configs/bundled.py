@@ -18,24 +18,25 @@ def get_config():
   c.data.builder_config = 'cameras'
   c.data.image_size = 256
   c.data.augment.cameras = 0.95
+  c.data.augment.flip = False
   c.data.faults.focus = 0.1
   c.data.faults.illumination = 0.1
   c.data.faults.artifacts = 0.11
   c.data.faults.procedural = 0.16
-  c.model.name = 'patches'
-  c.model.width = 0.75
+  c.data.fault_variants = 2
+  c.model.name = 'filters'
   c.model.head = 'evidence'
-  c.model.cells = 32
+  c.model.cells = 16
   c.model.cell_units = 64
   c.train.batch_size = 16
   c.train.clip_norm = 5.0
   c.train.ema_decay = 0.995
   c.train.phases = (
     config_lib.phase(
-      epochs=18,
-      learning_rate=2e-3,
+      epochs=240,
+      learning_rate=3e-3,
       schedule='cosine',
-      warmup_epochs=0.5,
+      warmup_epochs=3.0,
       weight_decay=0.01,
     ),
   )

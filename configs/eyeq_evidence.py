@@ -8,6 +8,12 @@ the training split and teach the cells where faults are; EyeQ's grades teach
 the verdict. The trunk is frozen and each photograph has a few fixed faults of
 its own, so all passes through it once. --config.data.learn_inadequate=False
 learns from the Good photographs and those faults alone.
+
+On a sample of EyeQ (161 train, 68 test photographs, 17 of them not Good) with a
+VGG16 trunk trained for edges, seeds 0 to 2: AUC 0.965 (0.950 to 0.974); planted
+faults' pixel AUC 0.943 of kinds trained on (lashes least, 0.90) and 0.853 of
+unfamiliar ones, two of them not found (fingerprint 0.58, double exposure 0.56;
+tests/benchmarks/evidence.py).
 """
 
 from iqa_jax import config as config_lib

@@ -15,6 +15,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from iqa_jax import plot as plot
+  from iqa_jax.evaluation.api import evaluate as evaluate
   from iqa_jax.grader import Grader as Grader
   from iqa_jax.grader import load as load
   from iqa_jax.judging.verdict import Verdict as Verdict

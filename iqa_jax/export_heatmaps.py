@@ -1,5 +1,6 @@
 """Explain many photographs: pictures, raw maps, a manifest, a contact sheet.
 
+  python -m iqa_jax.export_heatmaps --images=photographs --output=heatmaps
   python -m iqa_jax.export_heatmaps --workdir=runs/demo --images=photographs \\
     --output=heatmaps
 
@@ -28,7 +29,12 @@ from absl import app, flags, logging
 
 from iqa_jax import command
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'run directory of the model')
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'run directory of the model (default: the one that comes with iqa_jax, '
+  'trained on simulated photographs only)',
+)
 _IMAGES = flags.DEFINE_string(
   'images', None, 'folder, file, glob pattern or CSV list'
 )
@@ -147,7 +153,7 @@ _CACHE = flags.DEFINE_string(
 
 def main() -> None:
   """Checks the flags and exports, or merges."""
-  needed = [_OUTPUT] if _MERGE.value else [_WORKDIR, _IMAGES, _OUTPUT]
+  needed = [_OUTPUT] if _MERGE.value else [_IMAGES, _OUTPUT]
   for flag in needed:
     if not flag.value:
       text = flags.FLAGS[flag.name].help
@@ -155,11 +161,19 @@ def main() -> None:
   # It tells of every platform that it does not find.
   logging.get_absl_logger().manager.getLogger('jax').setLevel('WARNING')
 
+  from iqa_jax import run_directory
   from iqa_jax.export import run
   from iqa_jax.export.options import Options
 
+  workdir = os.path.expanduser(_WORKDIR.value or '')
+  if not workdir and not _MERGE.value:
+    workdir = run_directory.bundled()
+    logging.info(
+      'no --workdir: the bundled model judges, which learned from simulated '
+      'photographs only'
+    )
   options = Options(
-    workdir=os.path.expanduser(_WORKDIR.value or ''),
+    workdir=workdir,
     images=_IMAGES.value or '',
     output=os.path.expanduser(_OUTPUT.value or ''),
     root=_ROOT.value,

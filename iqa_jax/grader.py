@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 import concurrent.futures
-import importlib.resources
 import itertools
 import os
 from typing import TypeAlias, overload
@@ -22,7 +21,7 @@ from typing import TypeAlias, overload
 import numpy as np
 from PIL import Image
 
-from iqa_jax import errors, machine, opinion, trained
+from iqa_jax import errors, machine, opinion, run_directory, trained
 from iqa_jax.explain import ruler
 from iqa_jax.explain.explainer import Explainer
 from iqa_jax.explain.explanation import Explanation
@@ -324,7 +323,7 @@ def load(
     RunDirectoryError: there is no trained model, or it is damaged.
   """
   if workdir is None:
-    workdir = bundled_directory()
+    workdir = run_directory.bundled()
   folders: Sequence[Path] = (
     [workdir] if isinstance(workdir, (str, os.PathLike)) else workdir
   )
@@ -334,21 +333,6 @@ def load(
     language=language,
     check_fundus=check_fundus,
   )
-
-
-def bundled_directory() -> str:
-  """Returns where the model lies that comes with the package.
-
-  Raises:
-    UserError: this installation has none.
-  """
-  folder = importlib.resources.files('iqa_jax') / 'bundled'
-  if not (folder / 'model' / 'model.json').is_file():
-    raise errors.UserError(
-      'this installation of iqa_jax carries no model: give the run directory '
-      'of one trained by iqa_jax.main'
-    )
-  return str(folder)
 
 
 def _name(source: photo.Source) -> str:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
+  from PIL.Image import Image
 
   from iqa_jax.evaluation.api import Scores
   from iqa_jax.evaluation.displays import Display
   from iqa_jax.evaluation.predictions import Predictions
+  from iqa_jax.explain.explanation import Explanation
 
 _SIZE = (3.6, 3.5)
 
@@ -126,6 +128,31 @@ def scores(
   return displays.scores(
     ax or _axis(), rows.quality, rows.p_calibrated, threshold=at
   )
+
+
+def overlay(explanation: Explanation, *, ax: Axes | None = None) -> Axes:
+  """Draws a photograph with its evidence laid over; returns the axis.
+
+  Args:
+    explanation: of `Grader.explain`.
+    ax: where to draw; None: a new figure.
+  """
+  return _picture(explanation.overlay(), ax)
+
+
+def panel(explanation: Explanation, *, ax: Axes | None = None) -> Axes:
+  """Draws photograph and evidence beside each other, with words, as `overlay`.
+
+  A large figure shows it best: it is a picture of its own.
+  """
+  return _picture(explanation.panel(), ax)
+
+
+def _picture(picture: Image, ax: Axes | None) -> Axes:
+  ax = ax or _axis()
+  ax.imshow(picture)
+  ax.set_axis_off()
+  return ax
 
 
 def _curve(

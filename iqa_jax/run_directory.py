@@ -24,6 +24,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import importlib.resources
 import json
 import os
 import pathlib
@@ -56,6 +57,23 @@ class SavedModel:
   variables: dict[str, Any]
   record: dict[str, Any]
   digest: str
+
+
+def bundled() -> str:
+  """Returns where the model lies that comes with the package.
+
+  It learned from simulated photographs only (iqa_jax/bundled/README.md).
+
+  Raises:
+    UserError: this installation has none.
+  """
+  folder = importlib.resources.files('iqa_jax') / 'bundled'
+  if not (folder / 'model' / 'model.json').is_file():
+    raise errors.UserError(
+      'this installation of iqa_jax carries no model: give the run directory '
+      'of one trained by iqa_jax.main'
+    )
+  return str(folder)
 
 
 @contextlib.contextmanager

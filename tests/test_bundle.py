@@ -50,7 +50,7 @@ def test_a_weight_beyond_float16_is_named(tmp_path):
 
 def _bundled():
   try:
-    return grader.bundled_directory()
+    return run_directory.bundled()
   except errors.UserError:
     return None
 

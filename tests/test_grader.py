@@ -182,6 +182,8 @@ def test_an_explanation_is_of_the_verdict_and_lies_on_its_photograph(
   assert laid.shape == (photo.height, photo.width)
   assert laid.dtype == np.float32
   assert found.overlay().size == photo.image.size
+  axis = iqa.plot.overlay(found)
+  assert axis.images[0].get_array().shape == (photo.height, photo.width, 3)
   assert found._repr_png_().startswith(b'\x89PNG')
   assert found.to_dict()['target'] == 'margin'
 

@@ -21,7 +21,7 @@ PAGES = [
   ROOT / 'tests' / 'benchmarks' / 'README.md',
   *sorted((ROOT / 'iqa_jax').rglob('README.md')),
 ]
-_FENCE = re.compile(r'^```(?:sh)?\n(.*?)^```', re.M | re.S)
+_FENCE = re.compile(r'^```(\w*)\n(.*?)^```', re.M | re.S)
 _INLINE = re.compile(r'`((?:python -m|launch/\S+\.sh)[^`]*)`')
 # What stands for something of the reader's.
 _STANDS_FOR = {'CONFIG': 'demo', 'C': 'demo'}
@@ -48,7 +48,11 @@ def of_benchmarks():
     def stand_in(**given):
       return []
 
-    run = importlib.import_module(name).run
+    benchmark = importlib.import_module(name)
+    if name.endswith('.accelerators'):  # its measures are a compiler's
+      benchmark.parse(own)
+      continue
+    run = benchmark.run
     stand_in.__signature__ = inspect.signature(run)
     with mock.patch.object(common, 'report'):
       common.main(stand_in, own)
@@ -73,8 +77,9 @@ of_benchmarks() if module.startswith('tests.') else of_commands()
 def commands(text: str) -> list[str]:
   """Returns the commands in a page's shell blocks, inline code and tables."""
   lines = []
-  for block in _FENCE.findall(text):
-    lines += block.replace('\\\n', ' ').splitlines()
+  for language, block in _FENCE.findall(text):
+    if language in ('', 'sh'):
+      lines += block.replace('\\\n', ' ').splitlines()
   lines += [match.replace('\n', ' ') for match in _INLINE.findall(text)]
   # In the table of speeds, the last cell stands for NAME.
   if '| `NAME` |' in text:
@@ -146,3 +151,26 @@ def test_a_mistake_is_seen(command):
   assert done.returncode != 0
   wrong = command[-1].partition('=')[0].rpartition('.')[2]
   assert wrong.removeprefix('--') in done.stderr
+
+
+def test_the_python_that_readme_shows_runs(tmp_path, monkeypatch):
+  import numpy as np
+
+  from tests.export import export_material
+
+  export_material.make_run(tmp_path / 'runs' / 'eyeq')
+  rng = np.random.default_rng(0)
+  export_material.save(tmp_path / 'eye.jpg', rng)
+  for i in range(6):
+    export_material.save(tmp_path / 'photographs' / f'{i}.jpg', rng)
+  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  [code] = [b for language, b in _FENCE.findall(text) if language == 'python']
+  # What is drawn here is a textured circle.
+  code = code.replace("iqa.load('runs/eyeq')",
+                      "iqa.load('runs/eyeq', check_fundus=False)")  # fmt: skip
+  monkeypatch.chdir(tmp_path)
+  names = {'labels': [0, 1] * 3, 'patients': list('aabbcc')}
+  exec(compile(code, 'README.md', 'exec'), names)
+  assert (tmp_path / 'why.jpg').is_file()
+  assert [v.status for v in names['verdicts']] == ['ok'] * 6
+  assert 0 <= names['quality']['auc'].value <= 1

@@ -57,7 +57,9 @@ def finite_views(config: ml_collections.ConfigDict) -> list[int] | None:
   """Returns the views (Plan.view) that augmentation makes, None: endless."""
   data = config.data
   augment = data.augment
-  if augment.rotation or augment.scale or augment.cameras:
+  if augment.rotation or augment.scale:
+    return None
+  if augment.cameras and not data.fault_variants:
     return None
   if any(data.faults.values()) and not data.fault_variants:
     return None
@@ -96,11 +98,11 @@ def plan_train(
   plan.flip[:] = (rng.random(count) < 0.5) & data.augment.flip
   plan.angle[:] = rng.uniform(-1, 1, count) * np.deg2rad(data.augment.rotation)
   plan.shrink[:] = rng.random(count) * data.augment.scale
-  if data.augment.cameras:
+  if data.fault_variants:
+    plan.camera[:] = _variant(source, config, 0, index)['camera']
+  else:
     looks = np.random.default_rng([config.seed, epoch, 4])
-    seeds = looks.integers(0, 2**32, count)
-    other = looks.random(count) < data.augment.cameras
-    plan.camera[:] = np.where(other, seeds, -1)
+    plan.camera[:] = _cameras(config, looks, count)
   if not any(data.faults.values()):
     return plan
   breakable = source.table['quality'][index] == labels.ADEQUATE
@@ -131,6 +133,8 @@ def plan_views(
     indices = indices[source.table['quality'][indices] == labels.ADEQUATE]
   plan = plan_eval(source, indices)
   plan.flip[:] = bool(flip)
+  if config.data.fault_variants:
+    plan.camera[:] = _variant(source, config, variant, indices)['camera']
   if variant:
     plan.variant[:] = variant
     every = np.ones(len(indices), bool)
@@ -176,11 +180,21 @@ def _with_faults(plan: Plan, at: np.ndarray, faults: Mapping) -> Plan:
   return plan
 
 
+def _cameras(config, rng: np.random.Generator, count: int) -> np.ndarray:
+  """Returns the seeds of other cameras for `count` slots (Plan.camera)."""
+  seeds = rng.integers(0, 2**32, count)
+  other = rng.random(count) < config.data.augment.cameras
+  return np.where(other, seeds, -1)
+
+
 def _variant(source, config, number: int, index: np.ndarray) -> dict:
-  """Returns the faults of a variant of examples, the same in every epoch."""
+  """Returns fault and camera of a variant of examples, of every epoch."""
   count = len(source.table['image_id'])
   rng = np.random.default_rng([config.seed, 3, number])
-  drawn = _draw_faults(config, rng, count, surely=True)
+  surely = any(config.data.faults.values())
+  drawn = _draw_faults(config, rng, count, surely=surely)
+  looks = np.random.default_rng([config.seed, 5, number])
+  drawn['camera'] = _cameras(config, looks, count)
   return {name: values[index] for name, values in drawn.items()}
 
 

@@ -120,12 +120,11 @@ def overlay(
     in_place: whether `photograph` may be drawn on, which saves its copy.
   """
   picture = photograph if in_place else photograph.copy()
-  box, levels = _laid(shown, affine, prepared_size, photograph.size, placement)
+  box, levels = _inside(
+    shown, affine, prepared_size, photograph.size, placement, within
+  )
   if levels is None:
     return picture
-  if within is not None:
-    _, rim = _laid(within, affine, prepared_size, photograph.size, None)
-    levels = ImageChops.multiply(levels, rim)
   if colors != 'jet':
     # Where nothing is shown nothing needs to be blended.
     part = levels.getbbox()
@@ -148,10 +147,11 @@ def layer(
   placement: Placement | None = None,
   colors: str = 'viridis',
   opacity: float = 0.55,
+  within: np.ndarray | None = None,
 ) -> Image.Image:
   """Returns what `overlay` lays over a photograph of `size`, alone, RGBA."""
   picture = Image.new('RGBA', size)
-  box, levels = _laid(shown, affine, prepared_size, size, placement)
+  box, levels = _inside(shown, affine, prepared_size, size, placement, within)
   if levels is not None:
     levels.putpalette(_palette_with_alpha(colors, opacity), 'RGBA')
     picture.paste(levels.convert('RGBA'), box[:2])
@@ -196,6 +196,15 @@ def contour(
       draw.line(flat, (0, 0, 0), width=2 * width, joint='curve')
       draw.line(flat, color, width=width, joint='curve')
   return picture
+
+
+def _inside(shown, affine, prepared_size, size, placement, within):
+  """Returns what `_laid` does, cut off where `within` is False."""
+  box, levels = _laid(shown, affine, prepared_size, size, placement)
+  if levels is not None and within is not None:
+    _, rim = _laid(within, affine, prepared_size, size, None)
+    levels = ImageChops.multiply(levels, rim)
+  return box, levels
 
 
 def _laid(shown, affine, prepared_size, size, placement):

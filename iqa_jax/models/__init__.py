@@ -17,11 +17,11 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.models import evidence, heads, layers, patches, resnet, vgg
+from iqa_jax.models import evidence, filters, heads, layers, resnet, vgg
 from iqa_jax.models.classifier import Classifier
 
 _BACKBONES = {
-  'patches': patches.Patches,
+  'filters': filters.Filters,
   'resnet50': resnet.ResNet,
   'vgg16': vgg.VGG,
 }

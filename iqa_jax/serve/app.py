@@ -32,12 +32,14 @@ from starlette import formparsers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from iqa_jax import machine
-from iqa_jax.explain import cam, overlay
+from iqa_jax.explain import overlay
 from iqa_jax.explain.explanation import Explanation
 from iqa_jax.grader import Grader
+from iqa_jax.judging import advice
 from iqa_jax.judging.verdict import Verdict
 from iqa_jax.photograph import images, photo
 from iqa_jax.photograph.photo import Photo
+from iqa_jax.photograph.placement import Placement
 from iqa_jax.serve.batching import Batcher, Full
 
 _SHOWN = 1024  # px, the longer side of the pictures that are sent back
@@ -235,15 +237,30 @@ def _explained(found: Explanation) -> dict[str, Any]:
   picture = found.photo.image.resize(
     size, Image.Resampling.BILINEAR, reducing_gap=2.0
   )
+  cause = found.verdict.cause
   answer = {
     'verdict': _plain(found.to_dict()),
+    'advice': {
+      language: advice.sentence(cause, language)
+      for language in advice.LANGUAGES
+    },
     'photograph': _url(picture, 'JPEG'),
     'maps': [
       {
         'target': found.target,
         'empty': found.empty,
-        'picture': _url(_transparent(found, size), 'PNG'),
-      }
+        'picture': _url(
+          _transparent(found, size, found.shown(), found.placement), 'PNG'
+        ),
+      },
+      *(
+        {
+          'target': name,
+          'empty': not cells.max() > 0,
+          'picture': _url(_transparent(found, size, cells), 'PNG'),
+        }
+        for name, cells in found.cells.items()
+      ),
     ],
   }
   if np.isfinite(found.landmarks).all():
@@ -252,18 +269,24 @@ def _explained(found: Explanation) -> dict[str, Any]:
   return answer
 
 
-def _transparent(found: Explanation, size: tuple[int, int]) -> Image.Image:
-  """Returns the positive evidence alone, RGBA of `size`."""
+def _transparent(
+  found: Explanation,
+  size: tuple[int, int],
+  shown: np.ndarray,
+  placement: Placement | None = None,
+) -> Image.Image:
+  """Returns a map [h, w] of 0 to 1 alone, RGBA of `size`."""
   stretch = np.array(
     [[size[0] / found.photo.width], [size[1] / found.photo.height]]
   )
   return overlay.layer(
     size,
-    cam.scale(found.raw),
+    shown,
     found.affine * stretch,
     found.size,
-    placement=found.placement,
+    placement=placement,
     opacity=1.0,
+    within=found.inside,
   )
 
 

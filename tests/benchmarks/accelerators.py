@@ -61,8 +61,8 @@ class Cell:
   batch: int
 
 
-def main(argv: list[str] | None = None) -> int:
-  """Prints the table; returns 1 if a cell did not compile."""
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+  """Returns the options of a command line."""
   parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
   parser.add_argument('--targets', default='v5e:2x2', help='v5e:16x16,h100:8')
   parser.add_argument('--networks', default='peer,resnet50,vgg16')
@@ -73,7 +73,12 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument('--smoke', action='store_true', help='compile nothing')
   parser.add_argument('--output', help='folder for the JSON')
   parser.add_argument('--cell', help=argparse.SUPPRESS)
-  flags = parser.parse_args(argv)
+  return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Prints the table; returns 1 if a cell did not compile."""
+  flags = parse(argv)
   if flags.cell:
     print(json.dumps(compiled(Cell(**json.loads(flags.cell)))))
     return 0

@@ -53,8 +53,9 @@ def run(
   """
   import numpy as np
 
-  from iqa_jax import inference
-  from iqa_jax.data import pipeline, splits
+  from iqa_jax import trained
+  from iqa_jax.data import splits
+  from iqa_jax.data.source import open_source
 
   if smoke:
     from iqa_jax.simulation import photograph
@@ -63,11 +64,11 @@ def run(
     images = [photograph.draw(i, 64, broken=()).image for i in range(3)]
     good, bad = images[:2], images[2:]
   else:
-    loaded = [inference.load(path) for path in workdirs.split(',') if path]
+    loaded = [trained.load(path) for path in workdirs.split(',') if path]
     if not loaded:
       raise SystemExit('--workdirs names no trained run')
     config = loaded[0].config
-    source = pipeline.open_source(config)
+    source = open_source(config)
     test = splits.assign(source.table, config)['test']
     grades = source.table['grade'][test]
     good = list(source.images(test[grades == 0]))
@@ -248,14 +249,14 @@ def _untrained() -> Any:
   import jax
 
   from iqa_jax import config as config_lib
-  from iqa_jax import inference, models
+  from iqa_jax import models, trained
   from iqa_jax.tasks import Task
 
   config = config_lib.default()
   config.model.update({'name': 'vgg16', 'head': 'evidence', 'cells': 8})
   config.model.update({'width': 0.06, 'depth': 0.1})
   model = models.from_config(config, 2)
-  return inference.Loaded(
+  return trained.Trained(
     model=model,
     variables=models.init(model, jax.random.key(0), 64),
     task=Task(),

@@ -460,7 +460,7 @@ def test_masks_lie_on_what_was_put_in(source, rotation):
   clean = dataclasses.replace(plan, fault=np.full(len(plan.index), -1))
   size, cells, seen = 64, 16, 0
   made, as_it_was = (
-    collect(source, p, image_size=size, cells=cells, batch_size=4)
+    collect(source, p, image_size=size, field=True, cells=cells, batch_size=4)
     for p in (plan, clean)
   )
   for with_fault, without in zip(made, as_it_was, strict=True):
@@ -488,15 +488,20 @@ def test_pictures_without_cells_are_the_same(source):
   config = faulty_configuration(artifacts=0.5)
   plan = plan_lib.plan_train(source, everything(source), config, 0)
   plain = collect(source, plan, image_size=64, batch_size=4)
-  both = collect(source, plan, image_size=64, batch_size=4, cells=8)
-  for a, b in zip(plain, both, strict=True):
-    np.testing.assert_array_equal(a['image'], b['image'][..., :3])
-    assert 'fault' not in a
+  field = collect(source, plan, image_size=64, batch_size=4, field=True)
+  cells = collect(source, plan, image_size=64, batch_size=4, cells=8)
+  both = collect(source, plan, image_size=64, batch_size=4, field=True, cells=8)
+  for a, b, c, d in zip(plain, field, cells, both, strict=True):
+    np.testing.assert_array_equal(a['image'], d['image'][..., :3])
+    np.testing.assert_array_equal(b['image'], d['image'])
+    np.testing.assert_array_equal(c['image'], a['image'])
+    np.testing.assert_array_equal(c['fault'], d['fault'])
+    assert 'fault' not in {**a, **b}
 
 
 def test_the_field_is_the_fourth_channel(source):
   plan = plan_lib.plan_eval(source, np.arange(4))
-  [batch] = collect(source, plan, image_size=64, batch_size=4, cells=8)
+  [batch] = collect(source, plan, image_size=64, batch_size=4, field=True)
   field = batch['image'][..., 3]
   for k in range(4):
     inside = photograph.draw(k, 64).inside
@@ -560,11 +565,15 @@ def test_other_cameras_take_field_and_fault_along(source):
   assert plan_lib.finite_views(config) is None
   own = dataclasses.replace(plan, camera=np.full(_COUNT, -1))
   made, as_it_was = (
-    collect(source, p, image_size=64, cells=16, batch_size=_COUNT)[0]
+    collect(source, p, image_size=64, field=True, cells=16, batch_size=_COUNT)[
+      0
+    ]
     for p in (plan, own)
   )
   # The same twice, another every epoch.
-  again = collect(source, plan, image_size=64, cells=16, batch_size=_COUNT)[0]
+  again = collect(
+    source, plan, image_size=64, field=True, cells=16, batch_size=_COUNT
+  )[0]
   assert_same(made, again)
   other = plan_lib.plan_train(source, everything(source), config, 1)
   assert set(plan.camera).isdisjoint(other.camera)
@@ -580,9 +589,13 @@ def test_other_cameras_take_field_and_fault_along(source):
 
 def test_fields_that_were_found_are_kept(source, monkeypatch):
   plan = plan_lib.plan_eval(source, np.arange(4))
-  [first] = collect(source, plan, image_size=64, batch_size=4, cells=8)
+  [first] = collect(
+    source, plan, image_size=64, batch_size=4, field=True, cells=8
+  )
   monkeypatch.setattr(
     decoding.geometry, 'find_field', lambda _: pytest.fail('looked again')
   )
-  [second] = collect(source, plan, image_size=64, batch_size=4, cells=8)
+  [second] = collect(
+    source, plan, image_size=64, batch_size=4, field=True, cells=8
+  )
   assert_same(first, second)

@@ -21,7 +21,7 @@ from tests.models import reference
 GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden.npz')
 WIDTH = 0.125
 PARAMETERS = {
-  'patches': 754_856,
+  'filters': 137_000,
   'resnet50': 25_557_032,
   'vgg16': 138_357_544,
 }

@@ -296,3 +296,19 @@ def test_a_cache_over_budget_is_a_warning_with_the_remedy(
   with caplog.at_level(logging.WARNING):
     assert build(network, memory, memory.Source(16), config, tmp_path) is None
   assert '--config.train.cache_gb=1 ' in caplog.text
+
+
+def test_a_step_sees_a_part_of_the_cells():
+  grid = np.arange(36.0).reshape(1, 6, 6, 1)
+  batch = {'features': grid, 'fault': grid[..., 0], 'mask': np.ones(1)}
+  seen = set()
+  for step in range(20):
+    thin = feature_cache.thinned(batch, 2, [0, step])
+    assert thin['features'].shape == (1, 3, 3, 1)
+    np.testing.assert_array_equal(thin['features'][..., 0], thin['fault'])
+    again = feature_cache.thinned(batch, 2, [0, step])
+    np.testing.assert_array_equal(thin['fault'], again['fault'])
+    seen |= set(thin['fault'].ravel())
+  assert len(seen) == 36
+  whole = feature_cache.thinned(batch, 1, [0, 0])
+  np.testing.assert_array_equal(whole['features'], grid)

@@ -81,6 +81,20 @@ def test_a_run_leaves_history_and_the_best_model(memory, tmp_path):
     assert value == pytest.approx(best[f'validation_{key}'], rel=1e-5)
 
 
+def test_the_last_epoch_is_kept_on_request(memory, tmp_path):
+  # The last phase is far too fast, so that an earlier epoch is the best.
+  config = make_config(
+    config_lib.phase(learns='head', epochs=2, learning_rate=1e-2),
+    config_lib.phase(learns='head', epochs=1, learning_rate=10.0),
+  )
+  config.eval.select_by = 'last'
+  train(memory, tmp_path, config)
+  records = history(tmp_path)
+  assert trained.load(tmp_path).record['epoch'] == records[-1]['epoch']
+  losses = [r['validation_loss'] for r in records]
+  assert min(losses) < losses[-1]  # else this shows nothing
+
+
 def test_a_finished_run_is_left_as_it_is(memory, tmp_path):
   config = make_config()
   train(memory, tmp_path, config)
