@@ -135,6 +135,22 @@ def test_scripts_are_strict_executable_and_say_what_they_do(tools, script):
       ],
     ),
     (
+      'hypotheses.sh',
+      {'BRSET': '/b', 'EYEQ': '/e', 'WORKDIR': '/w', 'NOTE': 'a note'},
+      [
+        '-m iqa_jax.main --config=eyeq_resnet50 --workdir=/w/eyeq',
+        '--config.seed=3 --config.data.manual_dir=/e',
+        '-m iqa_jax.cross_validate --config=brset_resnet50 '
+        '--workdir=/w/baseline',
+        '--config=eyeq_to_brset --workdir=/w/pretrained',
+        '--config.seed=3 --config.model.pretrained=/w/eyeq '
+        '--config.data.manual_dir=/b',
+        '--config=brset_balanced_subset --workdir=/w/subset',
+        '-m iqa_jax.compare_runs --output=/w/comparison '
+        "--workdirs=/w/baseline,/w/pretrained,/w/subset '--note=a note'",
+      ],
+    ),
+    (
       'slurm_train.sh',
       {'NODES': 5, 'GPUS': 3, 'TIME': '1:00', 'GRACE': 77, 'WORKDIR': '/w'},
       [
@@ -359,6 +375,24 @@ def test_export_folder_does_not_merge_what_is_unfinished(tools):
   assert done.returncode == 1
   assert 'resumes' in done.stderr
   assert all('--merge' not in call for call in calls(tools))
+
+
+def test_hypotheses_stop_at_an_interruption_and_resume(tools):
+  (tools / 'python.code').write_text('0\n143\n')
+  done = launch(tools, 'hypotheses.sh', '--x=a b')
+  assert done.returncode == 143
+  assert [call[2] for call in calls(tools)] == [
+    'iqa_jax.main',
+    'iqa_jax.cross_validate',
+  ]
+  assert not launch(tools, 'hypotheses.sh', '--x=a b').returncode
+  made = calls(tools)[2:]
+  assert made[:2] == calls(tools)[:2]  # the same commands, which resume
+  assert all('--x=a b' in call for call in made[:4])
+  assert [call[2] for call in made[3:]] == [
+    'iqa_jax.cross_validate',
+    'iqa_jax.compare_runs',
+  ]
 
 
 def actions(tools):

@@ -46,11 +46,12 @@ def pool(
     RunDirectoryError: a fold is missing or damaged, or folds share images.
   """
   home = pathlib.Path(workdir)
-  folders = [home / f'fold_{k}' for k in range(count)]
-  results = [run_directory.read_json(f / 'metrics.json') for f in folders]
-  tables = [predictions.read(f / 'predictions.csv') for f in folders]
-  split, notes = _pooled_split(tables)
-  pooled = predictions.concatenate([t[t.split == split] for t in tables])
+  results = [
+    run_directory.read_json(home / f'fold_{k}' / 'metrics.json')
+    for k in range(count)
+  ]
+  parts, split, notes = read(home, count)
+  pooled = predictions.concatenate(parts)
   # Each fold has a model of its own: only calibrated scores are on one scale,
   # and what is drawn is what is measured.
   pooled = dataclasses.replace(
@@ -77,6 +78,31 @@ def pool(
     home, result, {'pooled': pooled}, resamples=config.eval.bootstrap
   )
   return result
+
+
+def read(
+  workdir: str | os.PathLike, count: int
+) -> tuple[list[Predictions], str, list[str]]:
+  """Returns each fold's images, those in which folds share none.
+
+  Args:
+    workdir: the folder of the folds.
+    count: their number.
+
+  Returns:
+    A fold's `Predictions` each, the split that they are of, and what to know
+    of it.
+
+  Raises:
+    RunDirectoryError: a fold is missing or damaged, or folds share images.
+  """
+  home = pathlib.Path(workdir)
+  tables = [
+    predictions.read(home / f'fold_{k}' / 'predictions.csv')
+    for k in range(count)
+  ]
+  split, notes = _pooled_split(tables)
+  return [t[t.split == split] for t in tables], split, notes
 
 
 def _measure(pooled: Predictions, resamples: int) -> dict[str, Any]:

@@ -304,6 +304,20 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
   }
 
 
+def resident(pid: int) -> float:
+  """Returns the resident memory of a process and its children in MB."""
+  total, waiting = 0.0, [pid]
+  while waiting:
+    process = pathlib.Path(f'/proc/{waiting.pop()}')
+    try:
+      total += int((process / 'statm').read_text().split()[1]) * 4096 / 2**20
+      for task in (process / 'task').iterdir():
+        waiting += map(int, (task / 'children').read_text().split())
+    except OSError:
+      continue
+  return total
+
+
 def report(
   name: str,
   rows: Sequence[Row],

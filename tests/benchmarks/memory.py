@@ -148,20 +148,6 @@ def _training(learns, width, size, batch) -> list[common.Row]:
   ]
 
 
-def _resident(pid: int) -> float:
-  """Returns the resident memory of a process and its children in MB."""
-  total, waiting = 0.0, [pid]
-  while waiting:
-    process = pathlib.Path(f'/proc/{waiting.pop()}')
-    try:
-      total += int((process / 'statm').read_text().split()[1]) * 4096 / MB
-      for task in (process / 'task').iterdir():
-        waiting += map(int, (task / 'children').read_text().split())
-    except OSError:
-      continue
-  return total
-
-
 def _export(images: int) -> list[common.Row]:
   with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch)
@@ -181,7 +167,9 @@ def _export(images: int) -> list[common.Row]:
     samples: list[tuple[int, float]] = []
     while process.poll() is None:
       time.sleep(0.25)
-      samples.append((_exported(folder / 'output'), _resident(process.pid)))
+      samples.append(
+        (_exported(folder / 'output'), common.resident(process.pid))
+      )
     if process.returncode:
       raise RuntimeError(f'export ended with code {process.returncode}')
     done = _exported(folder / 'output')
