@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import math
 import os
 import pathlib
@@ -108,7 +108,7 @@ def read(
   return rows
 
 
-def _problem(row, name, seen) -> str:
+def _problem(row: Mapping[str, str], name: str, seen: set[str]) -> str:
   """Returns what is wrong with a row, '' for nothing."""
   if not name or os.path.basename(name) != name:
     return f'image_id {row["image_id"]!r} is no name of a photograph'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import os
+from typing import Any
 
 import tensorflow_datasets as tfds
 
@@ -25,7 +26,9 @@ class Builder(building.PhotographBuilder):
   names are mapped: --config.data.csv.patient=subject_id
   """
 
-  def __init__(self, *, columns: Mapping[str, str] | None = None, **kwargs):
+  def __init__(
+    self, *, columns: Mapping[str, str] | None = None, **kwargs: Any
+  ):
     self.columns = columns
     super().__init__(**kwargs)
 

@@ -117,7 +117,13 @@ def _quality(row: Mapping[str, str]) -> int:
   return labels.UNKNOWN if labels.UNKNOWN in criteria else labels.ADEQUATE
 
 
-def _problem(row, name, split, seen, split_of) -> str:
+def _problem(
+  row: Mapping[str, str],
+  name: str,
+  split: str,
+  seen: set[str],
+  split_of: Mapping[str, str],
+) -> str:
   """Returns what is wrong with a row, '' for nothing."""
   if not name:
     return 'path is empty'

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 import concurrent.futures
 import dataclasses
 import multiprocessing
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -20,7 +22,7 @@ _PER_PATIENT = 2  # one photograph of each eye
 
 # BRSet's counts (16,266 photographs): those of one sole fault and the rest of
 # each criterion's, which come in pairs.
-_BRSET = {
+_BRSET: dict[tuple[str, ...], float] = {
   ('image_field',): 1322 / 16266,
   ('focus',): 470 / 16266,
   ('illumination',): 58 / 16266,
@@ -29,13 +31,14 @@ _BRSET = {
   ('illumination', 'image_field'): 12 / 16266,
   ('artifacts', 'illumination'): 13 / 16266,
 }
-_BALANCED = {(name,): 0.11 for name in labels.CRITERIA} | {
+_BALANCED: dict[tuple[str, ...], float] = {
+  **{(name,): 0.11 for name in labels.CRITERIA},
   ('focus', 'illumination'): 0.03,
   ('image_field', 'artifacts'): 0.03,
 }
 
 # Several faults at once, as hopeless photographs have; by whether they train.
-_MIXED = {
+_MIXED: dict[tuple[str, ...], float] = {
   ('focus',): 0.16,
   ('illumination',): 0.2,
   ('artifacts',): 0.2,
@@ -105,18 +108,20 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ),
   ]
 
-  def __init__(self, **kwargs):
+  def __init__(self, **kwargs: Any):
     super().__init__(file_format='array_record', **kwargs)
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(features=records.features())
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator]:
     del dl_manager
     counts = zip(_FIRST_SEED, self.builder_config.counts, strict=True)
     return {name: self._generate_examples(name, n) for name, n in counts}
 
-  def _generate_examples(self, split, count):
+  def _generate_examples(self, split: str, count: int) -> Iterator:
     config = self.builder_config
     first = _FIRST_SEED[split]
     shares = _BRSET if config.brset_like else _BALANCED
@@ -143,7 +148,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         yield record['image_id'], record
 
 
-def _deal(seed, count, shares) -> list[tuple[str, ...]]:
+def _deal(
+  seed: int, count: int, shares: Mapping[tuple[str, ...], float]
+) -> list[tuple[str, ...]]:
   """Returns what each photograph fails of, in exactly these shares."""
   dealt = [
     kinds
@@ -155,7 +162,9 @@ def _deal(seed, count, shares) -> list[tuple[str, ...]]:
   return [tuple(kinds) for kinds in dealt]
 
 
-def _record(job):
+def _record(
+  job: tuple[int, int, tuple[str, ...], int, str],
+) -> dict[str, Any]:
   """Draws one photograph; runs in a worker process."""
   seed, size, broken, patient, kind = job
   drawn = photograph.draw(
@@ -189,7 +198,7 @@ def _record(job):
   }
 
 
-def _by_any_camera(drawn, seed, kind):
+def _by_any_camera(drawn: photograph.Drawn, seed: int, kind: str) -> np.ndarray:
   """Returns the pixels of an eye, sick in two of five, by another camera.
 
   In training the camera changes every epoch (data.augment.cameras).
