@@ -198,12 +198,11 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
   good, bad = odds[kinds == ''], odds[kinds == 'bad']
   dirty = np.isin(kinds, ARTIFACTS)
   wrong = [cause[kinds == '', 2], cause[dirty, 2]]
-  threshold = loaded.record.get('operating_point', {}).get('threshold', 0.5)
-  p = np.asarray(task.p_inadequate(np.stack([0 * good, good], 1)))
+  judged = loaded.judges.judge(1 / (1 + np.exp(-good)))
   return {
     'Good against the rest, AUC': _auc(good, bad),
     'artifacts in the photograph, AUC': _auc(*wrong),
-    'specificity of Good photographs': float((p < threshold).mean()),
+    'specificity of Good photographs': float((judged.verdict == 0).mean()),
     'evidence outside the field, share': float(outside),
     'energy in a local fault over its share': float(np.median(energy)),
     'named kinds, mean pixel AUC': _mean(named),
