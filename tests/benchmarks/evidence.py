@@ -71,8 +71,8 @@ def run(
     source = open_source(config)
     test = splits.assign(source.table, config)['test']
     grades = source.table['grade'][test]
-    good = list(source.images(test[grades == 0]))
-    bad = list(source.images(test[grades > 0]))
+    good = list(_stored(source, test[grades == 0]))
+    bad = list(_stored(source, test[grades > 0]))
   items = list(_items(good, bad, loaded[0].image_size, photographs, seed))
   clean = np.array([i.kind in ('', 'bad') for i in items])
   cells = _cells(loaded, items)
@@ -111,6 +111,13 @@ def _items(good, bad, size, count, seed) -> Iterator[_Item]:
       else:
         planted = unfamiliar.apply(pixels, field > 0, kind, rng)
       yield item(number, kind, planted[0], field, planted[1])
+
+
+def _stored(source: Any, indices: Any) -> Iterator[Any]:
+  """Yields the stored images of examples, uint8 [h, w, 3]."""
+  for index in indices:
+    [record] = source.read([index])
+    yield source.features.deserialize_example_np(record)['image']
 
 
 def _cells(loaded: Sequence[Any], items: Sequence[_Item]) -> Any:
