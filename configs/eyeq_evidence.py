@@ -29,8 +29,6 @@ def get_config():
   c.data.faults.procedural = 0.4
   c.data.fault_variants = 5
   c.task.class_weights = 'balanced'
-  # Grades say nothing of places; taught by them too, cells fitted the sample.
-  c.task.verdict_teaches_cells = False
   c.model.name = 'vgg16'
   c.model.head = 'evidence'
   c.model.pretrained = 'vgg16.tv_in1k'

@@ -41,6 +41,10 @@ _USABLE = flags.DEFINE_enum(
   "what EyeQ's Usable counts as",
 )
 
+_FUNDUS = flags.DEFINE_bool(
+  'check_fundus', True, 'leave out pictures that show no fundus'
+)
+
 
 def main() -> None:
   """Recalibrates and prints the measures before and after."""
@@ -60,6 +64,7 @@ def main() -> None:
     labels_file=_LABELS.value,
     rate=_RATE.value,
     usable=_USABLE.value,
+    check_fundus=_FUNDUS.value,
   )
   print(site.as_text(result))
   if _RATE.value is not None:

@@ -63,6 +63,7 @@ def run(
   rate: float | None = None,
   usable: str = 'inadequate',
   share: float | None = None,
+  check_fundus: bool = True,
 ) -> dict[str, Any]:
   """Writes a run directory with the same network and the site's verdicts.
 
@@ -74,6 +75,7 @@ def run(
     rate: instead of labels, the assumed share of inadequate photographs.
     usable: what EyeQ's grade 1 counts as.
     share: of photographs that go to a person; None as the run's configuration.
+    check_fundus: leave out pictures that show no fundus.
 
   Returns:
     What recalibration.json holds: 'photographs', 'labelled', 'rate', 'before',
@@ -89,7 +91,7 @@ def run(
     raise run_directory.RunDirectoryError(
       f'{output} already holds a model; give a new folder'
     )
-  grader = grader_lib.load(workdir)
+  grader = grader_lib.load(workdir, check_fundus=check_fundus)
   member = grader.members[0]
   if share is None:
     share = float(member.config.eval.uncertain_share)

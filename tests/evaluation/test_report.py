@@ -184,8 +184,8 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
       maps[1:, 0] = 1
       return {'gradcam': maps}
 
-  def batches(source, plan, *, image_size, batch_size, cells):
-    assert not cells
+  def batches(source, plan, *, image_size, batch_size, field, cells):
+    assert not field and not cells
     for first in range(0, len(plan), batch_size):
       index = plan[first : first + batch_size]
       padded = np.resize(index, batch_size)
