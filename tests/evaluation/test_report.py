@@ -222,7 +222,10 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
   rows = [int(e.name.removeprefix('photo_')) for e in drawn]
   np.testing.assert_array_equal(seen['images'], source[indices[rows]])
   # What is explained is the verdict, though one network alone may differ.
-  np.testing.assert_array_equal(seen['targets'], called[rows])
+  margins = [Task().targets.index(t) for t in ('adequate_margin', 'margin')]
+  np.testing.assert_array_equal(
+    seen['targets'], np.array(margins)[called[rows]]
+  )
   for i, (row, example) in enumerate(zip(rows, drawn, strict=True)):
     assert f'P(inadequate) = {c["p_calibrated"][row]:.3f}' in example.caption
     assert f'labelled {("adequate", "inadequate")[truth[row]]}' in (
