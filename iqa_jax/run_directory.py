@@ -205,6 +205,34 @@ def save_model(
   return digest
 
 
+def save_halved(workdir: str | os.PathLike, output: str | os.PathLike) -> int:
+  """Writes a run's model with half of its digits; returns bytes of weights.
+
+  Raises:
+    RunDirectoryError: the run holds no model.
+    InvalidValue: a weight is beyond what float16 holds.
+  """
+  saved = load_model(workdir)
+
+  def halved(tree: Any, path: str) -> Any:
+    if isinstance(tree, dict):
+      return {k: halved(v, f'{path}/{k}') for k, v in tree.items()}
+    with np.errstate(over='ignore'):
+      half = np.asarray(tree).astype(np.float16)
+    if not np.isfinite(half).all():
+      raise errors.InvalidValue(f'{path} is beyond what float16 holds')
+    return half
+
+  # Statistics stay as they are: a variance may be tiny.
+  params = halved(saved.variables['params'], 'params')
+  of_the_file = ('format', 'weights', 'sha256')
+  kept = {k: v for k, v in saved.record.items() if k not in of_the_file}
+  kept['made_from'] = {'sha256': saved.digest}
+  save_model(output, {**saved.variables, 'params': params}, kept)
+  (weights,) = (pathlib.Path(output) / 'model').glob('*.safetensors')
+  return weights.stat().st_size
+
+
 def update_model_record(workdir: str | os.PathLike, **fields: Any) -> None:
   """Adds fields (operating point, calibration) to a saved model's record."""
   path = pathlib.Path(workdir) / 'model' / 'model.json'

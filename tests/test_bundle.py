@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from iqa_jax import bundle, errors, grader, models, run_directory, trained
 from iqa_jax import config as config_lib
+from iqa_jax import errors, grader, models, run_directory, trained
 from iqa_jax.simulation import photograph
 
 
@@ -29,7 +29,9 @@ def saved(folder, scale=1.0):
 
 def test_half_the_digits_give_nearly_the_same_model(tmp_path):
   variables, digest = saved(tmp_path / 'run')
-  size = bundle.write(str(tmp_path / 'run'), str(tmp_path / 'half'))
+  size = run_directory.save_halved(
+    str(tmp_path / 'run'), str(tmp_path / 'half')
+  )
   whole = (tmp_path / 'run/model').glob('*.safetensors')
   assert size < 0.6 * next(whole).stat().st_size
   loaded = run_directory.load_model(tmp_path / 'half')
@@ -45,7 +47,7 @@ def test_half_the_digits_give_nearly_the_same_model(tmp_path):
 def test_a_weight_beyond_float16_is_named(tmp_path):
   saved(tmp_path / 'run', scale=1e7)
   with pytest.raises(errors.InvalidValue, match=r'params/.* beyond'):
-    bundle.write(str(tmp_path / 'run'), str(tmp_path / 'half'))
+    run_directory.save_halved(str(tmp_path / 'run'), str(tmp_path / 'half'))
 
 
 def _bundled():

@@ -27,7 +27,7 @@ from iqa_jax.studies.subject import Subject
 
 GROUPS = {'named': tuple(faults.CRITERION), 'unfamiliar': unfamiliar.KINDS}
 # These fill the field and so have no place in it that a map could point at.
-WHOLE = ('defocus', 'motion', 'under', 'over', 'haze')
+WHOLE = ('defocus', 'motion', 'under', 'over', 'haze', 'murk')
 # What is measured of a map, and its bounds.
 MEASURES = {
   'auc': means.SHARE,

@@ -15,7 +15,6 @@ its own: a compiler that aborts ends a cell, not the table.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -27,6 +26,8 @@ import subprocess
 import sys
 import time
 from typing import Any
+
+from tests.benchmarks import common
 
 # Published, of one device: memory, bytes/s, bfloat16 FLOP/s, and bytes/s of
 # the links to others in one direction.
@@ -61,32 +62,32 @@ class Cell:
   batch: int
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-  """Returns the options of a command line."""
-  parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
-  parser.add_argument('--targets', default='v5e:2x2', help='v5e:16x16,h100:8')
-  parser.add_argument('--networks', default='peer,resnet50,vgg16')
-  parser.add_argument('--phases', default='all')
-  parser.add_argument('--sizes', default='224')
-  parser.add_argument('--dtypes', default='bfloat16')
-  parser.add_argument('--batch', type=int, default=64, help='a device')
-  parser.add_argument('--smoke', action='store_true', help='compile nothing')
-  parser.add_argument('--output', help='folder for the JSON')
-  parser.add_argument('--cell', help=argparse.SUPPRESS)
-  return parser.parse_args(argv)
+def run(
+  *,
+  smoke: bool = False,
+  targets: str = 'v5e:2x2',
+  networks: str = 'peer,resnet50,vgg16',
+  phases: str = 'all',
+  sizes: str = '224',
+  dtypes: str = 'bfloat16',
+  batch: int = 64,
+) -> list[common.Row]:
+  """Prints the table; raises SystemExit if a cell did not compile.
 
-
-def main(argv: list[str] | None = None) -> int:
-  """Prints the table; returns 1 if a cell did not compile."""
-  flags = parse(argv)
-  if flags.cell:
-    print(json.dumps(compiled(Cell(**json.loads(flags.cell)))))
-    return 0
-  axes = (flags.targets, flags.networks, flags.phases, flags.sizes)
+  Args:
+    smoke: compile nothing.
+    targets: 'v5e:16x16,h100:8' and so on.
+    networks: see Cell; and so are phases, sizes and dtypes.
+    phases: likewise.
+    sizes: likewise.
+    dtypes: likewise.
+    batch: images a device.
+  """
+  axes = (targets, networks, phases, sizes)
   cells = [
-    Cell(target, network, phase, int(size), dtype, flags.batch)
+    Cell(target, network, phase, int(size), dtype, batch)
     for target, network, phase, size, dtype in itertools.product(
-      *(axis.split(',') for axis in (*axes, flags.dtypes))
+      *(axis.split(',') for axis in (*axes, dtypes))
     )
     if network != 'peer' or phase == 'all'
   ]
@@ -96,14 +97,12 @@ def main(argv: list[str] | None = None) -> int:
     '| GB moved | GB all-reduced | at least (ms) | compiled in (CPU s) |\n'
     '| --- | --- | --- | --- | --- | --- | --- |'
   )
-  for cell in cells[: 0 if flags.smoke else None]:
+  for cell in cells[: 0 if smoke else None]:
     rows.append(dataclasses.asdict(cell) | _in_a_process(cell))
     print(line(cell, rows[-1]), flush=True)
-  if flags.output:
-    file = pathlib.Path(flags.output) / 'accelerators.json'
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(rows, indent=2))
-  return int(any('failed' in row for row in rows))
+  if any('failed' in row for row in rows):
+    raise SystemExit('a cell did not compile')
+  return []
 
 
 def line(cell: Cell, row: dict[str, Any]) -> str:
@@ -292,4 +291,7 @@ def _program(cell: Cell, there: list[Any]) -> tuple[Any, tuple[Any, ...]]:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  if len(sys.argv) == 2 and sys.argv[1].startswith('--cell='):
+    print(json.dumps(compiled(Cell(**json.loads(sys.argv[1][7:])))))
+  else:
+    sys.exit(common.main(run))

@@ -28,6 +28,7 @@ KINDS = ('reflection', 'partial_defocus', 'lashes', 'writing', 'drops', 'hair')
 
 
 def run(
+  *,
   evidence: str = '',
   pooled: str = '',
   photographs: str = '',

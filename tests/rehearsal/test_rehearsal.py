@@ -12,7 +12,7 @@ from iqa_jax import errors, labels
 from iqa_jax.data.brset import labels as brset_labels
 from iqa_jax.data.eyeq import labels as eyeq_labels
 from iqa_jax.photograph import images
-from tests.rehearsal import downloads, drawing, through
+from tests.rehearsal import downloads, drawing, stages
 from tests.test_launch import flags_of
 
 
@@ -141,24 +141,24 @@ def test_a_stage_is_measured(tmp_path):
     f'pathlib.Path({str(tmp_path / "made")!r}).write_bytes(bytes(10**6)); '
     'time.sleep(1)'
   )
-  found = through.measure(
+  found = stages.measure(
     [sys.executable, '-c', command], tmp_path, tmp_path / 'log'
   )
   assert 1 < found['seconds'] < 60
   assert 0.28 < found['memory_gb'] < 0.5
   assert found['disk_gb'] == pytest.approx(0.001)
-  with pytest.raises(through.StageFailed, match='exit code 3'):
-    through.measure(
+  with pytest.raises(stages.StageFailed, match='exit code 3'):
+    stages.measure(
       [sys.executable, '-c', 'raise SystemExit(3)'], tmp_path, tmp_path / 'log'
     )
 
 
 def test_growth_and_extrapolation():
   counts = (100, 400)
-  assert through.growth(3.0, 12.0, counts) == pytest.approx(1)
-  assert through.growth(1.0, 16.0, counts) == pytest.approx(2)
+  assert stages.growth(3.0, 12.0, counts) == pytest.approx(1)
+  assert stages.growth(1.0, 16.0, counts) == pytest.approx(2)
   # 10 s to start and 0.02 s each.
-  assert through.extrapolated(12, 18, counts, 10_000) == pytest.approx(210)
+  assert stages.extrapolated(12, 18, counts, 10_000) == pytest.approx(210)
 
 
 def test_table_shows_what_grows_too_fast_and_needs_too_much():
@@ -166,7 +166,7 @@ def test_table_shows_what_grows_too_fast_and_needs_too_much():
     row = {'seconds': seconds, 'memory_gb': memory, 'disk_gb': 0.0}
     return {'photographs': photographs, 'stages': {'score': row}}
 
-  text = through.table('brset', [result(400, 32.0, 5.0), result(100, 2.0, 1.0)])
+  text = stages.table('brset', [result(400, 32.0, 5.0), result(100, 2.0, 1.0)])
   assert '| score | s | 2 | 32 | 2.00! |' in text
   assert 'GB memory (over 4)' in text
   assert 'simulated' in text
@@ -175,7 +175,7 @@ def test_table_shows_what_grows_too_fast_and_needs_too_much():
 def test_stages_are_commands_that_take_their_flags():
   for dataset in downloads.DATASETS:
     home = pathlib.Path('home')
-    for name, command in through.stages(dataset, 'data', home, 1, 3).items():
+    for name, command in stages.stages(dataset, 'data', home, 1, 3).items():
       used = {a.lstrip('-').partition('=')[0] for a in command[3:]}
       used = {flag for flag in used if not flag.startswith('config.')}
       assert used <= flags_of(command[2]), name
