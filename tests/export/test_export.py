@@ -856,8 +856,9 @@ def test_export_needs_no_tensorflow(workdir, photographs, tmp_path):
     'import sys\n'
     'from iqa_jax.export import run\n'
     'from iqa_jax.export.options import Options\n'
-    f'run.run(Options(check_fundus=False, workdir={str(workdir)!r}, '
-    f'{str(photographs / "left")!r}, {str(tmp_path)!r}, progress=False))\n'
+    f'run.run(Options({str(workdir)!r}, '
+    f'{str(photographs / "left")!r}, {str(tmp_path)!r}, '
+    'progress=False, check_fundus=False))\n'
     'print(sorted({"tensorflow", "orbax", "matplotlib", "sklearn"} & '
     'set(sys.modules)))'
   )
