@@ -58,7 +58,9 @@ def of_commands():
   from absl import flags
   from iqa_jax import config
 
-  importlib.import_module(module)
+  found = importlib.import_module(module)
+  if hasattr(found, '__path__'):
+    importlib.import_module(f'{module}.__main__')
   # A config's fields become flags when sys.argv names them.
   sys.argv = config.resolve_arguments([module, *arguments])
   left = flags.FLAGS(sys.argv)
@@ -66,7 +68,7 @@ def of_commands():
     sys.exit(f'left over: {left[1:]}')
 
 
-of_benchmarks() if module.startswith('tests.') else of_commands()
+of_benchmarks() if module.startswith('tests.bench') else of_commands()
 """
 
 
