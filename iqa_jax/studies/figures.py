@@ -267,7 +267,7 @@ def _examples(kinds: Sequence[planted.Kind], group: str) -> Figure:
   # One picture: so many axes would take a minute to lay out.
   mosaic = np.concatenate(rows)
   side = mosaic.shape[0] / len(kinds)
-  figure = _figure(1.0 * (len(names) + 1) + 0.9, 1.0 * len(kinds) + 1.1)
+  figure = _figure(1.0 * (len(names) + 1) + 0.9, 1.0 * len(kinds) + 0.7)
   axis = figure.subplots()
   axis.imshow(mosaic, interpolation='nearest')
   titles = ['fault', *(name.replace(' of the ', '\nof the ') for name in names)]

@@ -65,41 +65,19 @@ def run(
   result['empty'] = {
     name: int((cam.status(maps[name]) != 'ok').sum()) for name in names
   }
-  people = photographs.people
   with clock.part('perturbations'):
     values, curves = measures.perturbed(
       subject, photographs, targets, maps, baselines=baselines, steps=steps,
       seed=seed,
     )  # fmt: skip
-  values['outside'] = measures.outside(maps, photographs.inside)
-  bounds = {'road': means.ANY}
-  result['measures'] = {
-    measure: measures.compare(v, people, bounds.get(measure, means.SHARE))
-    for measure, v in values.items()
-  }
-  result['outside_area'] = means.mean(
-    (~photographs.inside).mean((1, 2)), people, means.SHARE
-  )
+  result |= _removed(values, maps, photographs)
   with clock.part('randomisation'):
     result['randomisation'] = measures.randomised(
       subject, photographs, targets, maps, seed
     )
     result['flip'] = measures.mirrored(subject, photographs, targets, maps)
-  kinds: list[planted.Kind] = []
-  if len(clean):
-    with clock.part('planted faults'):
-      faults = planted.measure(
-        subject,
-        clean,
-        gradient_free=gradient_free,
-        severity=severity,
-        seed=seed,
-      )
-      kinds = list(faults)
-      p = subject.p_inadequate(subject.logits(clean.images))
-      result['planted'] = planted.summarise(
-        kinds, p, subject.threshold, clean.people
-      )
+  with clock.part('planted faults'):
+    kinds = _planted(subject, clean, gradient_free, severity, seed, result)
   if photographs.truth is not None:
     with clock.part('pixel labels'):
       result['pixels'] = _pixels(subject, photographs, logits, maps, target)
@@ -107,6 +85,38 @@ def run(
     result['positional'] = measures.positional(subject, photographs, logits)
   result['seconds'] = clock.close()
   return result, {'curves': curves, 'planted': kinds}
+
+
+def _removed(values, maps, photographs) -> dict[str, Any]:
+  """Returns the intervals of what is told by removing pixels, and outside."""
+  values['outside'] = measures.outside(maps, photographs.inside)
+  people, bounds = photographs.people, {'road': means.ANY}
+  return {
+    'measures': {
+      measure: measures.compare(v, people, bounds.get(measure, means.SHARE))
+      for measure, v in values.items()
+    },
+    'outside_area': means.mean(
+      (~photographs.inside).mean((1, 2)), people, means.SHARE
+    ),
+  }
+
+
+def _planted(
+  subject, clean, gradient_free, severity, seed, result
+) -> list[planted.Kind]:
+  """Returns all kinds of fault; what they say goes into `result`."""
+  if not len(clean):
+    return []
+  found = planted.measure(
+    subject, clean, gradient_free=gradient_free, severity=severity, seed=seed
+  )
+  kinds = list(found)
+  p = subject.p_inadequate(subject.logits(clean.images))
+  result['planted'] = planted.summarise(
+    kinds, p, subject.threshold, clean.people
+  )
+  return kinds
 
 
 def clean_of(
