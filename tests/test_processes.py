@@ -1,6 +1,7 @@
 """Joining processes: what announces a cluster, and real processes at work."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -210,16 +211,30 @@ def test_machines_that_share_nothing_end_together(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_dead_peer_ends_the_run_with_a_message(tmp_path):
-  first, second = start_two(tmp_path, tmp_path / 'cache')
-  for line in second.stdout:
-    if line.startswith('step'):
-      break
-  second.kill()
-  second.communicate()
-  code, output = spawn.finish(first, timeout=120)
-  assert code != 0
-  assert 'another task died' in output or 'unhealthy' in output, output
+def test_a_dead_peer_ends_the_run_with_a_message(tmp_path, monkeypatch):
+  """In training, and while one waits for the report of the other."""
+  monkeypatch.setenv('DRIVER_REPORT', '300')
+  cache = tmp_path / 'cache'
+  for dies, at in ((1, 'step'), (0, 'report')):
+    two = start_two(tmp_path, cache)
+    dead, other = two[dies], two[1 - dies]
+    for line in dead.stdout:
+      if line.startswith(at):
+        break
+    dead.kill()
+    dead.communicate()
+    begun = time.monotonic()
+    code, output = spawn.finish(other, timeout=120)
+    assert time.monotonic() - begun < 60
+    assert code not in (0, None)
+    expected = ('another task died', 'unhealthy', 'coordination service')
+    assert any(text in output for text in expected), output
+  # What was trained is there, and the same command writes its report.
+  monkeypatch.setenv('DRIVER_REPORT', '0')
+  for process in start_two(tmp_path, cache):
+    code, output = spawn.finish(process)
+    assert code == 0, output
+    assert 'step' not in output.splitlines()
 
 
 @pytest.mark.slow

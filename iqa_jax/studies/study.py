@@ -6,7 +6,7 @@ show.py and figures.py show the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import time
 from typing import Any
@@ -87,7 +87,11 @@ def run(
   return result, {'curves': curves, 'planted': kinds}
 
 
-def _removed(values, maps, photographs) -> dict[str, Any]:
+def _removed(
+  values: dict[str, Any],
+  maps: Mapping[str, np.ndarray],
+  photographs: Photographs,
+) -> dict[str, Any]:
   """Returns the intervals of what is told by removing pixels, and outside."""
   values['outside'] = measures.outside(maps, photographs.inside)
   people, bounds = photographs.people, {'road': means.ANY}
@@ -103,7 +107,12 @@ def _removed(values, maps, photographs) -> dict[str, Any]:
 
 
 def _planted(
-  subject, clean, gradient_free, severity, seed, result
+  subject: Subject,
+  clean: Photographs,
+  gradient_free: Sequence[str],
+  severity: float,
+  seed: int,
+  result: dict[str, Any],
 ) -> list[planted.Kind]:
   """Returns all kinds of fault; what they say goes into `result`."""
   if not len(clean):
