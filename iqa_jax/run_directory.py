@@ -228,6 +228,11 @@ def save_halved(workdir: str | os.PathLike, output: str | os.PathLike) -> int:
   of_the_file = ('format', 'weights', 'sha256')
   kept = {k: v for k, v in saved.record.items() if k not in of_the_file}
   kept['made_from'] = {'sha256': saved.digest}
+  data = kept.get('config', {}).get('data', {})
+  # Where files lay on the machine that trained it is nobody's business.
+  for name in ('data_dir', 'manual_dir', 'test_manual_dir'):
+    if name in data:
+      data[name] = ''
   save_model(output, {**saved.variables, 'params': params}, kept)
   (weights,) = (pathlib.Path(output) / 'model').glob('*.safetensors')
   return weights.stat().st_size
