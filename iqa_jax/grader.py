@@ -17,6 +17,7 @@ import concurrent.futures
 import itertools
 import os
 from typing import TypeAlias, overload
+import weakref
 
 import numpy as np
 from PIL import Image
@@ -72,6 +73,9 @@ class Grader:
     self._bench = opinion.Bench(self.members, language)
     self._check_fundus = check_fundus
     self._explainers: dict[tuple, Explainer] = {}
+    self._ahead: weakref.WeakKeyDictionary[photo.Photo, Ready] = (
+      weakref.WeakKeyDictionary()
+    )
     self._batch_size = batch_size
 
   @property
@@ -96,7 +100,7 @@ class Grader:
 
   def prepare(self, photograph: photo.Photo) -> None:
     """Prepares a photograph ahead, in whatever thread: it is kept with it."""
-    self._ready(photograph)
+    self._ahead[photograph] = self._ready(photograph)
 
   @overload
   def judge(  # type: ignore[overload-overlap]
@@ -245,6 +249,9 @@ class Grader:
       return Verdict(_name(source), error.status, error.reason)
 
   def _ready(self, photograph: photo.Photo) -> Ready:
+    ahead = self._ahead.get(photograph)
+    if ahead is not None:
+      return ahead
     return opinion.ready(
       photograph, self.members, check_fundus=self._check_fundus
     )

@@ -12,7 +12,6 @@ import numpy as np
 from iqa_jax import labels
 from iqa_jax.explain.explainer import Explainer, Seen
 from iqa_jax.judging import advice, fundus, operating_points
-from iqa_jax.judging import cause as cause_lib
 from iqa_jax.judging.verdict import Criterion, Verdict
 from iqa_jax.photograph import geometry
 from iqa_jax.photograph.photo import Photo
@@ -158,14 +157,8 @@ class Bench:
 def _cause(
   verdict: str, seen: Seen | None, explainer: Explainer
 ) -> tuple[str, dict[str, Criterion]]:
-  if seen is None or seen.criteria is None:
+  if seen is None:
     return '', {}
-  judges = explainer.trained.judges
-  names = explainer.criteria
-  return cause_lib.find(
-    verdict,
-    dict(zip(names, seen.criteria.tolist(), strict=True)),
-    seen.evidence,
-    seen.field_share,
-    thresholds={name: judges.criterion_threshold(name) for name in names},
-  )
+  judges, names = explainer.trained.judges, explainer.criteria
+  thresholds = {name: judges.criterion_threshold(name) for name in names}
+  return seen.cause(verdict, names, thresholds)

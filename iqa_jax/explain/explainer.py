@@ -9,7 +9,7 @@ compiled once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -20,6 +20,8 @@ import numpy as np
 
 from iqa_jax import devices, errors, labels, models
 from iqa_jax.explain import additive, cam
+from iqa_jax.judging import cause as cause_lib
+from iqa_jax.judging.verdict import Criterion
 from iqa_jax.photograph import prepare
 from iqa_jax.photograph.placement import Placement
 from iqa_jax.trained import Trained
@@ -65,6 +67,29 @@ class Seen:
       f.name: getattr(self, f.name) for f in dataclasses.fields(self)
     }
     return Seen(**{k: v[index] for k, v in values.items() if v is not None})
+
+  def cause(
+    self,
+    verdict: str,
+    names: Sequence[str],
+    thresholds: Mapping[str, float],
+  ) -> tuple[str, dict[str, Criterion]]:
+    """Returns the cause of one photograph's verdict, see cause.find.
+
+    Args:
+      verdict: 'adequate' or 'inadequate'.
+      names: Explainer.criteria.
+      thresholds: from which on a fault of each is called.
+    """
+    if self.criteria is None:
+      return '', {}
+    return cause_lib.find(
+      verdict,
+      dict(zip(names, self.criteria.tolist(), strict=True)),
+      self.evidence,
+      self.field_share,
+      thresholds=thresholds,
+    )
 
   def cells(self) -> dict[str, np.ndarray]:
     """Returns {criterion: probability [g, g] of its fault in each cell}.

@@ -12,7 +12,6 @@ from iqa_jax.export import messages
 from iqa_jax.export.model import Model
 from iqa_jax.export.scale import Scale
 from iqa_jax.judging import advice
-from iqa_jax.judging import cause as cause_lib
 from iqa_jax.photograph import inputs
 
 if TYPE_CHECKING:
@@ -85,12 +84,8 @@ def _cause(found: Seen, verdict: str, model: Model, language: str) -> Record:
   """Returns what is wrong, of models that know; nothing of others."""
   if found.criteria is None:
     return {}
-  cause, criteria = cause_lib.find(
-    verdict,
-    dict(zip(model.criteria, found.criteria.tolist(), strict=True)),
-    found.evidence,
-    found.field_share,
-    thresholds=model.criterion_thresholds,
+  cause, criteria = found.cause(
+    verdict, model.criteria, model.criterion_thresholds
   )
   return {
     'cause': cause,
