@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from iqa_jax import tasks
-from iqa_jax.explain import cam
+from iqa_jax.explain import scaling
 from iqa_jax.studies.photographs import Photographs
 from iqa_jax.studies.places import EXTENT, REGIONS
 from iqa_jax.studies.review import SHOWN, Group
@@ -93,7 +93,7 @@ def draw(
   folder.mkdir(parents=True, exist_ok=True)
   groups = shown['groups']
   magnitude = max(
-    cam.magnitude(of['group'].maps, 0.75) for of in groups.values()
+    scaling.magnitude(of['group'].maps, 0.75) for of in groups.values()
   )
   figures = {
     'recall': _draw_recall(result),
@@ -244,7 +244,7 @@ def _draw_sheet(
     for number, i in enumerate(chosen):
       plain, laid = row[2 * number : 2 * number + 2]
       image = photographs.images[group.index[i]]
-      shown = cam.scale(
+      shown = scaling.scale(
         group.maps[i],
         'dataset',
         image.shape[:2],
@@ -260,7 +260,7 @@ def _draw_sheet(
       name = str(photographs.ids[group.index[i]])
       plain.set_title(name[-16:], fontsize=6)
       told = f'p = {group.p[i]:.2f}'
-      if cam.status(group.maps[i]) == 'empty':
+      if scaling.status(group.maps[i]) == 'empty':
         told += ', empty map'
       laid.set_title(told, fontsize=6)
   bar = figure.colorbar(picture, ax=axes, shrink=0.5, aspect=30)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import devices, errors, models
-from iqa_jax.explain import cam
+from iqa_jax.explain import cam, scaling
 from iqa_jax.explain.explainer import Explainer
 from iqa_jax.models import evidence
 from iqa_jax.photograph import prepare
@@ -156,7 +156,7 @@ class Subject(Explainer):
       size: (height, width).
     """
     looks = name in self.gradient
-    return cam.enlarge(maps, size, self.placement if looks else None)
+    return scaling.enlarge(maps, size, self.placement if looks else None)
 
   def input(self, images: np.ndarray) -> np.ndarray:
     """Returns images [n, s, s, 3] with their field where the network takes it.
