@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
-from flax import linen as nn
 from flax import struct
 import jax
 from jax import lax
@@ -23,7 +22,7 @@ import optax
 from iqa_jax import devices, models
 from iqa_jax.arrays import PyTree, Variables
 from iqa_jax.models import heads
-from iqa_jax.models.classifier import HEAD_INPUT
+from iqa_jax.models.classifier import HEAD_INPUT, Classifier
 from iqa_jax.tasks import Task
 from iqa_jax.training import phases
 
@@ -189,7 +188,7 @@ class TrainStep:
       (1 + step) / (10 + step).
   """
 
-  model: nn.Module
+  model: Classifier
   task: Task
   learning: phases.Learning
   key: jax.Array
@@ -364,7 +363,7 @@ class TrainStep:
 
 
 def make_train_step(
-  model: nn.Module,
+  model: Classifier,
   task: Task,
   learning: phases.Learning,
   *,
