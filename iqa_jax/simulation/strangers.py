@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from iqa_jax.simulation import canvas
-from iqa_jax.simulation.canvas import Frame
 
 _SIDE = 224
 
@@ -79,10 +78,6 @@ def _through_a_hole(rng: Generator, pixels: np.ndarray) -> np.ndarray:
   y, x = np.mgrid[0:h, 0:w]
   away = np.hypot(x - w / 2 + 0.5, y - h / 2 + 0.5)
   return np.where((away < radius)[..., None], pixels, 0).astype(np.uint8)
-
-
-def _frame() -> Frame:
-  return Frame(np.ones((_SIDE, _SIDE), bool))
 
 
 def _skin(rng: Generator) -> np.ndarray:

@@ -20,6 +20,7 @@ from iqa_jax import labels as L
 from iqa_jax.photograph import images, inputs, prepare
 from iqa_jax.simulation import pixel_labels as labels_lib
 from iqa_jax.studies import label_table, pixel_truth
+from iqa_jax.trained import Trained
 
 # Beyond all seeds of the dataset.
 _FIRST_SEED = 2**40
@@ -142,9 +143,8 @@ def read(
   readers = [
     lambda i=i: _prepare(paths[i], size, rows[i], pixel_labels) for i in chosen
   ]
-  return _collect(
-    readers, [label_table.stem(paths[i].name) for i in chosen], size, source
-  )
+  names = [label_table.stem(paths[i].name) for i in chosen]
+  return _collect(readers, names, source)
 
 
 def drawn(
@@ -190,7 +190,7 @@ def drawn(
 
   names = [f'drawn-{seed + i}' for i in range(count)]
   makers = [lambda i=i: make(i) for i in range(count)]
-  return _collect(makers, names, size, f'{count} simulated photographs')
+  return _collect(makers, names, f'{count} simulated photographs')
 
 
 def _prepare(
@@ -227,7 +227,6 @@ def _to_prepared(landmarks: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def _collect(
   readers: Sequence[Callable[[], Mapping[str, Any]]],
   names: Sequence[str],
-  size: int,
   source: str,
 ) -> Photographs:
   kept, rows, skipped = [], [], []
@@ -279,7 +278,7 @@ def _lot(quality: np.ndarray, limit: int, seed: int) -> list[int]:
 
 
 def choose(
-  loaded: Any,
+  loaded: Trained,
   workdir: str | os.PathLike,
   *,
   images: str = '',
@@ -322,7 +321,7 @@ def choose(
 
 
 def of_run(
-  loaded: Any,
+  loaded: Trained,
   workdir: str | os.PathLike,
   *,
   pixel_labels: str | None = None,
