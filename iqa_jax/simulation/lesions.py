@@ -156,7 +156,8 @@ def _fine_vessels(
         path.append(frame.pixel(x, y))
       draw.line(path, int(rng.uniform(80, 255)), width)
 
-  weight = canvas.drawn(frame, paint, frame.radius * rng.uniform(0.002, 0.005))
+  soft = frame.radius * rng.uniform(0.002, 0.005)
+  weight = canvas.drawn(frame.shape, paint, soft)
   absorbs = np.array([0.1, 0.4, 0.35]) * rng.uniform(0.3, 1.0)
   if rng.random() < 0.2:  # of the choroid, where the retina is pale
     absorbs = np.array([-0.25, -0.1, 0.05]) * rng.uniform(0.3, 1.0)
