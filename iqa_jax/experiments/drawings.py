@@ -121,14 +121,17 @@ def show(seed: int, times: int, size: int, cells: int, unseen: bool) -> Shown:
     out['fault'].append(prepare.resize(planes, cells))
     out['cause'].append(2 * (planes > 127).any((0, 1)))
   arrays = {name: np.stack(values) for name, values in out.items()}
-  arrays['cause'] = arrays['cause'].astype(np.int8)
-  arrays['quality'] = (arrays['cause'] > 0).any(1).astype(np.int32)
-  return arrays
+  quality = (arrays['cause'] > 0).any(1).astype(np.int32)
+  return {
+    **arrays,
+    'cause': arrays['cause'].astype(np.int8),
+    'quality': quality,
+  }
 
 
 def _errand(job: tuple[range, int, int, int, bool]) -> Shown:
-  seeds, *rest = job
-  return _joined([show(seed, *rest) for seed in seeds])
+  seeds, times, size, cells, unseen = job
+  return _joined([show(seed, times, size, cells, unseen) for seed in seeds])
 
 
 def _joined(parts: list[Shown]) -> Shown:
