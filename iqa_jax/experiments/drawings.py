@@ -119,14 +119,11 @@ def show(seed: int, times: int, size: int, cells: int, unseen: bool) -> Shown:
     whole = np.concatenate([seen, 255 * field[..., None].astype(np.uint8)], -1)
     out['image'].append(prepare.resize(whole, size))
     out['fault'].append(prepare.resize(planes, cells))
-    out['cause'].append(2 * (planes > 127).any((0, 1)))
-  arrays = {name: np.stack(values) for name, values in out.items()}
-  quality = (arrays['cause'] > 0).any(1).astype(np.int32)
-  return {
-    **arrays,
-    'cause': arrays['cause'].astype(np.int8),
-    'quality': quality,
-  }
+    causes = np.asarray(2 * (planes > 127).any((0, 1)), np.int8)
+    out['cause'].append(causes)
+  arrays: Shown = {name: np.stack(values) for name, values in out.items()}
+  arrays['quality'] = np.asarray((arrays['cause'] > 0).any(1), np.int32)
+  return arrays
 
 
 def _errand(job: tuple[range, int, int, int, bool]) -> Shown:
