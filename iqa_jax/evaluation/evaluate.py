@@ -28,6 +28,7 @@ from iqa_jax.data import source as source_lib
 from iqa_jax.evaluation import (
   assessment,
   examples,
+  looks,
   measuring,
   predictions,
   report,
@@ -95,6 +96,7 @@ def run(
   if own:
     run_directory.update_model_record(workdir, **record.to_dict())
   tables = {name: rows.judged_by(record) for name, rows in tables.items()}
+  shown = 'test' if 'test' in tables else 'validation'
   predictions.write(output / 'predictions.csv', list(tables.values()))
   result = {
     'format': 1,
@@ -103,11 +105,13 @@ def run(
     'usable': task.usable,
     'model': _describe(models, folders, flip_tta),
     'data': source.description,
+    'looks': looks.measure(
+      source, splits[shown], models[0].image_size, saved.get('familiar')
+    ),
     **_measure(tables, source, splits, task, record, config.eval.bootstrap),
   }
   run_directory.write_json(output / 'metrics.json', result)
   _tell(result)
-  shown = 'test' if 'test' in tables else 'validation'
   report.write(
     output,
     result,

@@ -228,6 +228,16 @@ def _facts(
       ('Initial weights', config['model']['pretrained'] or 'random'),
       ('Seed', str(config['seed'])),
     ]
+  for key, title in (
+    (
+      'not_fundus',
+      'Look like no fundus photograph (exports don’t judge them)',
+    ),
+    ('unlike_training', 'Look unlike the training photographs'),
+  ):
+    share = result.get('looks', {}).get(key)
+    if share:
+      facts.append((title, f'{_measure(share)} of {share["n"]}'))
   for name, file in result.get('files', {}).items():
     facts.append((f'File of {name}', file))
   for key, title in (
