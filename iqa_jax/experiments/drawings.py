@@ -27,10 +27,10 @@ import tqdm
 from iqa_jax import command, labels, machine
 
 _OUTPUT = flags.DEFINE_string('output', None, 'run directory to write')
-_DRAWINGS = flags.DEFINE_integer('drawings', 24_000, 'photographs to draw', 1)
+_DRAWINGS = flags.DEFINE_integer('drawings', 17_664, 'photographs to draw', 1)
 _SHOWN = flags.DEFINE_integer('shown', 6, 'times that each is shown', 1)
-_UPDATES = flags.DEFINE_integer('updates', 5_000, 'of the network, in all', 1)
-_BATCH = flags.DEFINE_integer('batch', 128, 'photographs of an update', 1)
+_UPDATES = flags.DEFINE_integer('updates', 8_000, 'of the network, in all', 1)
+_BATCH = flags.DEFINE_integer('batch', 64, 'photographs of an update', 1)
 _HELD = flags.DEFINE_integer('held', 20_000, 'shown photographs in memory', 1)
 _SEED = flags.DEFINE_integer('seed', 0, 'of everything')
 _SMALL = flags.DEFINE_bool('small', False, 'a tiny network, to try it out')
