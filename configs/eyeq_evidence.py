@@ -22,7 +22,6 @@ from iqa_jax import config as config_lib
 def get_config():
   c = config_lib.default()
   c.data.name = 'eyeq'
-  c.data.image_size = 320
   c.data.augment.flip = False
   c.data.faults.focus = 0.05
   c.data.faults.illumination = 0.1
