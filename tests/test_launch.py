@@ -114,8 +114,12 @@ def test_scripts_are_strict_executable_and_say_what_they_do(tools, script):
       'demo.sh',
       {'WORKDIR': '/runs/a b', 'PYTHON': 'python3.11', 'CACHE': '/c'},
       [
+        # First what comes with the package, then what is trained.
+        "export_heatmaps '--images=/runs/a b/photographs' "
+        "'--output=/runs/a b/judged'",
         "python3.11 -m iqa_jax.main --config=demo '--workdir=/runs/a b' "
-        '--compilation_cache=/c --config.seed=3'
+        '--compilation_cache=/c --config.seed=3',
+        "'--output=/runs/a b/heatmaps'",
       ],
     ),
     (
