@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 import numpy as np
 
 from iqa_jax.models import evidence
@@ -58,7 +59,7 @@ def obstacle(
 
 def constants(
   model: Any, variables: Mapping[str, Any], task: Any
-) -> np.ndarray:
+) -> Float[np.ndarray, ' targets']:
   """Returns what each score holds beside its map's sum and its bias.
 
   A `standardized` head subtracts its channels' means from what it sees, so that

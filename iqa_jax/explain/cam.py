@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 import numpy as np
 
 from iqa_jax import errors
@@ -40,7 +41,9 @@ Targets = Any  # int [b] or [t, b], or a function from logits to those
 class Scored(Protocol):
   """What `explain` needs of a task (see tasks.Task)."""
 
-  def scores(self, logits: jax.Array) -> jax.Array:
+  def scores(
+    self, logits: Float[jax.Array, 'batch k']
+  ) -> Float[jax.Array, 'batch targets']:
     """Returns the explainable scores [b, n] of logits [b, k]."""
 
 
@@ -73,7 +76,7 @@ class Explanation(NamedTuple):
 def explain(
   model: Classifier,
   variables: Variables,
-  images: jax.Array,
+  images: Float[jax.Array, 'batch height width channels'],
   targets: Targets,
   *,
   task: Scored,

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Integer, Real, UInt8
 import numpy as np
 
 from iqa_jax import devices, errors, labels, models
@@ -91,7 +92,7 @@ class Seen:
       thresholds=thresholds,
     )
 
-  def cells(self) -> dict[str, np.ndarray]:
+  def cells(self) -> dict[str, Float[np.ndarray, 'g g']]:
     """Returns {criterion: probability [g, g] of its fault in each cell}.
 
     Of one photograph; 0 outside the field; {} of heads without cells.
@@ -158,7 +159,7 @@ class Explainer:
     """The operating point, on the calibrated probability; 0.5 without one."""
     return self.trained.judges.threshold
 
-  def look(self, images: np.ndarray) -> Seen:
+  def look(self, images: UInt8[np.ndarray, 'n s s c']) -> Seen:
     """Judges and explains each photograph in one pass.
 
     Args:
@@ -167,7 +168,9 @@ class Explainer:
     found = self._batched(self._look, self.trained.variables, images)
     return Seen(**found)
 
-  def logits(self, images: np.ndarray, variables: Any = None) -> np.ndarray:
+  def logits(
+    self, images: Real[np.ndarray, 'n s s c'], variables: Any = None
+  ) -> Float[np.ndarray, 'n k']:
     """Returns logits [n, k] of images [n, s, s, 3] of 0..255.
 
     Averaged with the mirror images' where the operating point is one of such.
@@ -175,7 +178,11 @@ class Explainer:
     variables = self.trained.variables if variables is None else variables
     return self._batched(self._predict, variables, images)
 
-  def score(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+  def score(
+    self,
+    images: Real[np.ndarray, 'n s s c'],
+    targets: Integer[np.ndarray, ' n'],
+  ) -> Float[np.ndarray, ' n']:
     """Returns the probability [n] of each image's own target [n].
 
     That of the class, of the fault, or (margins) of the verdict.
@@ -183,13 +190,15 @@ class Explainer:
     found = self.trained.task.likelihoods(jnp.asarray(self.logits(images)))
     return np.asarray(found)[np.arange(len(images)), targets]
 
-  def p_inadequate(self, logits: np.ndarray) -> np.ndarray:
+  def p_inadequate(
+    self, logits: Float[np.ndarray, 'n k']
+  ) -> Float[np.ndarray, ' n']:
     """Returns the calibrated probability [n] of the verdict inadequate."""
     return self.trained.p_inadequate(logits)
 
   def targets(
-    self, target: str, logits: np.ndarray, labels: Any = None
-  ) -> np.ndarray:
+    self, target: str, logits: Float[np.ndarray, 'n k'], labels: Any = None
+  ) -> Integer[np.ndarray, ' n']:
     """Returns what is to be explained, int [n]; see cam.choose_targets."""
     return np.asarray(
       cam.choose_targets(
@@ -202,8 +211,11 @@ class Explainer:
     )
 
   def maps(
-    self, images: np.ndarray, targets: np.ndarray, variables: Any = None
-  ) -> dict[str, np.ndarray]:
+    self,
+    images: Real[np.ndarray, 'n s s c'],
+    targets: Integer[np.ndarray, ' n'],
+    variables: Any = None,
+  ) -> dict[str, Float[np.ndarray, 'n h w']]:
     """Returns {method: raw maps float32 [n, h, w]} of each image's target."""
     variables = self.trained.variables if variables is None else variables
     targets = np.asarray(targets, np.int32)
@@ -298,7 +310,9 @@ class Explainer:
       methods=self.methods,
     )
 
-  def input(self, images: np.ndarray) -> np.ndarray:
+  def input(
+    self, images: Real[np.ndarray, 'n s s c']
+  ) -> Real[np.ndarray, 'n s s d']:
     """Returns images [n, s, s, 3] with their field where the network takes it.
 
     Perturbed photographs come without; they still show their field.

@@ -7,6 +7,7 @@ import dataclasses
 import io
 from typing import Any
 
+from jaxtyping import Float
 import numpy as np
 from PIL import Image
 
@@ -66,7 +67,7 @@ class Explanation:
     """Whether nothing speaks for the target: there is nothing to colour."""
     return scaling.status(self.raw) == 'empty'
 
-  def on_photograph(self) -> np.ndarray:
+  def on_photograph(self) -> Float[np.ndarray, 'height width']:
     """Returns the signed map at the photograph's size, float32 [h, w].
 
     Bilinear between the centres of the cells, 0 beyond the prepared square
@@ -81,7 +82,7 @@ class Explanation:
       laid[~self.verdict.field.inside(x[None], y[:, None])] = 0
     return laid
 
-  def shown(self) -> np.ndarray:
+  def shown(self) -> Float[np.ndarray, 'h w']:
     """Returns the raw map from 0 to 1, as pictures show its evidence.
 
     1 is the most in this photograph or, of maps that sum to the score, what

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxtyping import Float, Real, Shaped
 import numpy as np
 
 from iqa_jax import errors
@@ -44,7 +45,9 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
   return np.where(x >= 0, 1.0, small) / (1.0 + small)
 
 
-def fit(method: str, truth: np.ndarray, p: np.ndarray) -> dict[str, Any]:
+def fit(
+  method: str, truth: Shaped[np.ndarray, ' n'], p: Real[np.ndarray, ' n']
+) -> dict[str, Any]:
   """Fits a calibration.
 
   Args:
@@ -130,7 +133,9 @@ def _none(reason: str) -> dict[str, Any]:
   return {'method': 'none', 'reason': reason}
 
 
-def fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+def fit_line(
+  x: Float[np.ndarray, ' n'], y: Real[np.ndarray, ' n']
+) -> tuple[float, float]:
   """Returns intercept and slope of the logistic regression of y on x.
 
   For every slope the intercept has a bracketed root, and the likelihood at
@@ -172,7 +177,9 @@ def fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
   return float(level - slope * centre), float(slope)
 
 
-def fit_intercept(x: np.ndarray, y: np.ndarray) -> float:
+def fit_intercept(
+  x: Float[np.ndarray, ' n'], y: Real[np.ndarray, ' n']
+) -> float:
   """Returns the intercept of the logistic regression of y with slope 1 on x.
 
   Args:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
+from jaxtyping import Real, Shaped
 import numpy as np
 
 from iqa_jax import errors, labels
@@ -86,8 +87,8 @@ class OperatingRecord:
   @classmethod
   def fit(
     cls,
-    truth: np.ndarray,
-    p: np.ndarray,
+    truth: Shaped[np.ndarray, ' n'],
+    p: Real[np.ndarray, ' n'],
     *,
     method: str,
     rule: str,
@@ -137,7 +138,7 @@ class OperatingRecord:
     reached = calibration.apply(self.calibration, p) >= self.threshold
     return float(p[reached.argmax()]) if reached.any() else np.inf
 
-  def judge(self, p_inadequate: np.ndarray) -> Judged:
+  def judge(self, p_inadequate: Real[np.ndarray, ' *n']) -> Judged:
     """Judges photographs.
 
     Args:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxtyping import Real, Shaped
 import numpy as np
 
 from iqa_jax import errors
@@ -25,8 +26,8 @@ _SLOPE, _OFFSET = 0.5, 3.0
 
 def from_labels(
   saved: OperatingRecord,
-  truth: np.ndarray,
-  p: np.ndarray,
+  truth: Shaped[np.ndarray, ' n'],
+  p: Real[np.ndarray, ' n'],
   *,
   share: float = 0.1,
 ) -> OperatingRecord:
@@ -65,7 +66,11 @@ def from_labels(
 
 
 def from_rate(
-  saved: OperatingRecord, p: np.ndarray, rate: float, *, share: float = 0.1
+  saved: OperatingRecord,
+  p: Real[np.ndarray, ' n'],
+  rate: float,
+  *,
+  share: float = 0.1,
 ) -> OperatingRecord:
   """Fits to unlabelled photographs of which a share `rate` is inadequate.
 
@@ -96,9 +101,9 @@ def from_rate(
 
 def on_others(
   saved: OperatingRecord,
-  truth: np.ndarray,
-  p: np.ndarray,
-  patient: np.ndarray,
+  truth: Shaped[np.ndarray, ' n'],
+  p: Real[np.ndarray, ' n'],
+  patient: Shaped[np.ndarray, ' n'],
   *,
   share: float = 0.1,
   parts: int = 10,
