@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from scipy import stats
+
+from iqa_jax.aliases import Record
 
 _Z = stats.norm.ppf(0.975)
 
@@ -44,7 +44,7 @@ def compare_auc(
   first: np.ndarray,
   second: np.ndarray,
   patient: np.ndarray | None = None,
-) -> dict[str, Any]:
+) -> Record:
   """Returns DeLong's comparison of two scores of the same images.
 
   Returns:

@@ -8,7 +8,6 @@ methods and scores it has none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
+from iqa_jax.aliases import Variables
 from iqa_jax.models import evidence
 
 # Grad-CAM averages the gradient, which is even only where the head averages.
@@ -58,7 +58,7 @@ def obstacle(
 
 
 def constants(
-  model: Any, variables: Mapping[str, Any], task: Any
+  model: Any, variables: Variables, task: Any
 ) -> Float[np.ndarray, ' targets']:
   """Returns what each score holds beside its map's sum and its bias.
 

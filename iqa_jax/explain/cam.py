@@ -25,7 +25,7 @@ from jaxtyping import Float
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.arrays import Variables
+from iqa_jax.aliases import Variables
 from iqa_jax.explain import methods as methods_lib
 from iqa_jax.models import evidence, heads
 from iqa_jax.models.classifier import Classifier

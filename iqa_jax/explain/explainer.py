@@ -20,6 +20,7 @@ from jaxtyping import Float, Integer, Real, UInt8
 import numpy as np
 
 from iqa_jax import devices, errors, labels, models
+from iqa_jax.aliases import Variables
 from iqa_jax.explain import additive, cam
 from iqa_jax.judging import cause as cause_lib
 from iqa_jax.judging.verdict import Criterion
@@ -169,7 +170,9 @@ class Explainer:
     return Seen(**found)
 
   def logits(
-    self, images: Real[np.ndarray, 'n s s c'], variables: Any = None
+    self,
+    images: Real[np.ndarray, 'n s s c'],
+    variables: Variables | None = None,
   ) -> Float[np.ndarray, 'n k']:
     """Returns logits [n, k] of images [n, s, s, 3] of 0..255.
 
@@ -214,7 +217,7 @@ class Explainer:
     self,
     images: Real[np.ndarray, 'n s s c'],
     targets: Integer[np.ndarray, ' n'],
-    variables: Any = None,
+    variables: Variables | None = None,
   ) -> dict[str, Float[np.ndarray, 'n h w']]:
     """Returns {method: raw maps float32 [n, h, w]} of each image's target."""
     variables = self.trained.variables if variables is None else variables
@@ -247,7 +250,7 @@ class Explainer:
   def _predict(self) -> Callable[..., Any]:
     trained = self.trained
 
-    def predict(variables: Any, images: jax.Array) -> jax.Array:
+    def predict(variables: Variables, images: jax.Array) -> jax.Array:
       x = models.normalize(images)
       return trained.judged(variables, x, trained.model.apply(variables, x))
 
@@ -256,7 +259,7 @@ class Explainer:
   @functools.cached_property
   def _maps(self) -> Callable[..., Any]:
     def maps(
-      variables: Any, images: jax.Array, targets: jax.Array
+      variables: Variables, images: jax.Array, targets: jax.Array
     ) -> dict[str, cam.Maps]:
       return self._explain(variables, models.normalize(images), targets).maps
 
@@ -272,7 +275,7 @@ class Explainer:
       threshold=trained.raw_threshold,
     )
 
-    def look(variables: Any, images: jax.Array) -> dict[str, Any]:
+    def look(variables: Variables, images: jax.Array) -> dict[str, Any]:
       x = models.normalize(images)
       # The map stays that of the photograph as it is.
       judged = functools.partial(trained.judged, variables, x)
@@ -298,7 +301,7 @@ class Explainer:
     return devices.parallel(look, in_axes=(None, 0))
 
   def _explain(
-    self, variables: Any, x: jax.Array, targets: cam.Targets
+    self, variables: Variables, x: jax.Array, targets: cam.Targets
   ) -> cam.Explanation:
     return cam.explain(
       self.trained.model,
@@ -325,7 +328,7 @@ class Explainer:
   def _batched(
     self,
     function: Callable[..., Any],
-    variables: Any,
+    variables: Variables,
     images: np.ndarray,
     *others: np.ndarray,
   ) -> Any:

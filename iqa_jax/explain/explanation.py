@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 import dataclasses
 import io
-from typing import Any
 
 from jaxtyping import Float
 import numpy as np
 from PIL import Image
 
 from iqa_jax import tasks
+from iqa_jax.aliases import Record
 from iqa_jax.explain import overlay as pictures
 from iqa_jax.explain import panel as panel_lib
 from iqa_jax.explain import ruler, scaling
@@ -146,7 +146,7 @@ class Explanation:
     marks = self.landmarks * [sx, sy, (sx * sy) ** 0.5, sx, sy]
     ruler.draw(picture, marks, view.scaled(sx, sy))
 
-  def to_dict(self) -> dict[str, Any]:
+  def to_dict(self) -> Record:
     """Returns the verdict's row and what the map is, without its values."""
     return self.verdict.to_dict() | {
       'method': self.method,

@@ -16,7 +16,7 @@ neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Integer, Real, Shaped
 import numpy as np
 from scipy import ndimage, stats
 
+from iqa_jax.aliases import Variables
 from iqa_jax.explain import scaling
 from iqa_jax.explain.perturbation import Perturber, blend
 
@@ -219,7 +220,7 @@ def pointing(
 
 
 def randomised(
-  model: Any, variables: Mapping[str, Any], seed: int
+  model: Any, variables: Variables, seed: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (part, variables) with ever more of the network destroyed.
 

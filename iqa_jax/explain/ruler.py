@@ -8,12 +8,12 @@ Pillow only (see overlay.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from jaxtyping import Float
 import numpy as np
 from PIL import Image, ImageDraw
 
+from iqa_jax.aliases import Record
 from iqa_jax.explain import overlay
 from iqa_jax.photograph import geometry
 from iqa_jax.simulation import field
@@ -45,9 +45,7 @@ def to_original(
   return np.array([xs[0], ys[0], diameter * affine[0, 0], xs[1], ys[1]])
 
 
-def columns(
-  landmarks: Float[np.ndarray, ' 5'], view: geometry.Field
-) -> dict[str, Any]:
+def columns(landmarks: Float[np.ndarray, ' 5'], view: geometry.Field) -> Record:
   """Returns the manifest's columns of a photograph.
 
   Args:
@@ -60,7 +58,7 @@ def columns(
     COLUMNS; None where there is nothing to say, and for the distance of a
     landmark that lies beyond the field.
   """
-  row: dict[str, Any] = dict.fromkeys(COLUMNS)
+  row: Record = dict.fromkeys(COLUMNS)
   if not np.isfinite(landmarks).all():
     return row
   row |= zip(_LANDMARKS, map(float, landmarks), strict=True)

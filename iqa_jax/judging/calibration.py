@@ -13,13 +13,13 @@ odds are the log-odds log(p / (1 - p)) of the network's p_inadequate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from jaxtyping import Float, Real, Shaped
 import numpy as np
 
 from iqa_jax import errors
+from iqa_jax.aliases import Record
 
 METHODS = ('none', 'temperature', 'platt', 'isotonic')
 _EPS = 1e-7
@@ -47,7 +47,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 def fit(
   method: str, truth: Shaped[np.ndarray, ' n'], p: Real[np.ndarray, ' n']
-) -> dict[str, Any]:
+) -> Record:
   """Fits a calibration.
 
   Args:
@@ -97,7 +97,7 @@ def fit(
   }
 
 
-def apply(record: Mapping[str, Any] | None, p: np.ndarray) -> np.ndarray:
+def apply(record: Record | None, p: np.ndarray) -> np.ndarray:
   """Returns calibrated probabilities, float64 [n].
 
   Args:
@@ -129,7 +129,7 @@ def apply(record: Mapping[str, Any] | None, p: np.ndarray) -> np.ndarray:
   raise errors.InvalidValue(f'unknown calibration method {method!r}')
 
 
-def _none(reason: str) -> dict[str, Any]:
+def _none(reason: str) -> Record:
   return {'method': 'none', 'reason': reason}
 
 
@@ -217,7 +217,7 @@ def _smooth(truth: np.ndarray) -> np.ndarray:
   )
 
 
-def _temperature(odds: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+def _temperature(odds: np.ndarray, y: np.ndarray) -> Record:
   """Returns the record of the temperature that makes y [n] likeliest."""
   lowest, highest = _TEMPERATURES
 

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import importlib.resources
-from typing import Any
 
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
 from iqa_jax import errors
+from iqa_jax.aliases import Record
 from iqa_jax.judging import familiar as familiar_lib
 from iqa_jax.judging.features import NAMES, features
 
@@ -144,7 +144,7 @@ class Looks:
 def look(
   image: UInt8[np.ndarray, 's s 3'],
   inside: Bool[np.ndarray, 's s'],
-  familiar: Mapping[str, Any] | None = None,
+  familiar: Record | None = None,
 ) -> Looks:
   """Returns what a prepared photograph looks like.
 

@@ -11,12 +11,11 @@ the model and applied by evaluation and export:
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxtyping import Float, Real, Shaped
 import numpy as np
 
 from iqa_jax import errors
+from iqa_jax.aliases import Record
 from iqa_jax.judging import calibration
 
 RULES = (
@@ -36,7 +35,7 @@ def choose(
   p: Real[np.ndarray, ' n'],
   *,
   weight: Float[np.ndarray, ' n'] | None = None,
-) -> dict[str, Any]:
+) -> Record:
   """Chooses a threshold; it lies half way between two observed scores.
 
   Args:
@@ -70,7 +69,7 @@ def choose(
   usable = np.isin(truth, (0, 1)) & np.isfinite(p)
   truth, p = truth[usable], p[usable]
   weight = np.ones(len(p)) if weight is None else weight[usable]
-  point: dict[str, Any] = {'rule': rule, 'target': float(target)}
+  point: Record = {'rule': rule, 'target': float(target)}
   if rule == 'youden':
     del point['target']
   positive, negative = (truth == 1).sum(), (truth == 0).sum()

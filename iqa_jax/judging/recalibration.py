@@ -9,12 +9,11 @@ say little, so the line is drawn towards the model's own.
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxtyping import Real, Shaped
 import numpy as np
 
 from iqa_jax import errors
+from iqa_jax.aliases import Record
 from iqa_jax.judging import calibration, operating_points
 from iqa_jax.judging.operating_record import Judged, OperatingRecord
 
@@ -179,7 +178,7 @@ def _likeliest(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def _record(
-  saved: OperatingRecord, line: dict[str, Any], p: np.ndarray, share: float
+  saved: OperatingRecord, line: Record, p: np.ndarray, share: float
 ) -> OperatingRecord:
   calibrated = calibration.apply(line, p)
   threshold = _threshold(saved, calibrated[np.isfinite(calibrated)])

@@ -25,6 +25,7 @@ import numpy as np
 import tqdm
 
 from iqa_jax import devices, errors, inference, processes
+from iqa_jax.aliases import Record, Variables
 from iqa_jax.data import plan as plan_lib
 from iqa_jax.data.source import Source
 from iqa_jax.training import (
@@ -249,7 +250,7 @@ class Trainer:
           raise _Stop
         yield batch
 
-    def validate(variables: Any) -> dict[str, float | None]:
+    def validate(variables: Variables) -> dict[str, float | None]:
       rows = inference.predict_with(predictor, variables, run.task, batches())
       return measure(run.task, rows, run.source.table)
 
@@ -344,7 +345,7 @@ class Trainer:
     """Writes an epoch into the history, and the model where it is the best."""
     state, progress = self.state, self.progress
     done = progress.epoch * self.run.steps_per_epoch + progress.batch
-    record: dict[str, Any] = {
+    record: Record = {
       'phase': phase.name,
       'epoch': progress.total_epochs + 1,
       'step': int(state.step),
