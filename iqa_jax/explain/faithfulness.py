@@ -27,6 +27,7 @@ from scipy import ndimage, stats
 from iqa_jax.aliases import Variables
 from iqa_jax.explain import scaling
 from iqa_jax.explain.perturbation import Perturber, blend
+from iqa_jax.models.classifier import Classifier
 
 CONTROLS = ('random', 'centre', 'edges')
 # A hit may miss by this share of the image's side: 15 of 224 pixels, after
@@ -220,7 +221,7 @@ def pointing(
 
 
 def randomised(
-  model: Any, variables: Variables, seed: int
+  model: Classifier, variables: Variables, seed: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (part, variables) with ever more of the network destroyed.
 

@@ -103,8 +103,11 @@ class _Phase:
   epochs: int
   learning: phases.Learning
   cache: feature_cache.FeatureCache | None
-  update: Callable[[Any, Any], tuple[Any, Any]]
-  validate: Callable[[Any], dict[str, float | None]]
+  update: Callable[
+    [step_lib.TrainState, step_lib.HostBatch],
+    tuple[step_lib.TrainState, step_lib.Batch],
+  ]
+  validate: Callable[[Variables], dict[str, float | None]]
 
 
 class Trainer:
@@ -233,7 +236,7 @@ class Trainer:
 
   def _make_validation(
     self, cache: feature_cache.FeatureCache | None
-  ) -> Callable[[Any], dict[str, float | None]]:
+  ) -> Callable[[Variables], dict[str, float | None]]:
     """Returns a function from variables to `measure` of validation."""
     run = self.run
     plan = plan_lib.plan_eval(run.source, run.splits['validation'])
