@@ -20,10 +20,7 @@ _IN_FLIGHT = 2  # batches computed while the host reads the next ones
 
 
 def predict(
-  loaded: Trained,
-  batches: Iterable[Record],
-  *,
-  flip_tta: bool | None = None,
+  loaded: Trained, batches: Iterable[Record], *, flip_tta: bool | None = None
 ) -> dict[str, np.ndarray]:
   """Returns the predictions of every real example of `batches`, once each.
 

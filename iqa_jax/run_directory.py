@@ -171,9 +171,7 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
 
 
 def save_model(
-  workdir: str | os.PathLike,
-  variables: Variables,
-  record: Record,
+  workdir: str | os.PathLike, variables: Variables, record: Record
 ) -> str:
   """Writes the model directory of a run and returns its digest.
 
@@ -193,12 +191,7 @@ def save_model(
     temporary.write_bytes(data)
   write_json(
     folder / 'model.json',
-    {
-      **record,
-      'format': MODEL_FORMAT,
-      'weights': name,
-      'sha256': digest,
-    },
+    {**record, 'format': MODEL_FORMAT, 'weights': name, 'sha256': digest},
   )
   for old in folder.glob('variables-*.safetensors'):
     if old.name != name:

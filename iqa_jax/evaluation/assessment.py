@@ -57,10 +57,7 @@ def verdict(
   truth, score, p = np.asarray(truth), np.asarray(score), np.asarray(p)
   called = p >= threshold if called is None else np.asarray(called)
   draws = resampling.Resamples(patient, resamples)
-  values = {
-    **metrics.binary(truth, p, called),
-    **metrics.ranking(truth, score),
-  }
+  values = {**metrics.binary(truth, p, called), **metrics.ranking(truth, score)}
   limits = intervals.binary(truth, p, called, draws, score=score)
   reference = truth if reference is None else np.asarray(reference)
   return {

@@ -12,13 +12,7 @@ from sklearn import metrics as sk
 
 from iqa_jax import labels, run_directory
 from iqa_jax.aliases import Record
-from iqa_jax.evaluation import (
-  assessment,
-  delong,
-  folds,
-  intervals,
-  predictions,
-)
+from iqa_jax.evaluation import assessment, delong, folds, intervals, predictions
 from iqa_jax.evaluation.predictions import Predictions
 
 

@@ -11,9 +11,7 @@ _Z = stats.norm.ppf(0.975)
 
 
 def covariance(
-  truth: np.ndarray,
-  scores: np.ndarray,
-  patient: np.ndarray | None = None,
+  truth: np.ndarray, scores: np.ndarray, patient: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the AUCs [m] of m scores of the same images, and covariance [m, m].
 

@@ -97,10 +97,7 @@ def save(drawn: Mapping[str, Drawn], folder: str | os.PathLike) -> None:
   """Writes NAME.svg and NAME.png of every figure, repeatably."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  undated: dict[str, Record] = {
-    'svg': {'Date': None},
-    'png': {},
-  }
+  undated: dict[str, Record] = {'svg': {'Date': None}, 'png': {}}
   with matplotlib.rc_context(displays.STYLE):
     for name, (figure, _, _) in drawn.items():
       # Laid out once, not once a format.
@@ -157,11 +154,7 @@ def _confusion(
 
 
 def _curves(
-  c: Predictions,
-  result: Record,
-  measured: Record,
-  of: str,
-  resamples: int,
+  c: Predictions, result: Record, measured: Record, of: str, resamples: int
 ) -> dict[str, Drawn]:
   draws = resampling.Resamples(c.patient_id, resamples)
   bands = resampling.roc_band(c.quality, c.ranks, draws, displays.GRID)
@@ -242,10 +235,7 @@ def _scores(c: Predictions, result: Record, of: str) -> Drawn:
 
 
 def _by_criterion(
-  c: Predictions,
-  groups: Sequence[Record],
-  result: Record,
-  of: str,
+  c: Predictions, groups: Sequence[Record], result: Record, of: str
 ) -> Drawn:
   assert c.criteria is not None
   members = breakdowns.faults(c.criteria)

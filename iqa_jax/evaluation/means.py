@@ -19,9 +19,7 @@ RATIO = (0.0, np.inf)
 
 
 def mean(
-  values: np.ndarray,
-  patient: np.ndarray,
-  bounds: tuple[float, float] = ANY,
+  values: np.ndarray, patient: np.ndarray, bounds: tuple[float, float] = ANY
 ) -> Record:
   """Returns the mean of values and its 95 % interval, clustered by patient.
 

@@ -77,8 +77,7 @@ def write(
     html.render(**context, uris=shown, examples=kinds),
   )
   run_directory.write_text(
-    output / 'report' / 'report.md',
-    markdown.render(**context, examples=kinds),
+    output / 'report' / 'report.md', markdown.render(**context, examples=kinds)
   )
 
 
@@ -198,9 +197,7 @@ def _warnings(result: Record, measured: Record, main: str) -> Iterable[str]:
 
 
 def _facts(
-  result: Record,
-  config: Record,
-  environment: Record,
+  result: Record, config: Record, environment: Record
 ) -> list[tuple[str, str]]:
   """Returns what the run was, as pairs of text."""
   facts: list[tuple[str, str]] = []

@@ -144,9 +144,7 @@ def fit(
 
 
 def _predict(
-  head: str,
-  apply: Callable[[jax.Array], Any],
-  data: Mapping[str, Any],
+  head: str, apply: Callable[[jax.Array], Any], data: Mapping[str, Any]
 ) -> Prediction:
   """Returns what a trained head says of `data`, see `fit`."""
   import numpy as np

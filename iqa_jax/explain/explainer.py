@@ -71,10 +71,7 @@ class Seen:
     return Seen(**{k: v[index] for k, v in values.items() if v is not None})
 
   def cause(
-    self,
-    verdict: str,
-    names: Sequence[str],
-    thresholds: Mapping[str, float],
+    self, verdict: str, names: Sequence[str], thresholds: Mapping[str, float]
   ) -> tuple[str, dict[str, Criterion]]:
     """Returns the cause of one photograph's verdict, see cause.find.
 
@@ -269,10 +266,7 @@ class Explainer:
   def _look(self) -> Callable[..., Any]:
     trained, task = self.trained, self.trained.task
     choose = functools.partial(
-      cam.choose_targets,
-      task,
-      self.target,
-      threshold=trained.raw_threshold,
+      cam.choose_targets, task, self.target, threshold=trained.raw_threshold
     )
 
     def look(variables: Variables, images: jax.Array) -> dict[str, Any]:

@@ -18,14 +18,7 @@ from iqa_jax import errors
 from iqa_jax.aliases import Record
 from iqa_jax.judging import calibration
 
-RULES = (
-  'youden',
-  'sensitivity',
-  'specificity',
-  'cost',
-  'percentile',
-  'fixed',
-)
+RULES = ('youden', 'sensitivity', 'specificity', 'cost', 'percentile', 'fixed')
 
 
 def choose(

@@ -164,10 +164,7 @@ def _likeliest(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     value = (np.logaddexp(0, z) - y * z).sum()
     value += (offset / _OFFSET) ** 2 / 2 + (at[1] / _SLOPE) ** 2 / 2
     gradient = np.array(
-      [
-        away.sum() + offset / _OFFSET**2,
-        slope * (away @ x) + at[1] / _SLOPE**2,
-      ]
+      [away.sum() + offset / _OFFSET**2, slope * (away @ x) + at[1] / _SLOPE**2]
     )
     return value, gradient
 

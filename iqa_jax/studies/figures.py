@@ -29,9 +29,7 @@ _OWN = {'evidence': '#000000', CRITERION_MAP: '#D55E00'}
 
 
 def draw(
-  result: Record,
-  shown: Record,
-  folder: str | os.PathLike,
+  result: Record, shown: Record, folder: str | os.PathLike
 ) -> list[pathlib.Path]:
   """Draws a study, as PNG and PDF, and returns the PNGs' paths.
 

@@ -226,9 +226,7 @@ def _to_prepared(landmarks: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def _collect(
-  readers: Sequence[Callable[[], Record]],
-  names: Sequence[str],
-  source: str,
+  readers: Sequence[Callable[[], Record]], names: Sequence[str], source: str
 ) -> Photographs:
   kept, rows, skipped = [], [], []
   for name, reader in zip(names, readers, strict=True):

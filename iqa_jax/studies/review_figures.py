@@ -80,9 +80,7 @@ def _words(name: str) -> str:
 
 
 def draw(
-  result: Record,
-  shown: Record,
-  folder: str | os.PathLike,
+  result: Record, shown: Record, folder: str | os.PathLike
 ) -> list[pathlib.Path]:
   """Draws the figures of `run`, as PNG and PDF, and returns the PNGs' paths.
 

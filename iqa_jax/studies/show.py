@@ -69,9 +69,7 @@ def overview(results: Iterable[Record]) -> str:
 
 
 def _cells(
-  name: str,
-  of_groups: Sequence[Record],
-  of_all: Sequence[Record],
+  name: str, of_groups: Sequence[Record], of_all: Sequence[Record]
 ) -> list[str]:
   """Returns a method's row: measures of each group of faults, then of all."""
   cells = [name]

@@ -88,9 +88,7 @@ def run(
 
 
 def _removed(
-  values: Record,
-  maps: Mapping[str, np.ndarray],
-  photographs: Photographs,
+  values: Record, maps: Mapping[str, np.ndarray], photographs: Photographs
 ) -> Record:
   """Returns the intervals of what is told by removing pixels, and outside."""
   values['outside'] = measures.outside(maps, photographs.inside)

@@ -50,9 +50,7 @@ class Store:
   """
 
   def __init__(
-    self,
-    workdir: str | os.PathLike,
-    saved: Callable[[], None] = lambda: None,
+    self, workdir: str | os.PathLike, saved: Callable[[], None] = lambda: None
   ):
     """Opens (process 0: and creates) `workdir`/checkpoints.
 
@@ -166,8 +164,7 @@ class Store:
     self._manager.save(
       number,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(arrays),
-        record=ocp.args.JsonSave(record),
+        state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
       ),
       force=True,
     )

@@ -61,9 +61,7 @@ class Progress:
 
 
 def measure(
-  task: Task,
-  rows: Mapping[str, np.ndarray],
-  table: Mapping[str, np.ndarray],
+  task: Task, rows: Mapping[str, np.ndarray], table: Mapping[str, np.ndarray]
 ) -> dict[str, float | None]:
   """Returns 'loss', 'accuracy', 'auc' and 'balanced_accuracy' of predictions.
 
@@ -111,11 +109,7 @@ def finite(value: Any) -> float | None:
   return value if math.isfinite(value) else None
 
 
-def better(
-  select_by: str,
-  record: Record,
-  best: Record | None,
-) -> bool:
+def better(select_by: str, record: Record, best: Record | None) -> bool:
   """Returns whether an epoch beats the best one; the loss breaks ties."""
   if best is None or select_by == 'last':
     return True

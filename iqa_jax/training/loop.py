@@ -36,13 +36,7 @@ from iqa_jax.training import (
   standardization,
 )
 from iqa_jax.training import step as step_lib
-from iqa_jax.training.history import (
-  History,
-  better,
-  finite,
-  measure,
-  share,
-)
+from iqa_jax.training.history import History, better, finite, measure, share
 from iqa_jax.training.run import Run, start
 from iqa_jax.training.signals import Interrupted, Signals
 

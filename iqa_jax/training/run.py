@@ -103,10 +103,7 @@ class Run:
     )
 
   def save_model(
-    self,
-    state: step_lib.TrainState,
-    record: Record,
-    source: Record,
+    self, state: step_lib.TrainState, record: Record, source: Record
   ) -> None:
     """Writes the evaluated weights of `state` as the run's best model.
 

@@ -163,9 +163,7 @@ def _deal(
   return [tuple(kinds) for kinds in dealt]
 
 
-def _record(
-  job: tuple[int, int, tuple[str, ...], int, str],
-) -> Record:
+def _record(job: tuple[int, int, tuple[str, ...], int, str]) -> Record:
   """Draws one photograph; runs in a worker process."""
   seed, size, broken, patient, kind = job
   drawn = photograph.draw(
