@@ -2,7 +2,9 @@
 
 Drawn so that a network does not take a sick retina for a bad photograph:
 laser scars, blots and flames of blood, exudates, cotton-wool spots, atrophy
-and pale or dark patches of choroid. Shapes are rough, their places random.
+and pale or dark patches of choroid; and what healthy eyes differ in: fine
+vessels, sheen, a mottled or tessellated choroid. Shapes are rough, their
+places random.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def apply(image: np.ndarray, inside: np.ndarray, rng: Generator) -> np.ndarray:
   """
   frame = Frame(inside)
   pixels = image.astype(np.float32)
-  for kind in rng.choice(len(_KINDS), int(rng.integers(1, 3)), replace=False):
+  for kind in rng.choice(len(_KINDS), int(rng.integers(1, 5)), replace=False):
     pixels = _KINDS[kind](pixels, frame, rng)
   pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
   pixels[~inside] = image[~inside]
@@ -135,6 +137,54 @@ def _nerve_fibres(
   return pixels + weight[..., None] * rng.uniform(4, 16) * [0.7, 1.0, 0.85]
 
 
+def _fine_vessels(
+  pixels: np.ndarray, frame: Frame, rng: Generator
+) -> np.ndarray:
+  """Many small vessels, faint or clear, that no arcade feeds."""
+  count, bow = int(rng.integers(20, 140)), rng.uniform(0.3, 2.5)
+  width = max(1, round(frame.radius * rng.uniform(0.004, 0.011)))
+
+  def paint(draw: ImageDraw.ImageDraw) -> None:
+    for _ in range(count):
+      x, y = canvas.within(rng, 0.95)
+      turn = rng.uniform(0, 2 * np.pi)
+      path = [frame.pixel(x, y)]
+      for bend in rng.normal(0, bow, int(rng.integers(6, 24))):
+        turn += 0.05 * bend
+        turn += 0.1 * np.sin(3 * turn)
+        x, y = x + 0.03 * np.cos(turn), y + 0.03 * np.sin(turn)
+        path.append(frame.pixel(x, y))
+      draw.line(path, int(rng.uniform(80, 255)), width)
+
+  soft = frame.radius * rng.uniform(0.002, 0.005)
+  weight = canvas.drawn(frame.shape, paint, soft)
+  absorbs = np.array([0.1, 0.4, 0.35]) * rng.uniform(0.3, 1.0)
+  if rng.random() < 0.2:  # of the choroid, where the retina is pale
+    absorbs = np.array([-0.25, -0.1, 0.05]) * rng.uniform(0.3, 1.0)
+  return pixels * (1 - weight[..., None] * absorbs)
+
+
+def _sheen(pixels: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
+  """Silvery reflexes of the inner limiting membrane, as in young eyes."""
+  broad = canvas.smooth_noise(rng, frame.shape, int(rng.integers(4, 9)))
+  grain = canvas.smooth_noise(rng, frame.shape, int(rng.integers(30, 110)))
+  away = np.exp(-(((frame.r - rng.uniform(0.3, 0.6)) / 0.3) ** 2))
+  weight = away * np.clip(broad - rng.uniform(0, 0.3), 0, 1)
+  weight *= 1 + rng.uniform(0, 1) * grain
+  tint = rng.uniform(30, 130) * np.array([0.9, 1.0, 1.0])
+  return pixels + np.clip(weight, 0, 1)[..., None] * tint
+
+
+def _mottled(pixels: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
+  """A choroid or pigment of uneven tone, coarse and fine."""
+  noise = np.zeros(frame.shape, np.float32)
+  for cells in rng.integers(8, 130, 3):
+    noise += rng.uniform(0, 0.06) * canvas.smooth_noise(
+      rng, frame.shape, int(cells)
+    )
+  return pixels * (1 + noise[..., None] * rng.uniform(0.4, 1.2, 3))
+
+
 _Kind = Callable[[np.ndarray, Frame, Generator], np.ndarray]
 _KINDS: tuple[_Kind, ...] = (
   _blood,
@@ -144,4 +194,9 @@ _KINDS: tuple[_Kind, ...] = (
   _patch,
   _tessellation,
   _nerve_fibres,
+  _fine_vessels,
+  _fine_vessels,
+  _sheen,
+  _mottled,
+  _mottled,
 )

@@ -92,6 +92,25 @@ def _texture(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   return rng.uniform(30, 220, 3) + total
 
 
+def _ridges(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
+  """Waves: straight, about a point, or bent; light and dark or coloured."""
+  frequency = rng.uniform(12, 60)
+  way = rng.integers(3)
+  if way == 0:
+    course = frame.along(rng.uniform(0, np.pi))
+  elif way == 1:
+    x, y = canvas.within(rng, 0.6)
+    course = np.hypot(frame.x - x, (frame.y - y) * rng.uniform(0.6, 1.4))
+  else:
+    bent = canvas.smooth_noise(rng, frame.shape, int(rng.integers(3, 9)))
+    course = frame.along(rng.uniform(0, np.pi)) + 0.3 * bent
+  wave = np.sin(frequency * course)[..., None]
+  if rng.random() < 0.3:
+    wave = np.sign(wave)
+  tint = rng.uniform(-1, 1, 3) if rng.random() < 0.4 else np.ones(3)
+  return image + rng.uniform(12, 60) * wave * tint + rng.uniform(-20, 30)
+
+
 def _noise(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   deviation = rng.uniform(15, 80)
   shape = image.shape if rng.random() < 0.5 else (*image.shape[:2], 1)
@@ -233,6 +252,7 @@ _CHANGES: dict[str, tuple[_Change, ...]] = {
     _colour,
     _colour,
     _texture,
+    _ridges,
     _noise,
     _blocks,
     _tone,

@@ -4,7 +4,8 @@ A detector that finds the kinds of faults.py and procedural.py has learned
 them. Whether it finds what it was never shown, these kinds tell. They are used
 by evaluations only (`iqa_jax.evaluate_explanations`, tests); no training code
 may import this module (tested). Once something of the sort is trained on, a
-kind leaves: torn rows and parted colours did (procedural.py).
+kind leaves: torn rows, parted colours, fingerprints and moire did
+(procedural.py).
 """
 
 from __future__ import annotations
@@ -84,16 +85,17 @@ def _writing(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   return _over(image, tint, weight), region
 
 
-def _fingerprint(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
-  """A greasy print: fine concentric ridges that blur and lighten."""
-  x, y = canvas.within(rng, 0.5)
-  away = np.hypot((frame.x - x) / 0.28, (frame.y - y) / 0.38)
-  warp = 0.6 * canvas.smooth_noise(rng, frame.shape, 6)
-  ridges = 0.5 + 0.5 * np.sin(24 * (away + 0.3 * warp))
-  weight = canvas.rise(1.0 - away, 0.3)
-  soft = canvas.blurred(image.astype(np.uint8), 0.012 * frame.radius)
-  light = soft + 55 * ridges[..., None] - 10
-  return image + (light - image) * weight[..., None], weight
+def _swab(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
+  """A cotton bud that holds the lid, far out of focus, from one side."""
+  turn = rng.uniform(0, 2 * np.pi)
+  along, across = frame.along(turn), frame.along(turn + np.pi / 2)
+  off, end = rng.uniform(-0.4, 0.4), rng.uniform(0.2, 0.6)
+  thick = np.where(along < end + 0.3, 0.17, 0.08)
+  away = np.maximum(np.abs(across - off) - thick, 0.4 * (end - along))
+  weight = canvas.rise(-away, 0.12)
+  light = 175 + 60 * np.cos(4 * (across - off))
+  tint = light[..., None] * rng.uniform([0.9, 0.85, 0.75], 1.0)
+  return image + (tint - image) * weight[..., None], weight
 
 
 def _drops(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
@@ -195,13 +197,22 @@ def _light_leak(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   return image + 0.9 * weight[..., None] * np.asarray(tint), weight
 
 
-def _moire(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
-  """A screen photographed by a camera: beating stripes."""
-  x, y = canvas.within(rng, 0.5)
-  weight = canvas.rise(0.55 - np.hypot(frame.x - x, frame.y - y), 0.2)
-  a, f = rng.uniform(0, np.pi), rng.uniform(45, 80)
-  waves = np.sin(f * frame.along(a)) * np.sin(1.07 * f * frame.along(a + 0.9))
-  return image + 55 * (weight * waves)[..., None] * [1, -0.6, 1], weight
+def _streaks(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
+  """Water that runs down the glass: tracks in which the retina is bent."""
+  h, w = frame.shape
+  rows, columns = np.mgrid[0:h, 0:w]
+  weight = np.zeros(frame.shape, np.float32)
+  shift = np.zeros(frame.shape, np.float32)
+  for _ in range(int(rng.integers(2, 5))):
+    x, wide = rng.uniform(-0.7, 0.7), rng.uniform(0.05, 0.1)
+    wave = 0.06 * np.sin(rng.uniform(3, 7) * frame.y + rng.uniform(0, 6))
+    off = (frame.x - x - wave) / wide
+    track = (np.abs(off) < 1) & (frame.y < rng.uniform(0.3, 1))
+    shift += track * off * wide * frame.radius * 1.6
+    weight = np.maximum(weight, track)
+  bent = image[rows, np.clip(columns - shift, 0, w - 1).astype(int)]
+  light = bent + 45 * np.clip(-shift / (0.05 * frame.radius), -1, 1)[..., None]
+  return image + (light - image) * weight[..., None], weight
 
 
 def _scratches(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
@@ -262,7 +273,7 @@ def _starburst(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
 _FAULTS = {
   'hair': _hair,
   'writing': _writing,
-  'fingerprint': _fingerprint,
+  'swab': _swab,
   'drops': _drops,
   'bubbles': _bubbles,
   'double_exposure': _double_exposure,
@@ -270,7 +281,7 @@ _FAULTS = {
   'broken_codec': _broken_codec,
   'eyelid': _eyelid,
   'light_leak': _light_leak,
-  'moire': _moire,
+  'streaks': _streaks,
   'scratches': _scratches,
   'condensation': _condensation,
   'missing_strip': _missing_strip,
