@@ -14,7 +14,7 @@ from iqa_jax.photograph import placement as placement_lib
 SCALINGS = ('none', 'image', 'dataset', 'logit')
 
 
-def status(maps: Float[np.ndarray, '*maps h w']) -> Any:
+def status(maps: Float[Any, '*maps h w']) -> Any:
   """Returns what each raw map [..., h, w] is: a str, or an array of str.
 
   'ok'; 'empty' when nothing in it is positive, so that there is no evidence
@@ -102,9 +102,7 @@ def _scale(
   return maps if size is None else enlarge(maps, size, placement)
 
 
-def magnitude(
-  maps: Float[np.ndarray, 'n h w'], quantile: float = 0.99
-) -> float:
+def magnitude(maps: Float[Any, 'n h w'], quantile: float = 0.99) -> float:
   """Returns the common unit of raw maps [n, h, w] for scaling 'dataset'.
 
   The quantile of the images' largest absolute values, so that a single odd
@@ -115,7 +113,7 @@ def magnitude(
 
 
 def enlarge(
-  maps: Real[np.ndarray, '*maps h w'],
+  maps: Real[Any, '*maps h w'],
   size: tuple[int, int],
   placement: placement_lib.Placement | None = None,
 ) -> Float[np.ndarray, '*maps height width']:
