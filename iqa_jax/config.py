@@ -20,6 +20,7 @@ from typing import Any
 import ml_collections
 
 from iqa_jax import errors, labels
+from iqa_jax.aliases import Record
 
 CSV_COLUMNS = (
   *('path', 'patient', 'camera', 'site', 'eye', 'split'),
@@ -317,7 +318,7 @@ def _plain(value: Any) -> Any:
   return value
 
 
-def _flat(value: Any, prefix: str = '') -> dict[str, Any]:
+def _flat(value: Any, prefix: str = '') -> Record:
   if isinstance(value, dict):
     items = ((f'{prefix}.{k}' if prefix else k, v) for k, v in value.items())
   elif isinstance(value, list) and any(isinstance(v, dict) for v in value):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import devices, models, processes
+from iqa_jax.aliases import Record, Variables
 from iqa_jax.models.classifier import Classifier
 from iqa_jax.tasks import Task
 from iqa_jax.trained import Trained
@@ -19,10 +20,7 @@ _IN_FLIGHT = 2  # batches computed while the host reads the next ones
 
 
 def predict(
-  loaded: Trained,
-  batches: Iterable[Mapping[str, Any]],
-  *,
-  flip_tta: bool | None = None,
+  loaded: Trained, batches: Iterable[Record], *, flip_tta: bool | None = None
 ) -> dict[str, np.ndarray]:
   """Returns the predictions of every real example of `batches`, once each.
 
@@ -63,7 +61,7 @@ def make_predictor(
   this process's devices alone, so processes needn't keep step.
   """
 
-  def forward(variables: Any, x: Any) -> tuple[jax.Array, jax.Array]:
+  def forward(variables: Variables, x: Any) -> tuple[jax.Array, jax.Array]:
     if start is None:
       x = models.normalize(x)
     views = [x, x[:, :, ::-1]] if flip_tta else [x]
@@ -79,9 +77,9 @@ def make_predictor(
 
 def predict_with(
   predictor: Callable,
-  variables: Any,
+  variables: Variables,
   task: Task,
-  batches: Iterable[Mapping[str, Any]],
+  batches: Iterable[Record],
 ) -> dict[str, np.ndarray]:
   """`predict` with a function of `make_predictor` and variables of its model.
 

@@ -45,9 +45,6 @@ def quality_of_grade(grade: int, usable: str = 'inadequate') -> int:
     'adequate': ADEQUATE,
     'exclude': UNKNOWN,
   }[usable]
-  return {
-    UNKNOWN: UNKNOWN,
-    0: ADEQUATE,
-    1: as_usable,
-    2: INADEQUATE,
-  }[int(grade)]
+  return {UNKNOWN: UNKNOWN, 0: ADEQUATE, 1: as_usable, 2: INADEQUATE}[
+    int(grade)
+  ]

@@ -53,11 +53,7 @@ def available_memory(root: pathlib.Path = _ROOT) -> int:
   for folder in _groups(root, 'memory'):
     for limit, usage, cached in (
       ('memory.max', 'memory.current', 'inactive_file'),
-      (
-        'memory.limit_in_bytes',
-        'memory.usage_in_bytes',
-        'total_inactive_file',
-      ),
+      ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'),
     ):
       most, used = _words(folder / limit), _words(folder / usage)
       if most and used and most[0].isdigit():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import labels
+from iqa_jax.aliases import Record
 from iqa_jax.explain.explainer import Explainer, Seen
 from iqa_jax.judging import advice, fundus, operating_points
 from iqa_jax.judging.verdict import Criterion, Verdict
@@ -100,7 +100,7 @@ class Bench:
         logits; None where it knows no criteria.
       explainer: of the first member.
     """
-    known: dict[str, Any] = {
+    known: Record = {
       'name': photograph.name,
       'width': photograph.width,
       'height': photograph.height,

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from iqa_jax import errors, remote
+from iqa_jax.aliases import Record, Variables
 
 MODEL_FORMAT = 1
 
@@ -54,8 +55,8 @@ class SavedModel:
     digest: sha256 of variables.safetensors, hex.
   """
 
-  variables: dict[str, Any]
-  record: dict[str, Any]
+  variables: Variables
+  record: Record
   digest: str
 
 
@@ -170,9 +171,7 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
 
 
 def save_model(
-  workdir: str | os.PathLike,
-  variables: Mapping[str, Any],
-  record: Mapping[str, Any],
+  workdir: str | os.PathLike, variables: Variables, record: Record
 ) -> str:
   """Writes the model directory of a run and returns its digest.
 
@@ -192,12 +191,7 @@ def save_model(
     temporary.write_bytes(data)
   write_json(
     folder / 'model.json',
-    {
-      **record,
-      'format': MODEL_FORMAT,
-      'weights': name,
-      'sha256': digest,
-    },
+    {**record, 'format': MODEL_FORMAT, 'weights': name, 'sha256': digest},
   )
   for old in folder.glob('variables-*.safetensors'):
     if old.name != name:
@@ -299,9 +293,7 @@ def _load_model(folder: pathlib.Path, workdir: str | os.PathLike) -> SavedModel:
   return SavedModel(_unflatten(wide), record, digest)
 
 
-def _flatten(
-  tree: Mapping[str, Any], prefix: str = ''
-) -> dict[str, np.ndarray]:
+def _flatten(tree: Variables, prefix: str = '') -> dict[str, np.ndarray]:
   flat: dict[str, np.ndarray] = {}
   for key, value in tree.items():
     path = f'{prefix}{key}'
@@ -312,8 +304,8 @@ def _flatten(
   return flat
 
 
-def _unflatten(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  tree: dict[str, Any] = {}
+def _unflatten(flat: Mapping[str, np.ndarray]) -> Record:
+  tree: Record = {}
   for path, value in flat.items():
     *parents, leaf = path.split('/')
     node = tree

@@ -15,6 +15,7 @@ import numpy as np
 
 from iqa_jax import config as config_lib
 from iqa_jax import devices, models, processes, run_directory
+from iqa_jax.aliases import PyTree, Record, Variables
 from iqa_jax.judging.operating_record import OperatingRecord
 from iqa_jax.models.classifier import Classifier
 from iqa_jax.tasks import Task
@@ -35,10 +36,10 @@ class Trained:
   """
 
   model: Classifier
-  variables: dict[str, Any]
+  variables: Variables
   task: Task
   config: ml_collections.ConfigDict
-  record: dict[str, Any]
+  record: Record
   digest: str
   image_size: int
 
@@ -52,7 +53,7 @@ class Trained:
     """Whether the operating point is one of flip-averaged logits."""
     return self.judges.flip_tta
 
-  def judged(self, variables: Any, x: Any, logits: Any) -> Any:
+  def judged(self, variables: Variables, x: jax.Array, logits: Any) -> Any:
     """Returns the logits that the operating point is one of.
 
     Args:
@@ -111,10 +112,10 @@ def load(workdir: str | os.PathLike) -> Trained:
   )
 
 
-def _check(variables: Any, expected: Any, where: str) -> None:
+def _check(variables: Variables, expected: Variables, where: str) -> None:
   """Raises unless `variables` have the structure and shapes expected."""
 
-  def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
       jax.tree_util.keystr(path, simple=True, separator='/'): leaf.shape

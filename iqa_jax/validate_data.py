@@ -19,11 +19,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import os
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from iqa_jax import command
+from iqa_jax.aliases import Record
 
 if TYPE_CHECKING:
   import numpy as np
@@ -67,9 +68,7 @@ _NOTICES = {
 }
 
 
-def examine(
-  split: str, entry: Entry
-) -> tuple[dict[str, Any], np.ndarray | None]:
+def examine(split: str, entry: Entry) -> tuple[Record, np.ndarray | None]:
   """Returns a row (COLUMNS) on a photograph, and its code (data/duplicates.py).
 
   The code is None where the photograph can't be read.
@@ -114,7 +113,7 @@ def examine(
 
 def noticed(
   splits: Mapping[str, Sequence[Entry]],
-  rows: Sequence[Mapping[str, Any]],
+  rows: Sequence[Record],
   codes: Sequence[np.ndarray | None],
 ) -> list[tuple[int, str, str]]:
   """Returns (row's number, status, reason) of what no build refuses.
@@ -156,7 +155,7 @@ def noticed(
 def summarise(
   dataset: str,
   splits: Mapping[str, Sequence[Entry]],
-  rows: Sequence[Mapping[str, Any]],
+  rows: Sequence[Record],
   problems: Sequence[str],
   notices: Sequence[tuple[int, str, str]],
 ) -> tuple[list[str], bool]:
@@ -300,7 +299,7 @@ def validate(
 
 def _write(
   output: str,
-  rows: Sequence[dict[str, Any]],
+  rows: Sequence[Record],
   notices: Sequence[tuple[int, str, str]],
   problems: Sequence[str],
 ) -> None:

@@ -8,7 +8,16 @@ os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
+import jaxtyping
 import pytest
+
+from tests import shapes
+
+# Shapes that these rooms state are checked at every call.
+jaxtyping.install_import_hook(
+  ['iqa_jax.explain', 'iqa_jax.judging', 'iqa_jax.models'],
+  f'{shapes.__name__}.check',
+)
 
 SHARED = pathlib.Path(
   os.environ.get(

@@ -12,6 +12,7 @@ from absl import logging
 import tensorflow_datasets as tfds
 import tqdm
 
+from iqa_jax.aliases import Record
 from iqa_jax.data import records
 from iqa_jax.data.records import Entry
 from iqa_jax.photograph import images, prepare
@@ -136,7 +137,7 @@ class PhotographBuilder(
   def _generate_examples(self, entries: Sequence[Entry]) -> Iterator:
     original = self.builder_config.original
 
-    def record(entry: Entry) -> tuple[str, dict[str, Any]]:
+    def record(entry: Entry) -> tuple[str, Record]:
       assert entry.path is not None
       return entry.image_id, records.from_file(
         entry.path, original=original, **entry.metadata

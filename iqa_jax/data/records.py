@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import concurrent.futures
 import dataclasses
 import io
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from iqa_jax import errors, labels, machine
+from iqa_jax.aliases import Record
 from iqa_jax.photograph import colour, images, prepare
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Entry:
   """
 
   path: pathlib.Path | None
-  metadata: Mapping[str, Any]
+  metadata: Record
   others: Sequence[pathlib.Path] = ()
 
   @property
@@ -114,7 +115,7 @@ def features() -> Any:
 
 def from_file(
   path: str | os.PathLike, *, original: bool = False, **metadata: Any
-) -> dict[str, Any]:
+) -> Record:
   """Returns the record of a photograph.
 
   Args:

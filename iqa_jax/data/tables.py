@@ -7,8 +7,8 @@ import csv
 import difflib
 import os
 import pathlib
-from typing import Any
 
+from iqa_jax.aliases import Record
 from iqa_jax.data.records import DataError, Entry, refuse
 
 
@@ -95,7 +95,7 @@ def photographs(
 
 
 def entry(
-  found: Mapping[str, Sequence[pathlib.Path]], metadata: Mapping[str, Any]
+  found: Mapping[str, Sequence[pathlib.Path]], metadata: Record
 ) -> Entry:
   """Returns a labelled photograph with its files of `photographs`."""
   paths = found.get(metadata['image_id'], ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import html
 import math
@@ -12,6 +12,7 @@ import numpy as np
 
 from iqa_jax import errors
 from iqa_jax import labels as labels_lib
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import assessment, given, metrics
 from iqa_jax.evaluation.predictions import Predictions
 
@@ -47,7 +48,7 @@ class Measure:
   def __str__(self) -> str:
     return assessment.text(self.to_dict())
 
-  def to_dict(self) -> dict[str, Any]:
+  def to_dict(self) -> Record:
     """Returns value, low, high and note."""
     return dataclasses.asdict(self)
 
@@ -64,9 +65,7 @@ class Evaluation(dict[str, Measure]):
     confusion: [[tn, fp], [fn, tp]]; row: label.
   """
 
-  def __init__(
-    self, measured: Mapping[str, Any], n_failed: int, n_unlabelled: int
-  ):
+  def __init__(self, measured: Record, n_failed: int, n_unlabelled: int):
     super().__init__(
       {name: Measure(**m) for name, m in measured['metrics'].items()}
     )
@@ -77,7 +76,7 @@ class Evaluation(dict[str, Measure]):
     self.n_unlabelled = n_unlabelled
     self.confusion: list[list[int]] = measured['confusion']
 
-  def to_dict(self) -> dict[str, Any]:
+  def to_dict(self) -> Record:
     """Returns everything as JSON has it."""
     counts = ('n', 'n_inadequate', 'n_patients', 'n_failed', 'n_unlabelled')
     return {
@@ -153,7 +152,7 @@ def evaluate(
 
 def measure(
   rows: Predictions, threshold: float = 0.5, resamples: int = 2000
-) -> dict[str, Any]:
+) -> Record:
   """Returns assessment.verdict of photographs that all have a label."""
   return assessment.verdict(
     rows.quality,

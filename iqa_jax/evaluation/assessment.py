@@ -8,15 +8,15 @@ and why there is none or why it can't tell.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from iqa_jax import labels
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import intervals, metrics, resampling
 from iqa_jax.judging import operating_points
 
-Entry = dict[str, Any]
+Entry = Record
 FEW = 10  # images of a class, or patients, below which a group can't tell
 WIDE = 0.2  # an interval wider than this can't tell either
 TOO_SMALL = 'too small to tell'
@@ -35,7 +35,7 @@ def verdict(
   reference: np.ndarray | None = None,
   resamples: int = 2000,
   names: Sequence[str] = labels.QUALITY,
-) -> dict[str, Any]:
+) -> Record:
   """Returns the measures of a binary judgement; class 1 is positive.
 
   Args:
@@ -57,10 +57,7 @@ def verdict(
   truth, score, p = np.asarray(truth), np.asarray(score), np.asarray(p)
   called = p >= threshold if called is None else np.asarray(called)
   draws = resampling.Resamples(patient, resamples)
-  values = {
-    **metrics.binary(truth, p, called),
-    **metrics.ranking(truth, score),
-  }
+  values = {**metrics.binary(truth, p, called), **metrics.ranking(truth, score)}
   limits = intervals.binary(truth, p, called, draws, score=score)
   reference = truth if reference is None else np.asarray(reference)
   return {
@@ -82,7 +79,7 @@ def grades(
   reference: np.ndarray | None = None,
   resamples: int = 2000,
   names: Sequence[str] = labels.GRADES,
-) -> dict[str, Any]:
+) -> Record:
   """Returns the measures of ordered classes; the largest score is called.
 
   Args:
@@ -105,7 +102,7 @@ def grades(
   reference = truth if reference is None else np.asarray(reference)
   baseline = metrics.majority(truth, reference, len(names))
 
-  def named(found: Mapping[str, Any]) -> dict[str, Any]:
+  def named(found: Record) -> Record:
     result = {}
     for key, value in found.items():
       stem, _, number = key.rpartition('_')
@@ -130,7 +127,7 @@ def selective(
   threshold: float,
   uncertain: np.ndarray,
   patient: np.ndarray,
-) -> dict[str, Any]:
+) -> Record:
   """Returns what sending uncertain images to a person brings.
 
   Args:
@@ -211,12 +208,12 @@ def numbers(values: Mapping[str, float]) -> dict[str, float | None]:
   return {name: _number(value) for name, value in values.items()}
 
 
-def summary(assessed: Mapping[str, Any], name: str) -> str:
+def summary(assessed: Record, name: str) -> str:
   """Returns a measure as text: '0.975 (0.972 to 0.977)', or why it has none."""
   return text(assessed['metrics'][name])
 
 
-def text(measure: Mapping[str, Any], digits: int = 3) -> str:
+def text(measure: Record, digits: int = 3) -> str:
   """Returns an entry as text."""
   value, low, high = (measure[k] for k in ('value', 'low', 'high'))
   if value is None:

@@ -7,11 +7,11 @@ for shares, Obuchowski's for AUC), and a note where it is too small to tell.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from iqa_jax import labels
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import assessment, intervals, metrics
 from iqa_jax.evaluation.predictions import Predictions
 
@@ -28,7 +28,7 @@ TITLES = {
 }
 
 
-def run(rows: Predictions) -> dict[str, Any]:
+def run(rows: Predictions) -> Record:
   """Returns the breakdowns of judged images, by what is known of them.
 
   Args:
@@ -59,9 +59,7 @@ def run(rows: Predictions) -> dict[str, Any]:
   }
 
 
-def worst(
-  groups: list[dict[str, Any]], overall: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def worst(groups: list[Record], overall: Record) -> list[Record]:
   """Returns the groups whose AUC, sensitivity or specificity is below all's.
 
   Those that are 'clearly' below, with their whole interval, and otherwise the
@@ -102,7 +100,7 @@ def worst(
   )
 
 
-def _partitions(rows: Predictions) -> Iterator[tuple[str, dict[str, Any]]]:
+def _partitions(rows: Predictions) -> Iterator[tuple[str, Record]]:
   """Yields each breakdown that has labels: (name, {group: bool [n]})."""
   for name in ('dataset', 'camera', 'site', 'eye'):
     if getattr(rows, name) is not None:
@@ -160,7 +158,7 @@ def _tertiles(pixels: np.ndarray) -> dict[str, np.ndarray]:
   return {name: inside for name, inside in groups if inside.any()}
 
 
-def _measure(rows: Predictions, breakdown: str, group: str) -> dict[str, Any]:
+def _measure(rows: Predictions, breakdown: str, group: str) -> Record:
   patient, called = rows.patient_id, rows.verdict == labels.INADEQUATE
   bad, good = (rows.quality == q for q in (labels.INADEQUATE, labels.ADEQUATE))
   return {
@@ -195,7 +193,7 @@ def _auc(
 
 def _shortcut(
   truth: np.ndarray, breakdown: str, members: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+) -> Record:
   prevalence = np.full(len(truth), np.nan)
   for inside in members.values():
     if inside.any():

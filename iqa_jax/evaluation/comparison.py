@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 from sklearn import metrics as sk
 
 from iqa_jax import labels, run_directory
-from iqa_jax.evaluation import (
-  assessment,
-  delong,
-  folds,
-  intervals,
-  predictions,
-)
+from iqa_jax.aliases import Record
+from iqa_jax.evaluation import assessment, delong, folds, intervals, predictions
 from iqa_jax.evaluation.predictions import Predictions
 
 
@@ -65,7 +59,7 @@ def read(workdir: str | os.PathLike) -> Arm:
 
 def run(
   workdirs: Sequence[str], output: str | os.PathLike, note: str = ''
-) -> dict[str, Any]:
+) -> Record:
   """Compares runs on the same photographs; the first is the baseline.
 
   Args:
@@ -164,9 +158,7 @@ def _groups(arm: Arm) -> Iterator[tuple[str, np.ndarray]]:
       yield name, failing | (rows.quality == labels.ADEQUATE)
 
 
-def _group(
-  name: str, inside: np.ndarray, arms: Sequence[Arm]
-) -> dict[str, Any]:
+def _group(name: str, inside: np.ndarray, arms: Sequence[Arm]) -> Record:
   first = arms[0].rows[inside]
   truth, patient = first.quality, first.patient_id
   few = assessment.too_small(truth, patient)
@@ -193,9 +185,7 @@ def _group(
   }
 
 
-def _against(
-  first: Arm, arm: Arm, inside: np.ndarray, note: str
-) -> dict[str, Any]:
+def _against(first: Arm, arm: Arm, inside: np.ndarray, note: str) -> Record:
   """Returns how much better than the first an arm ranks some photographs."""
   truth = first.rows.quality[inside]
   ours, theirs = arm.score[inside], first.score[inside]
@@ -216,7 +206,7 @@ def _against(
   return {**kept, 'p_holm': None, 'of_folds': of_folds, 'note': note}
 
 
-def _holm(rows: list[dict[str, Any]]) -> None:
+def _holm(rows: list[Record]) -> None:
   """Puts in p values corrected for several comparisons (Holm 1979)."""
   known = [row for row in rows if row['p_value'] is not None]
   largest = 0.0
@@ -225,7 +215,7 @@ def _holm(rows: list[dict[str, Any]]) -> None:
     row['p_holm'] = largest
 
 
-def as_markdown(result: Mapping[str, Any]) -> str:
+def as_markdown(result: Record) -> str:
   """Returns the report of `run`: a row for each group and run."""
   header = [
     *('group', 'photographs', 'Inadequate', 'patients', 'run', 'AUC'),
@@ -252,7 +242,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
   return '\n'.join(['# Runs compared', '', *notes, '', *table]) + '\n'
 
 
-def _against_text(row: Mapping[str, Any] | None) -> list[str]:
+def _against_text(row: Record | None) -> list[str]:
   if row is None:
     return ['', '', '', '', '']
   if row['difference'] is None:

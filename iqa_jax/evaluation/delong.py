@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from scipy import stats
+
+from iqa_jax.aliases import Record
 
 _Z = stats.norm.ppf(0.975)
 
 
 def covariance(
-  truth: np.ndarray,
-  scores: np.ndarray,
-  patient: np.ndarray | None = None,
+  truth: np.ndarray, scores: np.ndarray, patient: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the AUCs [m] of m scores of the same images, and covariance [m, m].
 
@@ -44,7 +42,7 @@ def compare_auc(
   first: np.ndarray,
   second: np.ndarray,
   patient: np.ndarray | None = None,
-) -> dict[str, Any]:
+) -> Record:
   """Returns DeLong's comparison of two scores of the same images.
 
   Returns:

@@ -182,14 +182,7 @@ def calibration(
     ax.plot(x, y, 'D', color=GREY, markersize=3, label='uncalibrated')
   x, y, spread = _bins(truth, p, patient)
   ax.errorbar(
-    x,
-    y,
-    spread,
-    fmt='o',
-    color=BLUE,
-    markersize=4,
-    elinewidth=1,
-    label=label,
+    x, y, spread, fmt='o', color=BLUE, markersize=4, elinewidth=1, label=label
   )
   ax.set(
     title='Calibration',
@@ -301,13 +294,7 @@ def mark(
 def dot(ax: Axes, x: float, y: float, label: str = 'operating point') -> None:
   """Draws where the verdicts are."""
   ax.plot(
-    x,
-    y,
-    'o',
-    label=label,
-    color=ORANGE,
-    markersize=6,
-    markeredgecolor='white',
+    x, y, 'o', label=label, color=ORANGE, markersize=6, markeredgecolor='white'
   )
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
 
 from absl import logging
 import jax
@@ -22,6 +21,7 @@ import numpy as np
 from iqa_jax import config as config_lib
 from iqa_jax import inference, labels, run_directory, trained
 from iqa_jax import models as models_lib
+from iqa_jax.aliases import Record
 from iqa_jax.data import pipeline
 from iqa_jax.data import plan as plan_lib
 from iqa_jax.data import source as source_lib
@@ -50,7 +50,7 @@ def run(
   *,
   ensemble: Sequence[str] = (),
   output: str | os.PathLike | None = None,
-) -> dict[str, Any]:
+) -> Record:
   """Evaluates the best model of a run and writes everything people look at.
 
   Args:
@@ -246,7 +246,7 @@ def _stored(
   options: ml_collections.ConfigDict,
   task: Task,
   validation: Predictions | None,
-  saved: Mapping[str, Any],
+  saved: Record,
 ) -> OperatingRecord:
   """Returns how a model judges; criteria's points chosen where it has none."""
   record = OperatingRecord.from_model(saved)
@@ -256,7 +256,7 @@ def _stored(
 
 def _criteria_points(
   options: ml_collections.ConfigDict, task: Task, validation: Predictions | None
-) -> dict[str, dict[str, Any]] | None:
+) -> dict[str, Record] | None:
   """Returns the operating point of each criterion, by the verdict's rule."""
   if task.name != 'criteria':
     return None
@@ -280,7 +280,7 @@ def _measure(
   task: Task,
   record: OperatingRecord,
   resamples: int,
-) -> dict[str, Any]:
+) -> Record:
   """Returns the training split's counts, the record and every split's part."""
   train = {
     key: source.table[key][splits['train']]
@@ -307,7 +307,7 @@ def _describe(
   models: Sequence[trained.Trained],
   folders: Sequence[pathlib.Path],
   flip_tta: bool,
-) -> dict[str, Any]:
+) -> Record:
   first = models[0]
   return {
     'name': first.config.model.name,
@@ -323,7 +323,7 @@ def _describe(
   }
 
 
-def _tell(result: Mapping[str, Any]) -> None:
+def _tell(result: Record) -> None:
   """Logs the headline of every split."""
   for name, values in result['splits'].items():
     measured = values['verdict']
@@ -340,7 +340,7 @@ def _tell(result: Mapping[str, Any]) -> None:
     )
 
 
-def _history(home: pathlib.Path) -> list[dict[str, Any]]:
+def _history(home: pathlib.Path) -> list[Record]:
   path = home / 'history.jsonl'
   if not path.is_file():
     return []
@@ -348,6 +348,6 @@ def _history(home: pathlib.Path) -> list[dict[str, Any]]:
   return [json.loads(line) for line in lines]
 
 
-def _environment(home: pathlib.Path) -> dict[str, Any]:
+def _environment(home: pathlib.Path) -> Record:
   path = home / 'environment.json'
   return run_directory.read_json(path) if path.is_file() else {}

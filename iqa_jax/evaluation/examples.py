@@ -93,7 +93,9 @@ def draw(
   targets = np.asarray(
     task.predicted_targets(drawn.p_calibrated, record.threshold)
     if target == 'predicted'
-    else cam.choose_targets(task, target, drawn.logits, labels=truth)
+    else cam.choose_targets(
+      task, target, np.asarray(drawn.logits), labels=truth
+    )
   )
   maps = explainer.maps(images, targets)[method]
   kinds = [kind for kind, found in chosen.items() for _ in found]

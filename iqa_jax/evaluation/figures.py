@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from iqa_jax import labels
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import (
   breakdowns,
   displays,
@@ -40,9 +41,9 @@ class Drawn(NamedTuple):
 
 
 def draw(
-  result: Mapping[str, Any],
+  result: Record,
   tables: Mapping[str, Predictions],
-  history: Sequence[Mapping[str, Any]] = (),
+  history: Sequence[Record] = (),
   *,
   resamples: int = 2000,
 ) -> dict[str, Drawn]:
@@ -96,10 +97,7 @@ def save(drawn: Mapping[str, Drawn], folder: str | os.PathLike) -> None:
   """Writes NAME.svg and NAME.png of every figure, repeatably."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  undated: dict[str, dict[str, Any]] = {
-    'svg': {'Date': None},
-    'png': {},
-  }
+  undated: dict[str, Record] = {'svg': {'Date': None}, 'png': {}}
   with matplotlib.rc_context(displays.STYLE):
     for name, (figure, _, _) in drawn.items():
       # Laid out once, not once a format.
@@ -114,7 +112,7 @@ def _figure(size: tuple[float, float]) -> tuple[Figure, Axes]:
   return figure, figure.subplots()
 
 
-def _history(history: Sequence[Mapping[str, Any]]) -> Drawn:
+def _history(history: Sequence[Record]) -> Drawn:
   return Drawn(
     learning_curves.draw(history),
     'Training',
@@ -125,9 +123,7 @@ def _history(history: Sequence[Mapping[str, Any]]) -> Drawn:
   )
 
 
-def _confusions(
-  count: int, measured: Mapping[str, Any], of: str
-) -> dict[str, Drawn]:
+def _confusions(count: int, measured: Record, of: str) -> dict[str, Drawn]:
   drawn = {}
   if count:
     drawn['confusion'] = _confusion(
@@ -158,11 +154,7 @@ def _confusion(
 
 
 def _curves(
-  c: Predictions,
-  result: Mapping[str, Any],
-  measured: Mapping[str, Any],
-  of: str,
-  resamples: int,
+  c: Predictions, result: Record, measured: Record, of: str, resamples: int
 ) -> dict[str, Drawn]:
   draws = resampling.Resamples(c.patient_id, resamples)
   bands = resampling.roc_band(c.quality, c.ranks, draws, displays.GRID)
@@ -196,7 +188,7 @@ def _curves(
   return drawn
 
 
-def _calibration(c: Predictions, result: Mapping[str, Any], of: str) -> Drawn:
+def _calibration(c: Predictions, result: Record, of: str) -> Drawn:
   method = result.get('calibration', {}).get('method', 'none')
   given = "by each fold's calibration" if 'n_folds' in result else 'as given'
   figure = Figure(figsize=(3.6, 4.1), layout='constrained')
@@ -221,7 +213,7 @@ def _calibration(c: Predictions, result: Mapping[str, Any], of: str) -> Drawn:
   )
 
 
-def _marks(result: Mapping[str, Any]) -> dict[str, Any]:
+def _marks(result: Record) -> Record:
   """Returns the one operating point and band; folds have several."""
   if 'n_folds' in result:
     return {'threshold': None, 'band': None}
@@ -231,7 +223,7 @@ def _marks(result: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _scores(c: Predictions, result: Mapping[str, Any], of: str) -> Drawn:
+def _scores(c: Predictions, result: Record, of: str) -> Drawn:
   figure, axes = _figure((4.4, 2.8))
   displays.scores(axes, c.quality, c.p_calibrated, **_marks(result))
   return Drawn(
@@ -243,10 +235,7 @@ def _scores(c: Predictions, result: Mapping[str, Any], of: str) -> Drawn:
 
 
 def _by_criterion(
-  c: Predictions,
-  groups: Sequence[Mapping[str, Any]],
-  result: Mapping[str, Any],
-  of: str,
+  c: Predictions, groups: Sequence[Record], result: Record, of: str
 ) -> Drawn:
   assert c.criteria is not None
   members = breakdowns.faults(c.criteria)
@@ -281,7 +270,7 @@ def _by_criterion(
 
 
 def _coverage(
-  c: Predictions, threshold: float, measured: Mapping[str, Any], of: str
+  c: Predictions, threshold: float, measured: Record, of: str
 ) -> Drawn:
   share, accuracy = operating_points.coverage(
     c.quality, c.p_calibrated, threshold
@@ -315,7 +304,7 @@ def _coverage(
   )
 
 
-def _groups(found: Mapping[str, Any], of: str) -> Drawn:
+def _groups(found: Record, of: str) -> Drawn:
   rows = [g for g in found['groups'] if g['n']]
   shown = (('sensitivity', displays.ORANGE), ('specificity', displays.BLUE))
   figure = Figure(figsize=(7.2, 0.24 * len(rows) + 1.0), layout='constrained')

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import os
 import pathlib
-from typing import Any
 
 import ml_collections
 import numpy as np
 
 from iqa_jax import labels, run_directory
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import (
   assessment,
   breakdowns,
@@ -24,7 +24,7 @@ from iqa_jax.evaluation.predictions import Predictions
 
 def pool(
   workdir: str | os.PathLike, count: int, config: ml_collections.ConfigDict
-) -> dict[str, Any]:
+) -> Record:
   """Pools WORKDIR/fold_0 ... and writes metrics.json, figures and report.
 
   Each image counts once: as a test image of its fold or, where all folds share
@@ -105,7 +105,7 @@ def read(
   return [t[t.split == split] for t in tables], split, notes
 
 
-def _measure(pooled: Predictions, resamples: int) -> dict[str, Any]:
+def _measure(pooled: Predictions, resamples: int) -> Record:
   judged = pooled[pooled.judged]
   return {
     'n': len(pooled),
@@ -124,7 +124,7 @@ def _measure(pooled: Predictions, resamples: int) -> dict[str, Any]:
   }
 
 
-def as_text(result: Mapping[str, Any]) -> str:
+def as_text(result: Record) -> str:
   """Returns the table of `pool` for a terminal."""
   pooled = result['splits']['pooled']['verdict']
   count = result['n_folds']
@@ -168,7 +168,7 @@ def _pooled_split(tables: Sequence[Predictions]) -> tuple[str, list[str]]:
   )
 
 
-def _over_folds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _over_folds(results: Sequence[Record]) -> Record:
   """Returns each metric's mean and range over the folds."""
   found = {}
   for name in (*metrics.RANKING, *metrics.DECISIONS, *metrics.PROBABILITIES):

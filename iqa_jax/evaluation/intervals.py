@@ -183,10 +183,7 @@ def binary(
   truth, called = np.asarray(truth), np.asarray(predicted, bool)
   score = p if score is None else score
   patient = resamples.patient
-  values = {
-    **metrics.binary(truth, p, called),
-    **metrics.ranking(truth, score),
-  }
+  values = {**metrics.binary(truth, p, called), **metrics.ranking(truth, score)}
   # A perfect one may have come out as 0.9999999999999999.
   values = {name: round(value, 12) for name, value in values.items()}
   samples = resampling.binary_samples(truth, p, called, resamples, score=score)
@@ -198,10 +195,7 @@ def binary(
     quantiles[name] = student(away, len(away))
   found = {
     name: _bounded(
-      values[name],
-      drawn,
-      quantiles[name],
-      metrics.RANGES.get(name, (0.0, 1.0)),
+      values[name], drawn, quantiles[name], metrics.RANGES.get(name, (0.0, 1.0))
     )
     for name, drawn in samples.items()
   }

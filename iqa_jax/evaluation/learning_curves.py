@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import itertools
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation.displays import BLUE, GREEN, GREY, ORANGE
 
 _PANELS = {
@@ -28,7 +28,7 @@ _PANELS = {
 }
 
 
-def draw(history: Sequence[Mapping[str, Any]]) -> Figure:
+def draw(history: Sequence[Record]) -> Figure:
   """Draws loss, accuracy and verdict by epoch, a panel each.
 
   Args:
@@ -65,9 +65,7 @@ def draw(history: Sequence[Mapping[str, Any]]) -> Figure:
   return figure
 
 
-def _mark(
-  axes: Axes, history: Sequence[Mapping[str, Any]], *, named: bool
-) -> None:
+def _mark(axes: Axes, history: Sequence[Record], *, named: bool) -> None:
   """Draws where phases begin and which epoch was kept."""
   for before, after in itertools.pairwise(history):
     if before['phase'] != after['phase']:

@@ -8,10 +8,9 @@ tests.benchmarks coverage_means`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import intervals
 
 ANY = (-np.inf, np.inf)  # differences
@@ -20,10 +19,8 @@ RATIO = (0.0, np.inf)
 
 
 def mean(
-  values: np.ndarray,
-  patient: np.ndarray,
-  bounds: tuple[float, float] = ANY,
-) -> dict[str, Any]:
+  values: np.ndarray, patient: np.ndarray, bounds: tuple[float, float] = ANY
+) -> Record:
   """Returns the mean of values and its 95 % interval, clustered by patient.
 
   Student's t on the variance between patients; where the values are bounded,
@@ -46,7 +43,7 @@ def mean(
   values = values[known]
   column = np.unique(np.asarray(patient)[known], return_inverse=True)[1]
   n, count = len(values), int(column.max(initial=-1)) + 1
-  found: dict[str, Any] = {
+  found: Record = {
     'mean': float(values.mean()) if n else None,
     'low': None,
     'high': None,
@@ -74,7 +71,7 @@ def mean(
   return found | {'low': known_ends[0], 'high': known_ends[1]}
 
 
-def share(hits: np.ndarray, patient: np.ndarray) -> dict[str, Any]:
+def share(hits: np.ndarray, patient: np.ndarray) -> Record:
   """Returns a share and its 95 % interval, as `mean` does.
 
   Wilson's, clustered by patient through the design effect (see

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from iqa_jax import labels
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import assessment, breakdowns, metrics
 from iqa_jax.evaluation.predictions import Predictions
 from iqa_jax.judging.operating_record import OperatingRecord
@@ -21,7 +21,7 @@ def measure(
   *,
   reference: Mapping[str, np.ndarray],
   resamples: int,
-) -> dict[str, Any]:
+) -> Record:
   """Returns the measures of a split (README.md beside this file).
 
   Args:
@@ -33,7 +33,7 @@ def measure(
     resamples: of the bootstrap.
   """
   finite, judged = rows[np.isfinite(rows.p_calibrated)], rows[rows.judged]
-  result: dict[str, Any] = {
+  result: Record = {
     'n': len(rows),
     'n_not_finite': len(rows) - len(finite),
     'verdict': assessment.verdict(
@@ -82,7 +82,7 @@ def _criterion(
   record: OperatingRecord,
   reference: np.ndarray,
   resamples: int,
-) -> dict[str, Any]:
+) -> Record:
   known = rows[rows.label(name) >= 0]
   p = known.probability(name)
   return assessment.verdict(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from iqa_jax import labels, run_directory
+from iqa_jax.aliases import Record
 from iqa_jax.judging.operating_record import OperatingRecord
 
 _TEXT = (
@@ -132,7 +133,7 @@ class Predictions:
 
   def to_columns(self) -> dict[str, np.ndarray]:
     """Returns the columns of predictions.csv, [n] each."""
-    columns: dict[str, Any] = {
+    columns: Record = {
       key: getattr(self, key)
       for key in (
         *('image_id', 'dataset', 'patient_id', 'camera', 'site', 'eye'),
@@ -217,7 +218,7 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
   if len({part.outputs for part in parts}) != 1:
     raise ValueError('only predictions of the same outputs can be joined')
   arrays = [part._arrays() for part in parts]
-  joined: dict[str, Any] = {
+  joined: Record = {
     key: np.concatenate([a[key] for a in arrays])
     if all(key in a for a in arrays)
     else None

@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 
 from iqa_jax import run_directory
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import assessment, breakdowns, figures, metrics
 from iqa_jax.evaluation.examples import Example
 from iqa_jax.evaluation.predictions import Predictions
@@ -28,12 +29,12 @@ _NOT_MEDICAL = (
 
 def write(
   output: str | os.PathLike,
-  result: Mapping[str, Any],
+  result: Record,
   tables: Mapping[str, Predictions],
   *,
-  config: Mapping[str, Any] | None = None,
-  history: Sequence[Mapping[str, Any]] = (),
-  environment: Mapping[str, Any] | None = None,
+  config: Record | None = None,
+  history: Sequence[Record] = (),
+  environment: Record | None = None,
   examples: Sequence[Example] = (),
   resamples: int = 2000,
 ) -> None:
@@ -76,12 +77,11 @@ def write(
     html.render(**context, uris=shown, examples=kinds),
   )
   run_directory.write_text(
-    output / 'report' / 'report.md',
-    markdown.render(**context, examples=kinds),
+    output / 'report' / 'report.md', markdown.render(**context, examples=kinds)
   )
 
 
-def _context(result: Mapping[str, Any]) -> dict[str, Any]:
+def _context(result: Record) -> Record:
   splits = result['splits']
   main = figures.main_split(splits)
   measured = splits[main]
@@ -115,7 +115,7 @@ def _context(result: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _maps_of(model: Mapping[str, Any]) -> str:
+def _maps_of(model: Record) -> str:
   """Returns what of a verdict the maps leave unexplained."""
   members = model.get('members', ())
   if len(members) > 1:
@@ -131,7 +131,7 @@ def _maps_of(model: Mapping[str, Any]) -> str:
   return ''
 
 
-def _headline(result: Mapping[str, Any]) -> str:
+def _headline(result: Record) -> str:
   if 'n_folds' in result:
     return f'Cross-validation, {result["n_folds"]} folds'
   if 'model' in result:
@@ -139,7 +139,7 @@ def _headline(result: Mapping[str, Any]) -> str:
   return 'Scored predictions'
 
 
-def _rows(assessed: Mapping[str, Any], main: str) -> list[dict[str, Any]]:
+def _rows(assessed: Record, main: str) -> list[Record]:
   """Returns one row a metric: its entry in each split, and the baseline."""
   names = assessed[main]['metrics']
   return [
@@ -159,9 +159,7 @@ def _title(name: str) -> str:
   return f'{metrics.SHORT.get(stem, stem)}: {group}'
 
 
-def _warnings(
-  result: Mapping[str, Any], measured: Mapping[str, Any], main: str
-) -> Iterable[str]:
+def _warnings(result: Record, measured: Record, main: str) -> Iterable[str]:
   """Yields what a reader must know before any number."""
   if result.get('pooled_on') == 'validation':
     yield from result['notes']
@@ -199,9 +197,7 @@ def _warnings(
 
 
 def _facts(
-  result: Mapping[str, Any],
-  config: Mapping[str, Any],
-  environment: Mapping[str, Any],
+  result: Record, config: Record, environment: Record
 ) -> list[tuple[str, str]]:
   """Returns what the run was, as pairs of text."""
   facts: list[tuple[str, str]] = []
@@ -299,7 +295,7 @@ def _environment(*, autoescape: bool) -> jinja2.Environment:
   return environment
 
 
-def _measure(measure: Mapping[str, Any] | None) -> str:
+def _measure(measure: Record | None) -> str:
   if measure is None:
     return '–'
   return assessment.text(measure)

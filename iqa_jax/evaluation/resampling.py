@@ -113,10 +113,7 @@ def losses(truth: np.ndarray, p: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def grade_samples(
-  truth: np.ndarray,
-  p: np.ndarray,
-  predicted: np.ndarray,
-  resamples: Resamples,
+  truth: np.ndarray, p: np.ndarray, predicted: np.ndarray, resamples: Resamples
 ) -> dict[str, np.ndarray]:
   """Returns every metric of `metrics.grades` in every resample, [count]."""
   truth, k = np.asarray(truth), np.shape(p)[1]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import dataclasses
 import math
 import pathlib
-from typing import Any
 
 import numpy as np
 
 from iqa_jax import labels, run_directory
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import (
   assessment,
   breakdowns,
@@ -34,7 +33,7 @@ def run(
   *,
   compare: str | None = None,
   output: str | None = None,
-) -> dict[str, Any]:
+) -> Record:
   """Scores a system's predictions.
 
   Args:
@@ -111,8 +110,8 @@ def _labelled(
 
 
 def _result(
-  scored: dict[str, Any], scores: Scores, usable: str, notes: list[str]
-) -> dict[str, Any]:
+  scored: Record, scores: Scores, usable: str, notes: list[str]
+) -> Record:
   return {
     'format': 1,
     'positive_class': labels.QUALITY[labels.INADEQUATE],
@@ -129,7 +128,7 @@ def _result(
   }
 
 
-def _write(output: str, result: dict[str, Any], rows: Predictions) -> None:
+def _write(output: str, result: Record, rows: Predictions) -> None:
   run_directory.write_json(pathlib.Path(output) / 'metrics.json', result)
   from iqa_jax.evaluation import report
 
@@ -218,8 +217,8 @@ def _measure(
   order: np.ndarray,
   resamples: int,
   notes: list[str],
-) -> dict[str, Any]:
-  scored: dict[str, Any] = {
+) -> Record:
+  scored: Record = {
     'n': len(rows),
     'n_not_finite': 0,
     'verdict': assessment.verdict(
@@ -247,13 +246,11 @@ def _measure(
   return scored
 
 
-def _compare(
-  first: Predictions, second: Predictions, resamples: int
-) -> dict[str, Any]:
+def _compare(first: Predictions, second: Predictions, resamples: int) -> Record:
   """Returns the paired differences of two systems' measures."""
   truth, patient = first.quality, first.patient_id
 
-  def compared(by: np.ndarray | None) -> dict[str, Any]:
+  def compared(by: np.ndarray | None) -> Record:
     try:
       return delong.compare_auc(truth, first.ranks, second.ranks, by)
     except ValueError as error:
@@ -290,7 +287,7 @@ def _compare(
   }
 
 
-def as_text(result: Mapping[str, Any]) -> str:
+def as_text(result: Record) -> str:
   """Returns the tables of `run` for a terminal."""
   scored = result['splits']['scored']
   verdict = scored['verdict']
@@ -329,7 +326,7 @@ def as_text(result: Mapping[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def _rows(assessed: Mapping[str, Any]) -> list[str]:
+def _rows(assessed: Record) -> list[str]:
   rows = []
   for name, measure in assessed['metrics'].items():
     stem, _, group = name.rpartition('_')
@@ -342,7 +339,7 @@ def _rows(assessed: Mapping[str, Any]) -> list[str]:
   return [f'  {"":52} {"":30} majority', *rows]
 
 
-def _comparison_text(result: Mapping[str, Any]) -> list[str]:
+def _comparison_text(result: Record) -> list[str]:
   comparison = result['comparison']
   lines = [
     f'{result["files"]["predictions"]} - {result["files"]["compare"]}, paired'

@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import hashlib
 import os
 import pathlib
 import shutil
-from typing import Any
 
 import numpy as np
 
 from iqa_jax import errors, labels, run_directory
 from iqa_jax import grader as grader_lib
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import (
   api,
   assessment,
@@ -64,7 +64,7 @@ def run(
   usable: str = 'inadequate',
   share: float | None = None,
   check_fundus: bool = True,
-) -> dict[str, Any]:
+) -> Record:
   """Writes a run directory with the same network and the site's verdicts.
 
   Args:
@@ -100,7 +100,7 @@ def run(
   found = None if labels_file is None else _labels(labels_file, paths, usable)
   verdicts = list(grader.judge(paths))
   p, saved = _uncalibrated(verdicts), member.judges
-  result: dict[str, Any] = {
+  result: Record = {
     'photographs': len(paths),
     'failed': int((~np.isfinite(p)).sum()),
   }
@@ -116,7 +116,7 @@ def run(
   return result
 
 
-def as_text(result: Mapping[str, Any]) -> str:
+def as_text(result: Record) -> str:
   """Returns before and after for a terminal."""
   lines = [
     f'{result["photographs"]} photographs, {result["failed"]} without a '
@@ -172,7 +172,7 @@ def _labels(path: str, paths: Sequence[str], usable: str) -> Labels:
 
 def _compared(
   saved: OperatingRecord, found: Labels, p: np.ndarray, share: float
-) -> dict[str, Any]:
+) -> Record:
   """Returns the measures on the labelled photographs, before and after."""
   known = np.isfinite(p) & (found.quality != labels.UNKNOWN)
   truth, p, patient = found.quality[known], p[known], found.patient[known]
@@ -203,7 +203,7 @@ def _measured(
   patient: np.ndarray,
   judged: Judged,
   threshold: float,
-) -> dict[str, Any]:
+) -> Record:
   rows = Predictions(
     image_id=np.arange(len(p)).astype(str),
     patient_id=patient,
@@ -219,12 +219,12 @@ def _measured(
 
 def _called(
   saved: OperatingRecord, record: OperatingRecord, p: np.ndarray
-) -> dict[str, Any]:
+) -> Record:
   """Returns how many are called inadequate, before and after."""
   seen = p[np.isfinite(p)]
   each = np.arange(len(seen))  # who is who is unknown
 
-  def share(by: OperatingRecord) -> dict[str, Any]:
+  def share(by: OperatingRecord) -> Record:
     called = by.judge(seen).verdict == labels.INADEQUATE
     return {'called_inadequate': assessment.proportion(called, each)}
 
@@ -242,7 +242,7 @@ def _write(
   workdir: str,
   output: str,
   digest: str,
-  result: dict[str, Any],
+  result: Record,
   labels_file: str | None,
 ) -> None:
   """Writes the new run directory; model.json says where it comes from."""

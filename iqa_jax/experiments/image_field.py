@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from absl import flags
 
 from iqa_jax import command
+from iqa_jax.aliases import Variables
 
 if TYPE_CHECKING:
   from flax import linen as nn
@@ -113,7 +114,10 @@ def fit(
   )
 
   def loss(
-    variables: Any, image: jax.Array, margin: jax.Array, landmarks: jax.Array
+    variables: Variables,
+    image: jax.Array,
+    margin: jax.Array,
+    landmarks: jax.Array,
   ) -> jax.Array:
     out = model.apply(variables, _scaled(image))[0]
     if head == 'landmarks':
@@ -121,7 +125,9 @@ def fit(
     return optax.sigmoid_binary_cross_entropy(out[:, 0], margin < 0).mean()
 
   @jax.jit
-  def step(variables: Any, state: Any, *batch: jax.Array) -> tuple[Any, Any]:
+  def step(
+    variables: Variables, state: Any, *batch: jax.Array
+  ) -> tuple[Any, Any]:
     gradient = jax.grad(loss)(variables, *batch)
     updates, state = optimiser.update(gradient, state, variables)
     return optax.apply_updates(variables, updates), state
@@ -138,9 +144,7 @@ def fit(
 
 
 def _predict(
-  head: str,
-  apply: Callable[[jax.Array], Any],
-  data: Mapping[str, Any],
+  head: str, apply: Callable[[jax.Array], Any], data: Mapping[str, Any]
 ) -> Prediction:
   """Returns what a trained head says of `data`, see `fit`."""
   import numpy as np

@@ -8,14 +8,15 @@ methods and scores it has none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 import numpy as np
 
+from iqa_jax.aliases import Variables
 from iqa_jax.models import evidence
+from iqa_jax.models.classifier import Classifier
+from iqa_jax.tasks import Task
 
 # Grad-CAM averages the gradient, which is even only where the head averages.
 _EVEN = ('gradcam',)
@@ -25,7 +26,7 @@ _AVERAGES = ('average', 'landmarks', 'standardized')
 
 
 def obstacle(
-  model: Any, task: Any, *, method: str, layer: str | None, target: str
+  model: Classifier, task: Task, *, method: str, layer: str | None, target: str
 ) -> str:
   """Returns why maps do not add up to the explained score; '' if they do.
 
@@ -57,8 +58,8 @@ def obstacle(
 
 
 def constants(
-  model: Any, variables: Mapping[str, Any], task: Any
-) -> np.ndarray:
+  model: Classifier, variables: Variables, task: Task
+) -> Float[np.ndarray, ' targets']:
   """Returns what each score holds beside its map's sum and its bias.
 
   A `standardized` head subtracts its channels' means from what it sees, so that

@@ -17,30 +17,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.arrays import Variables
+from iqa_jax.aliases import Variables
 from iqa_jax.explain import methods as methods_lib
 from iqa_jax.models import evidence, heads
 from iqa_jax.models.classifier import Classifier
 from iqa_jax.photograph import placement as placement_lib
+from iqa_jax.tasks import Task
 
 METHODS = tuple(methods_lib.COMBINE)
 
-# A map, or one of each layer.
-Maps = Any
-Targets = Any  # int [b] or [t, b], or a function from logits to those
+Maps: TypeAlias = Any  # a map, or a tuple of one of each layer
+# int [b] or [t, b], or a function from logits to those.
+Indices: TypeAlias = jax.Array | np.ndarray
+Targets: TypeAlias = Indices | Callable[[jax.Array], Indices]
 
 
 class Scored(Protocol):
   """What `explain` needs of a task (see tasks.Task)."""
 
-  def scores(self, logits: jax.Array) -> jax.Array:
+  def scores(
+    self, logits: Float[jax.Array, 'batch k']
+  ) -> Float[jax.Array, 'batch targets']:
     """Returns the explainable scores [b, n] of logits [b, k]."""
 
 
@@ -73,7 +78,7 @@ class Explanation(NamedTuple):
 def explain(
   model: Classifier,
   variables: Variables,
-  images: jax.Array,
+  images: Float[jax.Array, 'batch height width channels'],
   targets: Targets,
   *,
   task: Scored,
@@ -228,13 +233,13 @@ def check_method(method: str) -> None:
 
 
 def choose_targets(
-  task: Any,
+  task: Task,
   target: str,
-  logits: Any,
+  logits: np.ndarray | jax.Array,
   *,
   threshold: float = 0.5,
   labels: Mapping[str, np.ndarray] | None = None,
-) -> Any:
+) -> np.ndarray | jax.Array:
   """Returns the index [b] into `task.targets` of what is to be explained.
 
   Given to `explain` as functools.partial(choose_targets, task, target), it
@@ -317,7 +322,7 @@ def _layers(
   return layers
 
 
-def _checked(targets: Any, scores: jax.Array) -> jax.Array:
+def _checked(targets: Indices, scores: jax.Array) -> jax.Array:
   count, columns = scores.shape
   if jnp.ndim(targets) not in (1, 2) or jnp.shape(targets)[-1] != count:
     raise ValueError(

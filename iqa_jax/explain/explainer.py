@@ -16,9 +16,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Integer, Real, UInt8
 import numpy as np
 
 from iqa_jax import devices, errors, labels, models
+from iqa_jax.aliases import Variables
 from iqa_jax.explain import additive, cam
 from iqa_jax.judging import cause as cause_lib
 from iqa_jax.judging.verdict import Criterion
@@ -69,10 +71,7 @@ class Seen:
     return Seen(**{k: v[index] for k, v in values.items() if v is not None})
 
   def cause(
-    self,
-    verdict: str,
-    names: Sequence[str],
-    thresholds: Mapping[str, float],
+    self, verdict: str, names: Sequence[str], thresholds: Mapping[str, float]
   ) -> tuple[str, dict[str, Criterion]]:
     """Returns the cause of one photograph's verdict, see cause.find.
 
@@ -91,7 +90,7 @@ class Seen:
       thresholds=thresholds,
     )
 
-  def cells(self) -> dict[str, np.ndarray]:
+  def cells(self) -> dict[str, Float[np.ndarray, 'g g']]:
     """Returns {criterion: probability [g, g] of its fault in each cell}.
 
     Of one photograph; 0 outside the field; {} of heads without cells.
@@ -158,7 +157,7 @@ class Explainer:
     """The operating point, on the calibrated probability; 0.5 without one."""
     return self.trained.judges.threshold
 
-  def look(self, images: np.ndarray) -> Seen:
+  def look(self, images: UInt8[np.ndarray, 'n s s c']) -> Seen:
     """Judges and explains each photograph in one pass.
 
     Args:
@@ -167,7 +166,11 @@ class Explainer:
     found = self._batched(self._look, self.trained.variables, images)
     return Seen(**found)
 
-  def logits(self, images: np.ndarray, variables: Any = None) -> np.ndarray:
+  def logits(
+    self,
+    images: Real[np.ndarray, 'n s s c'],
+    variables: Variables | None = None,
+  ) -> Float[np.ndarray, 'n k']:
     """Returns logits [n, k] of images [n, s, s, 3] of 0..255.
 
     Averaged with the mirror images' where the operating point is one of such.
@@ -175,7 +178,11 @@ class Explainer:
     variables = self.trained.variables if variables is None else variables
     return self._batched(self._predict, variables, images)
 
-  def score(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+  def score(
+    self,
+    images: Real[np.ndarray, 'n s s c'],
+    targets: Integer[np.ndarray, ' n'],
+  ) -> Float[np.ndarray, ' n']:
     """Returns the probability [n] of each image's own target [n].
 
     That of the class, of the fault, or (margins) of the verdict.
@@ -183,13 +190,15 @@ class Explainer:
     found = self.trained.task.likelihoods(jnp.asarray(self.logits(images)))
     return np.asarray(found)[np.arange(len(images)), targets]
 
-  def p_inadequate(self, logits: np.ndarray) -> np.ndarray:
+  def p_inadequate(
+    self, logits: Float[np.ndarray, 'n k']
+  ) -> Float[np.ndarray, ' n']:
     """Returns the calibrated probability [n] of the verdict inadequate."""
     return self.trained.p_inadequate(logits)
 
   def targets(
-    self, target: str, logits: np.ndarray, labels: Any = None
-  ) -> np.ndarray:
+    self, target: str, logits: Float[np.ndarray, 'n k'], labels: Any = None
+  ) -> Integer[np.ndarray, ' n']:
     """Returns what is to be explained, int [n]; see cam.choose_targets."""
     return np.asarray(
       cam.choose_targets(
@@ -202,8 +211,11 @@ class Explainer:
     )
 
   def maps(
-    self, images: np.ndarray, targets: np.ndarray, variables: Any = None
-  ) -> dict[str, np.ndarray]:
+    self,
+    images: Real[np.ndarray, 'n s s c'],
+    targets: Integer[np.ndarray, ' n'],
+    variables: Variables | None = None,
+  ) -> dict[str, Float[np.ndarray, 'n h w']]:
     """Returns {method: raw maps float32 [n, h, w]} of each image's target."""
     variables = self.trained.variables if variables is None else variables
     targets = np.asarray(targets, np.int32)
@@ -235,7 +247,7 @@ class Explainer:
   def _predict(self) -> Callable[..., Any]:
     trained = self.trained
 
-    def predict(variables: Any, images: jax.Array) -> jax.Array:
+    def predict(variables: Variables, images: jax.Array) -> jax.Array:
       x = models.normalize(images)
       return trained.judged(variables, x, trained.model.apply(variables, x))
 
@@ -244,7 +256,7 @@ class Explainer:
   @functools.cached_property
   def _maps(self) -> Callable[..., Any]:
     def maps(
-      variables: Any, images: jax.Array, targets: jax.Array
+      variables: Variables, images: jax.Array, targets: jax.Array
     ) -> dict[str, cam.Maps]:
       return self._explain(variables, models.normalize(images), targets).maps
 
@@ -254,13 +266,10 @@ class Explainer:
   def _look(self) -> Callable[..., Any]:
     trained, task = self.trained, self.trained.task
     choose = functools.partial(
-      cam.choose_targets,
-      task,
-      self.target,
-      threshold=trained.raw_threshold,
+      cam.choose_targets, task, self.target, threshold=trained.raw_threshold
     )
 
-    def look(variables: Any, images: jax.Array) -> dict[str, Any]:
+    def look(variables: Variables, images: jax.Array) -> dict[str, Any]:
       x = models.normalize(images)
       # The map stays that of the photograph as it is.
       judged = functools.partial(trained.judged, variables, x)
@@ -286,7 +295,7 @@ class Explainer:
     return devices.parallel(look, in_axes=(None, 0))
 
   def _explain(
-    self, variables: Any, x: jax.Array, targets: cam.Targets
+    self, variables: Variables, x: jax.Array, targets: cam.Targets
   ) -> cam.Explanation:
     return cam.explain(
       self.trained.model,
@@ -298,7 +307,9 @@ class Explainer:
       methods=self.methods,
     )
 
-  def input(self, images: np.ndarray) -> np.ndarray:
+  def input(
+    self, images: Real[np.ndarray, 'n s s c']
+  ) -> Real[np.ndarray, 'n s s d']:
     """Returns images [n, s, s, 3] with their field where the network takes it.
 
     Perturbed photographs come without; they still show their field.
@@ -311,7 +322,7 @@ class Explainer:
   def _batched(
     self,
     function: Callable[..., Any],
-    variables: Any,
+    variables: Variables,
     images: np.ndarray,
     *others: np.ndarray,
   ) -> Any:

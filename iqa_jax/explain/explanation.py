@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 import dataclasses
 import io
-from typing import Any
 
+from jaxtyping import Float
 import numpy as np
 from PIL import Image
 
 from iqa_jax import tasks
+from iqa_jax.aliases import Record
 from iqa_jax.explain import overlay as pictures
 from iqa_jax.explain import panel as panel_lib
 from iqa_jax.explain import ruler, scaling
@@ -66,7 +67,7 @@ class Explanation:
     """Whether nothing speaks for the target: there is nothing to colour."""
     return scaling.status(self.raw) == 'empty'
 
-  def on_photograph(self) -> np.ndarray:
+  def on_photograph(self) -> Float[np.ndarray, 'height width']:
     """Returns the signed map at the photograph's size, float32 [h, w].
 
     Bilinear between the centres of the cells, 0 beyond the prepared square
@@ -81,7 +82,7 @@ class Explanation:
       laid[~self.verdict.field.inside(x[None], y[:, None])] = 0
     return laid
 
-  def shown(self) -> np.ndarray:
+  def shown(self) -> Float[np.ndarray, 'h w']:
     """Returns the raw map from 0 to 1, as pictures show its evidence.
 
     1 is the most in this photograph or, of maps that sum to the score, what
@@ -145,7 +146,7 @@ class Explanation:
     marks = self.landmarks * [sx, sy, (sx * sy) ** 0.5, sx, sy]
     ruler.draw(picture, marks, view.scaled(sx, sy))
 
-  def to_dict(self) -> dict[str, Any]:
+  def to_dict(self) -> Record:
     """Returns the verdict's row and what the map is, without its values."""
     return self.verdict.to_dict() | {
       'method': self.method,

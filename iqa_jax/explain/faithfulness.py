@@ -16,15 +16,18 @@ neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jaxtyping import Bool, Float, Integer, Real, Shaped
 import numpy as np
 from scipy import ndimage, stats
 
+from iqa_jax.aliases import Variables
 from iqa_jax.explain import scaling
 from iqa_jax.explain.perturbation import Perturber, blend
+from iqa_jax.models.classifier import Classifier
 
 CONTROLS = ('random', 'centre', 'edges')
 # A hit may miss by this share of the image's side: 15 of 224 pixels, after
@@ -33,8 +36,11 @@ _TOLERANCE = 15 / 224
 
 
 def controls(
-  images: np.ndarray, inside: np.ndarray, cells: tuple[int, int], seed: int
-) -> dict[str, np.ndarray]:
+  images: Real[np.ndarray, 'n h w c'],
+  inside: Bool[np.ndarray, 'n h w'],
+  cells: tuple[int, int],
+  seed: int,
+) -> dict[str, Float[np.ndarray, 'n h w']]:
   """Returns maps [n, h, w] that know nothing of the network.
 
   All are 0 outside the field of view, where there is nothing to find.
@@ -72,15 +78,15 @@ def controls(
 
 def replacement_curves(
   ask: Perturber,
-  images: np.ndarray,
-  targets: np.ndarray,
-  maps: np.ndarray,
-  other: np.ndarray,
+  images: Real[np.ndarray, 'n h w c'],
+  targets: Integer[np.ndarray, ' n'],
+  maps: Real[np.ndarray, 'n h w'],
+  other: Real[np.ndarray, 'n h w c'],
   *,
-  ends: tuple[np.ndarray, np.ndarray],
+  ends: tuple[Float[np.ndarray, ' n'], Float[np.ndarray, ' n']],
   steps: int = 4,
   seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, 'n steps+1'], Float[np.ndarray, 'n steps+1']]:
   """Returns the scores while pixels are deleted, and while they are inserted.
 
   RISE's (Petsiuk et al. 2018) deletion replaces those of the photograph by a
@@ -119,7 +125,9 @@ def replacement_curves(
   )
 
 
-def order(relevance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def order(
+  relevance: Real[np.ndarray, 'h w'], rng: np.random.Generator
+) -> Integer[np.ndarray, 'h w']:
   """Returns each pixel's place, 0 the most relevant; equals by lot."""
   flat = relevance.ravel()
   place = np.empty(len(flat), int)
@@ -127,20 +135,20 @@ def order(relevance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   return place.reshape(relevance.shape)
 
 
-def area(curves: np.ndarray) -> np.ndarray:
+def area(curves: Float[np.ndarray, 'n m']) -> Float[np.ndarray, ' n']:
   """Returns the area [n] under curves [n, steps + 1] over [0, 1]."""
   return (curves[:, 1:] + curves[:, :-1]).mean(1) / 2
 
 
 def drop_and_increase(
   ask: Perturber,
-  images: np.ndarray,
-  targets: np.ndarray,
-  maps: np.ndarray,
-  other: np.ndarray,
+  images: Real[np.ndarray, 'n h w c'],
+  targets: Integer[np.ndarray, ' n'],
+  maps: Real[np.ndarray, 'n h w'],
+  other: Real[np.ndarray, 'n h w c'],
   *,
-  before: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+  before: Float[np.ndarray, ' n'],
+) -> tuple[Float[np.ndarray, ' n'], Float[np.ndarray, ' n']]:
   """Returns what keeping only the explained part does (Chattopadhay 2018).
 
   Args:
@@ -161,7 +169,9 @@ def drop_and_increase(
   return drop, (after > before).astype(float)
 
 
-def positive_share(maps: np.ndarray) -> np.ndarray:
+def positive_share(
+  maps: Real[np.ndarray, 'n h w'],
+) -> Float[np.ndarray, 'n h w']:
   """Returns positive evidence over its maximum, float32 [n, h, w] of 0..1.
 
   However small it is; 0 of an empty map.
@@ -171,7 +181,9 @@ def positive_share(maps: np.ndarray) -> np.ndarray:
   return (positive / np.where(most > 0, most, 1)).astype(np.float32)
 
 
-def energy(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def energy(
+  maps: Real[np.ndarray, 'n h w'], mask: Shaped[np.ndarray, 'n h w']
+) -> Float[np.ndarray, ' n']:
   """Returns the share [n] of positive evidence that lies in a region.
 
   Args:
@@ -186,7 +198,9 @@ def energy(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
   return (positive * mask).sum((1, 2)) / np.where(total > 0, total, 1)
 
 
-def pointing(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def pointing(
+  maps: Real[np.ndarray, 'n h w'], mask: Shaped[np.ndarray, 'n h w']
+) -> Float[np.ndarray, ' n']:
   """Returns whether the strongest evidence lies in a region (1.0 or 0.0, [n]).
 
   The pointing game of Zhang et al. 2016, with its tolerance. A map without
@@ -207,7 +221,7 @@ def pointing(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def randomised(
-  model: Any, variables: Mapping[str, Any], seed: int
+  model: Classifier, variables: Variables, seed: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields (part, variables) with ever more of the network destroyed.
 
@@ -243,7 +257,9 @@ def randomised(
       yield part, broken
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def spearman(
+  a: Real[np.ndarray, 'n h w'], b: Real[np.ndarray, 'n h w']
+) -> Float[np.ndarray, ' n']:
   """Returns the rank correlation [n] of maps [n, h, w]; NaN if one is flat."""
   found = np.full(len(a), np.nan)
   for i in range(len(a)):
@@ -253,7 +269,9 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   return found
 
 
-def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def ssim(
+  a: Real[np.ndarray, 'n h w'], b: Real[np.ndarray, 'n h w']
+) -> Float[np.ndarray, ' n']:
   """Returns the structural similarity [n] of maps [n, h, w] of 0..1.
 
   Wang et al. 2004: Gaussian window of deviation 1.5 and 11 pixels, constants
@@ -275,7 +293,9 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   return similarity.mean((1, 2))
 
 
-def _cell_means(maps: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
+def _cell_means(
+  maps: Float[np.ndarray, 'n h w'], cells: tuple[int, int]
+) -> Float[np.ndarray, 'n rows columns']:
   """Returns maps [n, h, w] averaged to [n, *cells]."""
   height, width = maps.shape[1:]
   rows = np.linspace(0, height, cells[0] + 1).astype(int)[:-1]

@@ -21,39 +21,54 @@ from collections.abc import Callable
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 
-def _weighted(activations: jax.Array, weights: jax.Array) -> jax.Array:
+def _weighted(
+  activations: Float[jax.Array, 'b h w c'], weights: Float[jax.Array, 'b c']
+) -> Float[jax.Array, 'b h w']:
   return jnp.einsum(
     'bhwc,bc->bhw', activations, weights, precision=lax.Precision.HIGHEST
   )
 
 
-def _gradcam(a: jax.Array, g: jax.Array) -> jax.Array:
+def _gradcam(
+  a: Float[jax.Array, 'b h w c'], g: Float[jax.Array, 'b h w c']
+) -> Float[jax.Array, 'b h w']:
   return _weighted(a, g.mean((1, 2)))
 
 
-def _gradcampp(a: jax.Array, g: jax.Array) -> jax.Array:
+def _gradcampp(
+  a: Float[jax.Array, 'b h w c'], g: Float[jax.Array, 'b h w c']
+) -> Float[jax.Array, 'b h w']:
   total = a.sum((1, 2), keepdims=True)
   alpha = g**2 / (2 * g**2 + total * g**3 + 1e-6)
   # Where g < 0 the denominator can vanish; the weight is 0 there anyway.
   return _weighted(a, jnp.where(g > 0, g * alpha, 0).sum((1, 2)))
 
 
-def _hirescam(a: jax.Array, g: jax.Array) -> jax.Array:
+def _hirescam(
+  a: Float[jax.Array, 'b h w c'], g: Float[jax.Array, 'b h w c']
+) -> Float[jax.Array, 'b h w']:
   return (g * a).sum(-1)
 
 
-def _layercam(a: jax.Array, g: jax.Array) -> jax.Array:
+def _layercam(
+  a: Float[jax.Array, 'b h w c'], g: Float[jax.Array, 'b h w c']
+) -> Float[jax.Array, 'b h w']:
   return (jax.nn.relu(g) * a).sum(-1)
 
 
-def _xgradcam(a: jax.Array, g: jax.Array) -> jax.Array:
+def _xgradcam(
+  a: Float[jax.Array, 'b h w c'], g: Float[jax.Array, 'b h w c']
+) -> Float[jax.Array, 'b h w']:
   total = a.sum((1, 2), keepdims=True)
   return _weighted(a, (g * a / (total + 1e-7)).sum((1, 2)))
 
 
-def _eigencam(a: jax.Array, g: jax.Array) -> jax.Array:
+def _eigencam(
+  a: Float[jax.Array, 'b h w c'], g: Float[jax.Array, 'b h w c']
+) -> Float[jax.Array, 'b h w']:
   del g  # depends on the activations only
   b, h, w, c = a.shape
   flat = a.reshape(b, h * w, c)

@@ -14,6 +14,7 @@ import math
 import pathlib
 import textwrap
 
+from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
@@ -53,7 +54,7 @@ AMBER, TEAL = (255, 176, 84), (92, 214, 192)
 
 
 @functools.cache
-def palette(colors: str) -> np.ndarray:
+def palette(colors: str) -> UInt8[np.ndarray, '256 3']:
   """Returns a colour map, uint8 [256, 3].
 
   'viridis' and 'inferno' are matplotlib's to within 2 of 255; 'jet' is OpenCV's
@@ -94,14 +95,14 @@ def _palette_with_alpha(colors: str, opacity: float) -> bytes:
 
 def overlay(
   photograph: Image.Image,
-  shown: np.ndarray,
-  affine: np.ndarray,
+  shown: Float[np.ndarray, 'h w'],
+  affine: Float[np.ndarray, '2 3'],
   prepared_size: int,
   *,
   placement: Placement | None = None,
   colors: str = 'viridis',
   opacity: float = 0.55,
-  within: np.ndarray | None = None,
+  within: Bool[np.ndarray, 's s'] | None = None,
   in_place: bool = False,
 ) -> Image.Image:
   """Returns the photograph with the map laid over where it belongs.
@@ -140,14 +141,14 @@ def overlay(
 
 def layer(
   size: tuple[int, int],
-  shown: np.ndarray,
-  affine: np.ndarray,
+  shown: Float[np.ndarray, 'h w'],
+  affine: Float[np.ndarray, '2 3'],
   prepared_size: int,
   *,
   placement: Placement | None = None,
   colors: str = 'viridis',
   opacity: float = 0.55,
-  within: np.ndarray | None = None,
+  within: Bool[np.ndarray, 's s'] | None = None,
 ) -> Image.Image:
   """Returns what `overlay` lays over a photograph of `size`, alone, RGBA."""
   picture = Image.new('RGBA', size)
@@ -160,8 +161,8 @@ def layer(
 
 def contour(
   photograph: Image.Image,
-  shown: np.ndarray,
-  affine: np.ndarray,
+  shown: Float[np.ndarray, 'h w'],
+  affine: Float[np.ndarray, '2 3'],
   prepared_size: int,
   *,
   placement: Placement | None = None,
@@ -287,14 +288,14 @@ def _enlarged(
 
 
 def thumbnail(
-  prepared: np.ndarray,
-  shown: np.ndarray,
+  prepared: UInt8[np.ndarray, 's s 3'],
+  shown: Float[np.ndarray, 'h w'],
   *,
   placement: Placement | None = None,
   side: int = 192,
   colors: str = 'viridis',
   opacity: float = 0.55,
-  within: np.ndarray | None = None,
+  within: Bool[np.ndarray, 's s'] | None = None,
 ) -> Image.Image:
   """Returns prepared image and overlay beside each other, 2 `side` x `side`.
 

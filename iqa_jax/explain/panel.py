@@ -10,6 +10,7 @@ import dataclasses
 import textwrap
 from typing import Any
 
+from jaxtyping import Bool, Float
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -84,15 +85,15 @@ class Caption:
 
 def draw(
   photograph: Image.Image,
-  shown: np.ndarray,
-  affine: np.ndarray,
+  shown: Float[np.ndarray, 'h w'],
+  affine: Float[np.ndarray, '2 3'],
   prepared_size: int,
   *,
   caption: Caption,
   placement: Placement | None = None,
   colors: str = 'viridis',
   opacity: float = 0.55,
-  within: np.ndarray | None = None,
+  within: Bool[np.ndarray, 's s'] | None = None,
   decorate: Callable[[Image.Image], object] | None = None,
 ) -> Image.Image:
   """Returns photograph and overlay side by side, with caption and colour bar.

@@ -14,6 +14,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Integer, Real, Shaped
 import numpy as np
 from scipy import ndimage
 
@@ -58,9 +59,9 @@ class Perturber:
     self,
     compose: Compose,
     arrays: tuple[np.ndarray, ...],
-    targets: np.ndarray,
+    targets: Integer[np.ndarray, ' n'],
     frames: Iterable[tuple[int, np.ndarray]],
-  ) -> np.ndarray:
+  ) -> Float[np.ndarray, ' frames']:
     """Returns the scores of all frames, in order, float32.
 
     Args:
@@ -104,7 +105,11 @@ class Perturber:
       land()
     return np.concatenate(found) if found else np.zeros(0, np.float32)
 
-  def plain(self, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+  def plain(
+    self,
+    images: Real[np.ndarray, 'n h w c'],
+    targets: Integer[np.ndarray, ' n'],
+  ) -> Float[np.ndarray, ' n']:
     """Returns the scores [n] of images [n, h, w, c] as they are."""
     whole = np.ones(images.shape[1:3], bool)
     frames = ((i, whole) for i in range(len(images)))
@@ -126,15 +131,22 @@ def _scores(
 
 
 def blend(
-  images: jax.Array, other: jax.Array, keep: jax.Array, numbers: jax.Array
-) -> jax.Array:
+  images: Float[jax.Array, 'b h w c'],
+  other: Float[jax.Array, 'b h w c'],
+  keep: Shaped[jax.Array, 'b h w'],
+  numbers: Integer[jax.Array, ' b'],
+) -> Float[jax.Array, 'b h w c']:
   """Returns `images` as far as `keep` [b, h, w] of 0..1 says, else `other`."""
   del numbers
   keep = keep[..., None].astype(jnp.float32)
   return keep * images + (1 - keep) * other
 
 
-def baseline(images: np.ndarray, inside: np.ndarray, kind: str) -> np.ndarray:
+def baseline(
+  images: Real[np.ndarray, 'n h w c'],
+  inside: Shaped[np.ndarray, 'n h w'],
+  kind: str,
+) -> Float[np.ndarray, 'n h w c']:
   """Returns images with nothing left to see in them, float32.
 
   Args:
@@ -167,13 +179,13 @@ def baseline(images: np.ndarray, inside: np.ndarray, kind: str) -> np.ndarray:
 
 def occlusion(
   ask: Perturber,
-  images: np.ndarray,
-  targets: np.ndarray,
-  fill: np.ndarray,
+  images: Real[np.ndarray, 'n h w c'],
+  targets: Integer[np.ndarray, ' n'],
+  fill: Real[np.ndarray, 'n h w c'],
   *,
   cells: int = OCCLUSION_CELLS,
   window: float = 2.0,
-) -> np.ndarray:
+) -> Float[np.ndarray, 'n cells cells']:
   """Returns how much the score falls when a window is covered.
 
   Args:
@@ -206,15 +218,15 @@ def occlusion(
 
 def rise(
   ask: Perturber,
-  images: np.ndarray,
-  targets: np.ndarray,
-  fill: np.ndarray,
+  images: Real[np.ndarray, 'n h w c'],
+  targets: Integer[np.ndarray, ' n'],
+  fill: Real[np.ndarray, 'n h w c'],
   *,
   masks: int = RISE_MASKS,
   cells: int = 7,
   keep: float = 0.5,
   seed: int = 0,
-) -> np.ndarray:
+) -> Float[np.ndarray, 'n h w']:
   """Returns the mean score when a pixel is kept, less the mean of all scores.
 
   Petsiuk et al. 2018, equation 6, with the observed instead of the expected

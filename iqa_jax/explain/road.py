@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Integer, Real
 import numpy as np
 
 from iqa_jax.explain.faithfulness import order
@@ -22,13 +23,13 @@ _SMOOTHING, _CG_STEPS = 6, 100
 
 def road(
   ask: Perturber,
-  images: np.ndarray,
-  targets: np.ndarray,
-  maps: np.ndarray,
+  images: Real[np.ndarray, 'n h w c'],
+  targets: Integer[np.ndarray, ' n'],
+  maps: Real[np.ndarray, 'n h w'],
   *,
   shares: tuple[float, ...] = SHARES,
   seed: int = 0,
-) -> np.ndarray:
+) -> Float[np.ndarray, ' n']:
   """Returns ROAD's combined measure [n] (Rong et al. 2022); more is better.
 
   Half the difference between the scores without the least and without the
@@ -57,8 +58,10 @@ def road(
 
 
 def imputed(
-  images: jax.Array, known: jax.Array, numbers: jax.Array
-) -> jax.Array:
+  images: Float[jax.Array, 'b h w c'],
+  known: Bool[jax.Array, 'b h w'],
+  numbers: Integer[jax.Array, ' b'],
+) -> Float[jax.Array, 'b h w c']:
   """Returns images [b, h, w, c] whose unknown pixels are guessed, with noise.
 
   Args:
@@ -75,7 +78,9 @@ def imputed(
 
 
 @jax.jit
-def impute(images: jax.Array, known: jax.Array) -> jax.Array:
+def impute(
+  images: Float[jax.Array, 'n h w c'], known: Bool[jax.Array, 'n h w']
+) -> Float[jax.Array, 'n h w c']:
   """Returns images whose unknown pixels are the mean of their neighbours.
 
   The linear system of ROAD (Rong et al. 2022, section 4.1): direct neighbours
@@ -101,7 +106,7 @@ def impute(images: jax.Array, known: jax.Array) -> jax.Array:
   return jnp.where(known, images, solution)
 
 
-def _neighbours(x: jax.Array) -> jax.Array:
+def _neighbours(x: Float[jax.Array, 'n h w c']) -> Float[jax.Array, 'n h w c']:
   """Returns the weighted sum of the eight neighbours, 0 beyond the edges."""
   # The 3x3 kernel [1 2 1] x [1 2 1] / 12, less its centre.
   wide = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
@@ -110,7 +115,9 @@ def _neighbours(x: jax.Array) -> jax.Array:
   return (tall[:, :-2] + 2 * tall[:, 1:-1] + tall[:, 2:] - 4 * x) / 12
 
 
-def _pyramid(values: jax.Array, weights: jax.Array) -> jax.Array:
+def _pyramid(
+  values: Float[jax.Array, 'n h w c'], weights: Float[jax.Array, 'n h w 1']
+) -> Float[jax.Array, 'n h w c']:
   """Solves the system roughly, from the coarsest level to the finest.
 
   Args:

@@ -8,11 +8,12 @@ Pillow only (see overlay.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from jaxtyping import Float
 import numpy as np
 from PIL import Image, ImageDraw
 
+from iqa_jax.aliases import Record
 from iqa_jax.explain import overlay
 from iqa_jax.photograph import geometry
 from iqa_jax.simulation import field
@@ -25,8 +26,10 @@ _LEAST = (field.NASAL_DD, field.TEMPORAL_DD, field.ARCADE_DD, field.ARCADE_DD)
 
 
 def to_original(
-  shares: np.ndarray, affine: np.ndarray, prepared_size: int
-) -> np.ndarray:
+  shares: Float[np.ndarray, ' 5'],
+  affine: Float[np.ndarray, '2 3'],
+  prepared_size: int,
+) -> Float[np.ndarray, ' 5']:
   """Returns landmarks in pixels of the photograph, float64 [5].
 
   Args:
@@ -42,7 +45,7 @@ def to_original(
   return np.array([xs[0], ys[0], diameter * affine[0, 0], xs[1], ys[1]])
 
 
-def columns(landmarks: np.ndarray, view: geometry.Field) -> dict[str, Any]:
+def columns(landmarks: Float[np.ndarray, ' 5'], view: geometry.Field) -> Record:
   """Returns the manifest's columns of a photograph.
 
   Args:
@@ -55,7 +58,7 @@ def columns(landmarks: np.ndarray, view: geometry.Field) -> dict[str, Any]:
     COLUMNS; None where there is nothing to say, and for the distance of a
     landmark that lies beyond the field.
   """
-  row: dict[str, Any] = dict.fromkeys(COLUMNS)
+  row: Record = dict.fromkeys(COLUMNS)
   if not np.isfinite(landmarks).all():
     return row
   row |= zip(_LANDMARKS, map(float, landmarks), strict=True)
@@ -71,7 +74,7 @@ def columns(landmarks: np.ndarray, view: geometry.Field) -> dict[str, Any]:
 
 
 def draw(
-  picture: Image.Image, landmarks: np.ndarray, view: geometry.Field
+  picture: Image.Image, landmarks: Float[np.ndarray, ' 5'], view: geometry.Field
 ) -> None:
   """Draws landmarks and distances onto a picture.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxtyping import Float, Real
 import numpy as np
 
 from iqa_jax import errors
@@ -13,7 +14,7 @@ from iqa_jax.photograph import placement as placement_lib
 SCALINGS = ('none', 'image', 'dataset', 'logit')
 
 
-def status(maps: np.ndarray) -> Any:
+def status(maps: Float[Any, '*maps h w']) -> Any:
   """Returns what each raw map [..., h, w] is: a str, or an array of str.
 
   'ok'; 'empty' when nothing in it is positive, so that there is no evidence
@@ -34,7 +35,7 @@ def scale(
   magnitude: float | None = None,
   constant: Any = 0.0,
   placement: Any = None,
-) -> np.ndarray:
+) -> Float[np.ndarray, '*maps height width']:
   """Returns maps made presentable: scaled, then enlarged.
 
   Args:
@@ -101,7 +102,7 @@ def _scale(
   return maps if size is None else enlarge(maps, size, placement)
 
 
-def magnitude(maps: np.ndarray, quantile: float = 0.99) -> float:
+def magnitude(maps: Float[Any, 'n h w'], quantile: float = 0.99) -> float:
   """Returns the common unit of raw maps [n, h, w] for scaling 'dataset'.
 
   The quantile of the images' largest absolute values, so that a single odd
@@ -112,10 +113,10 @@ def magnitude(maps: np.ndarray, quantile: float = 0.99) -> float:
 
 
 def enlarge(
-  maps: np.ndarray,
+  maps: Real[Any, '*maps h w'],
   size: tuple[int, int],
   placement: placement_lib.Placement | None = None,
-) -> np.ndarray:
+) -> Float[np.ndarray, '*maps height width']:
   """Returns maps [..., h, w] resized bilinearly to float32 [..., *size].
 
   Args:

@@ -13,12 +13,13 @@ odds are the log-odds log(p / (1 - p)) of the network's p_inadequate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
+from jaxtyping import Float, Real, Shaped
 import numpy as np
 
 from iqa_jax import errors
+from iqa_jax.aliases import Record
 
 METHODS = ('none', 'temperature', 'platt', 'isotonic')
 _EPS = 1e-7
@@ -44,7 +45,9 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
   return np.where(x >= 0, 1.0, small) / (1.0 + small)
 
 
-def fit(method: str, truth: np.ndarray, p: np.ndarray) -> dict[str, Any]:
+def fit(
+  method: str, truth: Shaped[np.ndarray, ' n'], p: Real[np.ndarray, ' n']
+) -> Record:
   """Fits a calibration.
 
   Args:
@@ -94,7 +97,7 @@ def fit(method: str, truth: np.ndarray, p: np.ndarray) -> dict[str, Any]:
   }
 
 
-def apply(record: Mapping[str, Any] | None, p: np.ndarray) -> np.ndarray:
+def apply(record: Record | None, p: np.ndarray) -> np.ndarray:
   """Returns calibrated probabilities, float64 [n].
 
   Args:
@@ -126,11 +129,13 @@ def apply(record: Mapping[str, Any] | None, p: np.ndarray) -> np.ndarray:
   raise errors.InvalidValue(f'unknown calibration method {method!r}')
 
 
-def _none(reason: str) -> dict[str, Any]:
+def _none(reason: str) -> Record:
   return {'method': 'none', 'reason': reason}
 
 
-def fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+def fit_line(
+  x: Float[np.ndarray, ' n'], y: Real[np.ndarray, ' n']
+) -> tuple[float, float]:
   """Returns intercept and slope of the logistic regression of y on x.
 
   For every slope the intercept has a bracketed root, and the likelihood at
@@ -172,7 +177,9 @@ def fit_line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
   return float(level - slope * centre), float(slope)
 
 
-def fit_intercept(x: np.ndarray, y: np.ndarray) -> float:
+def fit_intercept(
+  x: Float[np.ndarray, ' n'], y: Real[np.ndarray, ' n']
+) -> float:
   """Returns the intercept of the logistic regression of y with slope 1 on x.
 
   Args:
@@ -210,7 +217,7 @@ def _smooth(truth: np.ndarray) -> np.ndarray:
   )
 
 
-def _temperature(odds: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+def _temperature(odds: np.ndarray, y: np.ndarray) -> Record:
   """Returns the record of the temperature that makes y [n] likeliest."""
   lowest, highest = _TEMPERATURES
 

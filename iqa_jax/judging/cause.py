@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from jaxtyping import Float
 import numpy as np
 
 from iqa_jax import labels
@@ -17,7 +18,9 @@ from iqa_jax.judging.verdict import Criterion
 VISIBLE_SHARE = 0.05  # of the field; what is smaller is not called the cause
 
 
-def shares(evidence: np.ndarray, field_share: np.ndarray) -> np.ndarray:
+def shares(
+  evidence: Float[np.ndarray, 'g g k'], field_share: Float[np.ndarray, 'g g']
+) -> Float[np.ndarray, ' k']:
   """Returns the share of the field that each criterion affects, float64 [k].
 
   Evidence e is minus the log probability that a cell is without fault
@@ -44,8 +47,8 @@ def shares(evidence: np.ndarray, field_share: np.ndarray) -> np.ndarray:
 def find(
   verdict: str,
   probabilities: Mapping[str, float | None] | Sequence[float] | np.ndarray,
-  evidence: np.ndarray | None = None,
-  field_share: np.ndarray | None = None,
+  evidence: Float[np.ndarray, 'g g k'] | None = None,
+  field_share: Float[np.ndarray, 'g g'] | None = None,
   *,
   thresholds: Mapping[str, float] | None = None,
 ) -> tuple[str, dict[str, Criterion]]:

@@ -7,12 +7,13 @@ photographs (`fit`) and kept in its model.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from jaxtyping import Float
 import numpy as np
 
 from iqa_jax import errors
+from iqa_jax.aliases import Record
 from iqa_jax.judging.features import NAMES
 
 # What a camera gives its photographs, whatever they show.
@@ -26,7 +27,7 @@ _FAMILIAR = tuple(
 )  # fmt: skip
 
 
-def fit(rows: np.ndarray, flagged: float = 0.015) -> dict[str, Any]:
+def fit(rows: Float[np.ndarray, 'n k'], flagged: float = 0.015) -> Record:
   """Returns what is familiar to a run, as a record for its model.json.
 
   A Gaussian with a shrunk covariance (Ledoit and Wolf 2004) of these
@@ -82,7 +83,7 @@ def _distance(
   return np.sqrt(np.maximum(np.einsum('ni,ij,nj->n', z, precision, z), 0))
 
 
-def unlike(row: np.ndarray, record: Mapping[str, Any]) -> tuple[float, bool]:
+def unlike(row: Float[np.ndarray, ' k'], record: Record) -> tuple[float, bool]:
   """Returns how unlike the training photographs one is, and whether to say so.
 
   Args:

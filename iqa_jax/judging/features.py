@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -42,7 +43,9 @@ _LAYOUT = (
 NAMES = (*_COLOUR, *_LIGHT, *_TEXTURE, *_EDGES, *_LAYOUT)
 
 
-def features(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def features(
+  image: UInt8[np.ndarray, 's s 3'], inside: Bool[np.ndarray, 's s']
+) -> Float[np.ndarray, ' k']:
   """Returns the statistics of what lies in the field, float32 [len(NAMES)].
 
   Args:

@@ -15,11 +15,12 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import importlib.resources
-from typing import Any
 
+from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
 from iqa_jax import errors
+from iqa_jax.aliases import Record
 from iqa_jax.judging import familiar as familiar_lib
 from iqa_jax.judging.features import NAMES, features
 
@@ -45,7 +46,9 @@ class NotFundus:
   biases: tuple[np.ndarray, ...]
   threshold: float
 
-  def score(self, image: np.ndarray, inside: np.ndarray) -> float:
+  def score(
+    self, image: UInt8[np.ndarray, 's s 3'], inside: Bool[np.ndarray, 's s']
+  ) -> float:
     """Returns how little a picture is a fundus photograph, 0 to 1.
 
     Args:
@@ -54,7 +57,9 @@ class NotFundus:
     """
     return float(self.of_features(features(image, inside)[None])[0])
 
-  def of_features(self, rows: np.ndarray) -> np.ndarray:
+  def of_features(
+    self, rows: Float[np.ndarray, 'n k']
+  ) -> Float[np.ndarray, ' n']:
     """Returns the scores [n] of features [n, k]."""
     x = np.clip((rows - self.mean) / self.deviation, -_CLIP, _CLIP)
     for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
@@ -137,9 +142,9 @@ class Looks:
 
 
 def look(
-  image: np.ndarray,
-  inside: np.ndarray,
-  familiar: Mapping[str, Any] | None = None,
+  image: UInt8[np.ndarray, 's s 3'],
+  inside: Bool[np.ndarray, 's s'],
+  familiar: Record | None = None,
 ) -> Looks:
   """Returns what a prepared photograph looks like.
 

@@ -11,31 +11,24 @@ the model and applied by evaluation and export:
 
 from __future__ import annotations
 
-from typing import Any
-
+from jaxtyping import Float, Real, Shaped
 import numpy as np
 
 from iqa_jax import errors
+from iqa_jax.aliases import Record
 from iqa_jax.judging import calibration
 
-RULES = (
-  'youden',
-  'sensitivity',
-  'specificity',
-  'cost',
-  'percentile',
-  'fixed',
-)
+RULES = ('youden', 'sensitivity', 'specificity', 'cost', 'percentile', 'fixed')
 
 
 def choose(
   rule: str,
   target: float,
-  truth: np.ndarray,
-  p: np.ndarray,
+  truth: Shaped[np.ndarray, ' n'],
+  p: Real[np.ndarray, ' n'],
   *,
-  weight: np.ndarray | None = None,
-) -> dict[str, Any]:
+  weight: Float[np.ndarray, ' n'] | None = None,
+) -> Record:
   """Chooses a threshold; it lies half way between two observed scores.
 
   Args:
@@ -69,7 +62,7 @@ def choose(
   usable = np.isin(truth, (0, 1)) & np.isfinite(p)
   truth, p = truth[usable], p[usable]
   weight = np.ones(len(p)) if weight is None else weight[usable]
-  point: dict[str, Any] = {'rule': rule, 'target': float(target)}
+  point: Record = {'rule': rule, 'target': float(target)}
   if rule == 'youden':
     del point['target']
   positive, negative = (truth == 1).sum(), (truth == 0).sum()
@@ -117,8 +110,12 @@ def _threshold(
 
 
 def curve(
-  truth: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  truth: Shaped[np.ndarray, ' n'],
+  p: Real[np.ndarray, ' n'],
+  weight: Float[np.ndarray, ' n'] | None = None,
+) -> tuple[
+  Float[np.ndarray, ' m'], Float[np.ndarray, ' m'], Float[np.ndarray, ' m']
+]:
   """Returns thresholds, falling, and sensitivity and specificity at each.
 
   From 'nothing is called' to 'everything is': one more than there are distinct
@@ -141,7 +138,7 @@ def curve(
 
 
 def uncertain_band(
-  p: np.ndarray, threshold: float, share: float
+  p: Real[np.ndarray, ' n'], threshold: float, share: float
 ) -> list[float]:
   """Returns the band [low, high] of p in which a person should look.
 
@@ -179,15 +176,17 @@ def is_uncertain(p: np.ndarray, band: list[float]) -> np.ndarray:
   return (p >= low) & (p <= high) & (high > low)
 
 
-def certainty(p: np.ndarray, threshold: float) -> np.ndarray:
+def certainty(
+  p: Real[np.ndarray, ' n'], threshold: float
+) -> Float[np.ndarray, ' n']:
   """Returns how far p is from the threshold in log-odds, float [n]."""
   odds = calibration.log_odds(np.asarray(threshold))
   return np.abs(calibration.log_odds(p) - odds)
 
 
 def coverage(
-  truth: np.ndarray, p: np.ndarray, threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
+  truth: Shaped[np.ndarray, ' n'], p: Real[np.ndarray, ' n'], threshold: float
+) -> tuple[Float[np.ndarray, ' m'], Float[np.ndarray, ' m']]:
   """Returns the share of images decided and the accuracy on them.
 
   The least certain are handed to a person first. Equally certain images are

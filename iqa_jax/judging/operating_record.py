@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from jaxtyping import Real, Shaped
 import numpy as np
 
 from iqa_jax import errors, labels
+from iqa_jax.aliases import Record
 from iqa_jax.judging import calibration, operating_points
 
 # What model.json holds of how verdicts are made.
@@ -54,13 +56,13 @@ class OperatingRecord:
       criterion's own probability, uncalibrated; None for other tasks.
   """
 
-  calibration: Mapping[str, Any] | None = None
-  operating_point: Mapping[str, Any] | None = None
+  calibration: Record | None = None
+  operating_point: Record | None = None
   uncertain_band: list[float] | None = None
-  criteria: Mapping[str, Mapping[str, Any]] | None = None
+  criteria: Mapping[str, Record] | None = None
 
   @classmethod
-  def from_model(cls, record: Mapping[str, Any]) -> OperatingRecord:
+  def from_model(cls, record: Record) -> OperatingRecord:
     """Returns what model.json (or metrics.json) says of verdicts.
 
     Raises:
@@ -86,8 +88,8 @@ class OperatingRecord:
   @classmethod
   def fit(
     cls,
-    truth: np.ndarray,
-    p: np.ndarray,
+    truth: Shaped[np.ndarray, ' n'],
+    p: Real[np.ndarray, ' n'],
     *,
     method: str,
     rule: str,
@@ -137,7 +139,7 @@ class OperatingRecord:
     reached = calibration.apply(self.calibration, p) >= self.threshold
     return float(p[reached.argmax()]) if reached.any() else np.inf
 
-  def judge(self, p_inadequate: np.ndarray) -> Judged:
+  def judge(self, p_inadequate: Real[np.ndarray, ' *n']) -> Judged:
     """Judges photographs.
 
     Args:
@@ -151,7 +153,7 @@ class OperatingRecord:
       uncertain |= operating_points.is_uncertain(p, self.uncertain_band)
     return Judged(p, np.where(finite, verdict, labels.UNKNOWN), uncertain)
 
-  def to_dict(self) -> dict[str, Any]:
+  def to_dict(self) -> Record:
     """Returns the fields of model.json, those that there are."""
     values = {
       **{key: getattr(self, key) for key in FIELDS},

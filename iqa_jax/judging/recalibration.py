@@ -9,11 +9,11 @@ say little, so the line is drawn towards the model's own.
 
 from __future__ import annotations
 
-from typing import Any
-
+from jaxtyping import Real, Shaped
 import numpy as np
 
 from iqa_jax import errors
+from iqa_jax.aliases import Record
 from iqa_jax.judging import calibration, operating_points
 from iqa_jax.judging.operating_record import Judged, OperatingRecord
 
@@ -25,8 +25,8 @@ _SLOPE, _OFFSET = 0.5, 3.0
 
 def from_labels(
   saved: OperatingRecord,
-  truth: np.ndarray,
-  p: np.ndarray,
+  truth: Shaped[np.ndarray, ' n'],
+  p: Real[np.ndarray, ' n'],
   *,
   share: float = 0.1,
 ) -> OperatingRecord:
@@ -65,7 +65,11 @@ def from_labels(
 
 
 def from_rate(
-  saved: OperatingRecord, p: np.ndarray, rate: float, *, share: float = 0.1
+  saved: OperatingRecord,
+  p: Real[np.ndarray, ' n'],
+  rate: float,
+  *,
+  share: float = 0.1,
 ) -> OperatingRecord:
   """Fits to unlabelled photographs of which a share `rate` is inadequate.
 
@@ -96,9 +100,9 @@ def from_rate(
 
 def on_others(
   saved: OperatingRecord,
-  truth: np.ndarray,
-  p: np.ndarray,
-  patient: np.ndarray,
+  truth: Shaped[np.ndarray, ' n'],
+  p: Real[np.ndarray, ' n'],
+  patient: Shaped[np.ndarray, ' n'],
   *,
   share: float = 0.1,
   parts: int = 10,
@@ -160,10 +164,7 @@ def _likeliest(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     value = (np.logaddexp(0, z) - y * z).sum()
     value += (offset / _OFFSET) ** 2 / 2 + (at[1] / _SLOPE) ** 2 / 2
     gradient = np.array(
-      [
-        away.sum() + offset / _OFFSET**2,
-        slope * (away @ x) + at[1] / _SLOPE**2,
-      ]
+      [away.sum() + offset / _OFFSET**2, slope * (away @ x) + at[1] / _SLOPE**2]
     )
     return value, gradient
 
@@ -174,7 +175,7 @@ def _likeliest(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def _record(
-  saved: OperatingRecord, line: dict[str, Any], p: np.ndarray, share: float
+  saved: OperatingRecord, line: Record, p: np.ndarray, share: float
 ) -> OperatingRecord:
   calibrated = calibration.apply(line, p)
   threshold = _threshold(saved, calibrated[np.isfinite(calibrated)])

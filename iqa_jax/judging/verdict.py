@@ -7,6 +7,7 @@ import dataclasses
 import html
 from typing import Any
 
+from iqa_jax.aliases import Record
 from iqa_jax.photograph.geometry import Field
 
 
@@ -77,7 +78,7 @@ class Verdict:
     """Whether there is a verdict."""
     return self.status == 'ok'
 
-  def to_dict(self) -> dict[str, Any]:
+  def to_dict(self) -> Record:
     """Returns one flat row: numbers, texts and None, as JSON has them.
 
     >>> Verdict('a.jpg', 'truncated', 'ends early').to_dict()['status']

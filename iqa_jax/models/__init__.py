@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Real
 import ml_collections
 import numpy as np
 
@@ -205,7 +206,9 @@ def init(model: Classifier, key: jax.Array, image_size: int) -> dict[str, Any]:
   return jax.tree_util.tree_map_with_path(draw, tree)
 
 
-def normalize(images: jax.Array) -> jax.Array:
+def normalize(
+  images: Real[jax.Array, 'b h w c'],
+) -> Float[jax.Array, 'b h w c']:
   """Returns uint8 images as the networks take them.
 
   Args:

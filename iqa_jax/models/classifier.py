@@ -7,6 +7,7 @@ from collections.abc import Collection
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from iqa_jax import errors
 from iqa_jax.models import evidence, heads, layers
@@ -100,14 +101,14 @@ class Classifier(nn.Module):
 
   def __call__(
     self,
-    x: jax.Array,
+    x: Float[jax.Array, 'b ...'],
     *,
     start: str | None = None,
     stop: str | None = None,
     train: bool | Collection[str] = False,
     mask: layers.Mask = None,
-    field: jax.Array | None = None,
-  ) -> jax.Array:
+    field: Float[jax.Array, 'b s s'] | None = None,
+  ) -> Float[jax.Array, 'b ...']:
     """Runs what lies after `start`, up to and including `stop`.
 
     Every point's map on the way is sown into 'intermediates' under its name.

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from iqa_jax.models import layers
 
@@ -63,7 +64,7 @@ def found(state: Mapping[str, Any]) -> Found:
   )
 
 
-def located(state: Mapping[str, Any]) -> jax.Array | None:
+def located(state: Mapping[str, Any]) -> Float[jax.Array, 'b 5'] | None:
   """Returns the landmarks that a pass through a model has found.
 
   Args:
@@ -97,7 +98,7 @@ class Head(nn.Module):
   dropout: float = 0.5
   dtype: jnp.dtype = jnp.float32
 
-  def takes(self, x: jax.Array) -> jax.Array:
+  def takes(self, x: Float[jax.Array, 'b h w c']) -> Float[jax.Array, 'b ...']:
     """Returns what the head takes in of the last map x [b, h, w, c].
 
     Of a head that only averages, the averages [b, c] float32, a thousandth of
@@ -110,7 +111,9 @@ class Head(nn.Module):
     return x
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(
+    self, x: Float[jax.Array, 'b ...'], *, train: bool
+  ) -> Float[jax.Array, 'b outputs']:
     """Returns logits [b, num_outputs] float32 of what `takes` returned."""
     if self.pool == 'landmarks':
       self.sow('intermediates', _SOWN, Locator(name='locator')(x))
@@ -134,7 +137,7 @@ class Locator(nn.Module):
   """Optic disc and fovea by spatial soft-argmax (Levine et al. 2016)."""
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[jax.Array, 'b h w c']) -> Float[jax.Array, 'b 5']:
     """Returns landmarks [b, 5], see `located`, of a map x [b, h, w, c]."""
     b, h, w, c = x.shape
     x = x.astype(jnp.float32).reshape(b, h * w, c)

@@ -16,6 +16,7 @@ from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jaxtyping import Float
 import numpy as np
 
 from iqa_jax.photograph.placement import Window
@@ -167,7 +168,9 @@ class Pointwise(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: Float[jax.Array, 'b h w c']
+  ) -> Float[jax.Array, 'b rows columns d']:
     shape = (1, 1, x.shape[-1], self.features)
     kernel = self.param(
       'kernel', nn.initializers.lecun_normal(), shape, jnp.float32
@@ -192,7 +195,9 @@ class Pointwise(nn.Module):
     )
 
 
-def max_pool(x: jax.Array, window: Window) -> jax.Array:
+def max_pool(
+  x: Float[jax.Array, 'b h w c'], window: Window
+) -> Float[jax.Array, 'b rows columns c']:
   """Returns the maxima of square windows of x [b, h, w, c].
 
   Padding is -infinity on every side, so it never wins; the first of equal
@@ -227,7 +232,9 @@ def max_pool(x: jax.Array, window: Window) -> jax.Array:
   return _by_platform(running, pool, x)
 
 
-def adaptive_average(x: jax.Array, size: int) -> jax.Array:
+def adaptive_average(
+  x: Float[jax.Array, 'b h w c'], size: int
+) -> Float[jax.Array, 'b size size c']:
   """Returns x [b, h, w, c] averaged to [b, size, size, c].
 
   The cells are those of torch.nn.AdaptiveAvgPool2d: cell i covers rows
@@ -269,8 +276,12 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, *, train: bool = False, mask: Mask = None
-  ) -> jax.Array:
+    self,
+    x: Float[jax.Array, 'b *place c'],
+    *,
+    train: bool = False,
+    mask: Mask = None,
+  ) -> Float[jax.Array, 'b *place c']:
     """Normalises x [b, h, w, c]; `mask` [b] leaves examples out (0)."""
     shape = x.shape[-1:]
     scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)

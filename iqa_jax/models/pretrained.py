@@ -17,7 +17,6 @@ Nothing in a checkpoint is ever executed (see torch_file.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import functools
 import hashlib
 import os
@@ -31,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import errors, models, run_directory
+from iqa_jax.aliases import Variables
 from iqa_jax.models import evidence, heads, torch_file
 
 TAGS = ('resnet50.tv_in1k', 'resnet50.tv2_in1k', 'vgg16.tv_in1k')
@@ -59,7 +59,7 @@ class WeightsError(errors.UserError):
 def load(
   source: str | os.PathLike | None,
   model: models.Classifier,
-  variables: Mapping[str, Any],
+  variables: Variables,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Replaces a model's variables by those of a checkpoint.
 

@@ -7,6 +7,7 @@ import re
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from iqa_jax.models import layers
 from iqa_jax.photograph.placement import Window
@@ -54,8 +55,13 @@ class ResNet(nn.Module):
       setattr(self, f'stage{i + 1}', stage)
 
   def __call__(
-    self, x: jax.Array, point: str, *, train: bool, mask: layers.Mask
-  ) -> jax.Array:
+    self,
+    x: Float[jax.Array, 'b h w c'],
+    point: str,
+    *,
+    train: bool,
+    mask: layers.Mask,
+  ) -> Float[jax.Array, 'b rows columns d']:
     """Returns the map [b, h, w, c] of `point` from that of the one before."""
     return getattr(self, point)(x, train=train, mask=mask)
 
@@ -101,8 +107,8 @@ class _Stem(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, *, train: bool, mask: layers.Mask
-  ) -> jax.Array:
+    self, x: Float[jax.Array, 'b h w c'], *, train: bool, mask: layers.Mask
+  ) -> Float[jax.Array, 'b rows columns d']:
     window, pool = _STEM
     x = layers.conv(self.channels, window, dtype=self.dtype, name='conv')(x)
     norm = layers.BatchNorm(self.axis_name, self.dtype, name='norm')
@@ -119,8 +125,8 @@ class _Stage(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, *, train: bool, mask: layers.Mask
-  ) -> jax.Array:
+    self, x: Float[jax.Array, 'b h w c'], *, train: bool, mask: layers.Mask
+  ) -> Float[jax.Array, 'b rows columns d']:
     for i in range(self.blocks):
       block = _Block(
         self.channels,
@@ -143,8 +149,8 @@ class _Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, *, train: bool, mask: layers.Mask
-  ) -> jax.Array:
+    self, x: Float[jax.Array, 'b h w c'], *, train: bool, mask: layers.Mask
+  ) -> Float[jax.Array, 'b rows columns d']:
     def conv(
       x: jax.Array, features: int, window: Window, name: str
     ) -> jax.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from iqa_jax.models import layers
 from iqa_jax.photograph.placement import Window
@@ -49,8 +50,13 @@ class VGG(nn.Module):
       setattr(self, f'block{i + 1}', block)
 
   def __call__(
-    self, x: jax.Array, point: str, *, train: bool, mask: layers.Mask
-  ) -> jax.Array:
+    self,
+    x: Float[jax.Array, 'b h w c'],
+    point: str,
+    *,
+    train: bool,
+    mask: layers.Mask,
+  ) -> Float[jax.Array, 'b rows columns d']:
     """Returns the map [b, h, w, c] of `point` from that of the one before."""
     del train, mask  # nothing here depends on them
     if point.endswith('_pool'):
@@ -76,7 +82,9 @@ class _Block(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: Float[jax.Array, 'b h w c']
+  ) -> Float[jax.Array, 'b h w d']:
     for i in range(self.convolutions):
       conv = layers.conv(
         self.channels,

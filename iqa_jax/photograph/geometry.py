@@ -305,9 +305,7 @@ def prepare(
     resized = Image.new('RGB', (size, size))
     resized.paste(
       shrink(
-        strip,
-        max(size * width // side, 1),
-        max(size * height // side, 1),
+        strip, max(size * width // side, 1), max(size * height // side, 1)
       ),
       (size * x // side, size * y // side),
     )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
+from typing import TypeAlias
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
+
+# A picture [h, w, 3] with a fault, and how strongly each place has it [h, w].
+Faulty: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 class Frame:
@@ -36,10 +40,7 @@ class Frame:
     return np.ones(self.shape, np.float32)
 
   def pixel(self, x: float, y: float) -> tuple[float, float]:
-    return (
-      self.centre[0] + x * self.radius,
-      self.centre[1] + y * self.radius,
-    )
+    return (self.centre[0] + x * self.radius, self.centre[1] + y * self.radius)
 
   def along(self, angle: float) -> np.ndarray:
     """Returns the coordinate in a direction, -1..1 across the field."""

@@ -16,7 +16,7 @@ from PIL import ImageDraw
 
 from iqa_jax import errors
 from iqa_jax.simulation import canvas
-from iqa_jax.simulation.canvas import Frame
+from iqa_jax.simulation.canvas import Faulty, Frame
 
 THRESHOLD = 0.5
 
@@ -44,7 +44,7 @@ def apply(
   kind: str,
   severity: float,
   rng: Generator,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Faulty:
   """Puts one fault into a photograph.
 
   Args:
@@ -90,13 +90,13 @@ def _blur_sigma(frame: Frame, s: float) -> float:
 
 def _defocus(
   image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Faulty:
   return canvas.blurred(image, _blur_sigma(frame, s)), frame.ones()
 
 
 def _partial_defocus(
   image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Faulty:
   """The near or the far part of the fundus is out of focus."""
   angle = rng.uniform(0, 2 * np.pi)
   edge = rng.uniform(-0.45, 0.05)
@@ -107,7 +107,7 @@ def _partial_defocus(
 
 def _motion(
   image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Faulty:
   angle, length = rng.uniform(0, np.pi), frame.radius * 0.2 * s**1.2
   shifts = np.linspace(-0.5, 0.5, 13) * length
   total = np.zeros(image.shape, np.float32)
@@ -117,18 +117,14 @@ def _motion(
   return total / len(shifts), frame.ones()
 
 
-def _under(
-  image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _under(image: np.ndarray, frame: Frame, s: float, rng: Generator) -> Faulty:
   """Too little light: red, the strongest, is the last to go."""
   lost = 0.9 * s * np.array([1, 1, 1], np.float32)
   lost[1:] += (1 - lost[1:]) * s * rng.uniform(0, 0.4)
   return image * (1 - lost), frame.ones()
 
 
-def _over(
-  image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _over(image: np.ndarray, frame: Frame, s: float, rng: Generator) -> Faulty:
   """The sensor saturates: bright, pale, and flat, the darkest last."""
   light = 1 - (1 - np.arange(256, dtype=np.float32) / 255) ** (1 + 2.6 * s)
   light += 0.3 * s * (1 - light)
@@ -137,7 +133,7 @@ def _over(
 
 def _uneven(
   image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Faulty:
   ramp = canvas.rise(
     frame.along(rng.uniform(0, 2 * np.pi)) - rng.uniform(-0.35, 0.1), 1.2
   )
@@ -145,9 +141,7 @@ def _uneven(
   return image * gain[..., None], ramp
 
 
-def _haze(
-  image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _haze(image: np.ndarray, frame: Frame, s: float, rng: Generator) -> Faulty:
   """Light scattered by an opaque lens or cornea: flat, greyish, soft."""
   tint = _veil(rng) * rng.uniform(30, 130)
   patchy = 0.85 + 0.25 * canvas.smooth_noise(rng, frame.shape, 3)
@@ -162,9 +156,7 @@ def _veil(rng: Generator) -> np.ndarray:
   return np.array([1, green, green * rng.uniform(0.6, 1.1)], np.float32)
 
 
-def _murk(
-  image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _murk(image: np.ndarray, frame: Frame, s: float, rng: Generator) -> Faulty:
   """What most hopeless photographs are: dark, hazy, flat, uneven and soft."""
   soft = canvas.blurred(image, _blur_sigma(frame, s) * rng.uniform(0.1, 0.8))
   grey = soft.mean(2, keepdims=True)
@@ -178,7 +170,7 @@ def _murk(
 
 def _rim_flare(
   image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Faulty:
   """A crescent or a ring of stray light, as wide as the eye is off."""
   angle, lean = rng.uniform(0, 2 * np.pi), rng.uniform(-1.2, 0.3)
   turn = np.cos(np.arctan2(frame.y, frame.x) - float(angle))
@@ -195,7 +187,7 @@ def _rim_flare(
 
 def _pupil_shadow(
   image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Faulty:
   """A small pupil shades a side of the field, or its middle.
 
   What is dark is not black: stray light veils it, often bluish.
@@ -211,16 +203,13 @@ def _pupil_shadow(
   return _blend(image, veil, np.minimum(0.3 + 0.8 * s, 0.94) * shadow), shadow
 
 
-def _dust(
-  image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _dust(image: np.ndarray, frame: Frame, s: float, rng: Generator) -> Faulty:
   weight = np.zeros(frame.shape, np.float32)
   for _ in range(round(2 + 40 * s)):
     x, y = frame.pixel(*canvas.within(rng, 0.95))
     r = frame.radius * rng.uniform(0.006, 0.012 + 0.045 * s)
     weight = np.maximum(
-      weight,
-      _drawn_spot(frame, x, y, r) * rng.uniform(0.5, 1.0),
+      weight, _drawn_spot(frame, x, y, r) * rng.uniform(0.5, 1.0)
     )
   # Out of focus, most grains light up in the flash; those on glass are dark.
   tint = rng.choice([[25, 25, 25], [255, 225, 185], [245, 245, 235]])
@@ -242,7 +231,7 @@ def _drawn_spot(frame: Frame, x: float, y: float, r: float) -> np.ndarray:
 
 def _lashes(
   image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Faulty:
   """Lashes in front of the lens: curved, blurred, from below or above."""
   down = 1 if rng.random() < 0.8 else -1
   thick = frame.radius * (0.02 + 0.045 * s)
@@ -270,7 +259,7 @@ def _lashes(
 
 def _reflection(
   image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Faulty:
   """Ghosts of the flash: bright discs, rings and arcs."""
   ring = rng.random() < 0.5
   size = frame.radius * (0.04 + 0.14 * s)
@@ -293,9 +282,7 @@ def _reflection(
   return _blend(image, tint.astype(np.float32), strength), weight
 
 
-def _stain(
-  image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _stain(image: np.ndarray, frame: Frame, s: float, rng: Generator) -> Faulty:
   """A smear on the lens: an irregular, flat, greyish blotch."""
   x, y = canvas.within(rng, 0.6)
   reach = 0.12 + 0.5 * s
@@ -310,7 +297,7 @@ def _stain(
 
 def _central_flare(
   image: np.ndarray, frame: Frame, s: float, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Faulty:
   """The cornea's reflex: a bluish-white cloud about the middle."""
   x, y = canvas.within(rng, 0.25)
   reach = 0.1 + 0.33 * s

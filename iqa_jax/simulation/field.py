@@ -52,9 +52,7 @@ class Measurement:
 
 
 def measure(
-  view: geometry.Field,
-  landmarks: np.ndarray,
-  arcades: Sequence[np.ndarray],
+  view: geometry.Field, landmarks: np.ndarray, arcades: Sequence[np.ndarray]
 ) -> Measurement:
   """Measures a photograph.
 

@@ -23,11 +23,7 @@ def _grid(size: int) -> np.ndarray:
 
 
 def paint(
-  rng: Generator,
-  retina: anatomy.Eye,
-  scene: Scene,
-  size: int,
-  style: int,
+  rng: Generator, retina: anatomy.Eye, scene: Scene, size: int, style: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the retina's light, float32 [size, size, 3], and its vessels."""
   ground = Image.fromarray(_ground(rng, retina, scene, size, style))
@@ -41,11 +37,7 @@ def paint(
 
 
 def _ground(
-  rng: Generator,
-  retina: anatomy.Eye,
-  scene: Scene,
-  size: int,
-  style: int,
+  rng: Generator, retina: anatomy.Eye, scene: Scene, size: int, style: int
 ) -> np.ndarray:
   """Returns what has no sharp edge, uint8 [n, n, 3], at most `COARSE` wide."""
   n = min(size, COARSE)
@@ -122,10 +114,7 @@ def _from(points: np.ndarray, origin: np.ndarray) -> np.ndarray:
 
 
 def _add_disc(
-  rng: Generator,
-  pixels: np.ndarray,
-  retina: anatomy.Eye,
-  scene: Scene,
+  rng: Generator, pixels: np.ndarray, retina: anatomy.Eye, scene: Scene
 ) -> None:
   edge, pale = rng.uniform(0.05, 0.11), rng.uniform(0.75, 0.95)
   lit, ring = rng.uniform(0.6, 0.9), rng.uniform(-0.1, 0.12)
@@ -159,10 +148,7 @@ def _mix(pixels: np.ndarray, colour: np.ndarray, weight: np.ndarray) -> None:
 
 
 def _add_vessels(
-  rng: Generator,
-  pixels: np.ndarray,
-  retina: anatomy.Eye,
-  scene: Scene,
+  rng: Generator, pixels: np.ndarray, retina: anatomy.Eye, scene: Scene
 ) -> np.ndarray:
   """Darkens the vessels' pixels; returns how much vessel each holds."""
   size = len(pixels)

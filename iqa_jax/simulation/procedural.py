@@ -19,18 +19,15 @@ from numpy.random import Generator
 from PIL import Image
 
 from iqa_jax.simulation import canvas, regions
-from iqa_jax.simulation.canvas import Frame
+from iqa_jax.simulation.canvas import Faulty, Frame
 
 _LEAST_CHANGE = 7.0  # of 255, mean over the region: below, nothing is to see
 _TRIES = 8
 
 
 def apply(
-  image: np.ndarray,
-  inside: np.ndarray,
-  criterion: str,
-  rng: Generator,
-) -> tuple[np.ndarray, np.ndarray]:
+  image: np.ndarray, inside: np.ndarray, criterion: str, rng: Generator
+) -> Faulty:
   """Puts one procedural fault into a photograph.
 
   Args:

@@ -76,10 +76,7 @@ def aim(
     seen = Projection(scale, turn @ mirror * scale, gaze, centre)
     disc, fovea = seen.pixels(np.stack([np.zeros(2), retina.fovea]))
     landmarks = np.array([*disc, scale, *fovea])
-    lines = (
-      seen.pixels(arcades['superior']),
-      seen.pixels(arcades['inferior']),
-    )
+    lines = (seen.pixels(arcades['superior']), seen.pixels(arcades['inferior']))
     measured = field.measure(view, landmarks, lines)
     # Half a field away there is hardly a fundus left to judge.
     if measured.adequate != off and measured.margin > -2.5:

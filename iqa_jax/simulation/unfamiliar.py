@@ -17,12 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from iqa_jax import errors
 from iqa_jax.simulation import canvas
-from iqa_jax.simulation.canvas import Frame
+from iqa_jax.simulation.canvas import Faulty, Frame
 
 
 def apply(
   image: np.ndarray, inside: np.ndarray, kind: str, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Faulty:
   """Puts a clearly visible fault of an unfamiliar kind into a photograph.
 
   Args:
@@ -51,9 +51,7 @@ def _over(image: np.ndarray, tint: ArrayLike, weight: np.ndarray) -> np.ndarray:
   return image + (np.asarray(tint, np.float32) - image) * weight[..., None]
 
 
-def _hair(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _hair(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """One long bent hair on the lens with its soft shadow."""
   angle, bow = rng.uniform(0, 2 * np.pi), rng.uniform(-0.6, 0.6)
   off = rng.uniform(-0.4, 0.4)
@@ -70,9 +68,7 @@ def _hair(
   return _over(image, rng.choice([[20, 15, 12], [70, 50, 35]]), weight), weight
 
 
-def _writing(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _writing(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """Burnt-in text, as record software writes it."""
   text = f'{rng.integers(1990, 2030)}-{rng.integers(1, 13):02d} OD'
   x, y = frame.pixel(rng.uniform(-0.75, -0.3), rng.uniform(-0.6, 0.5))
@@ -89,9 +85,7 @@ def _writing(
   return _over(image, tint, weight), region
 
 
-def _swab(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _swab(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """A cotton bud that holds the lid, far out of focus, from one side."""
   turn = rng.uniform(0, 2 * np.pi)
   along, across = frame.along(turn), frame.along(turn + np.pi / 2)
@@ -104,9 +98,7 @@ def _swab(
   return image + (tint - image) * weight[..., None], weight
 
 
-def _drops(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _drops(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """Drops of water: each shows the retina upside down and small."""
   weight = np.zeros(frame.shape, np.float32)
   out = image.copy()
@@ -125,9 +117,7 @@ def _drops(
   return out, weight
 
 
-def _bubbles(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _bubbles(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """Bubbles in the coupling gel: thin bright rims, dark inner edge."""
   weight = np.zeros(frame.shape, np.float32)
   out, region = image, weight
@@ -143,9 +133,7 @@ def _bubbles(
   return out, region
 
 
-def _double_exposure(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _double_exposure(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """The eye moved between two flashes: a second retina over one side."""
   turned = np.asarray(
     Image.fromarray(image.astype(np.uint8)).rotate(
@@ -159,9 +147,7 @@ def _double_exposure(
   return image + (both - image) * weight[..., None], weight
 
 
-def _sensor_columns(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _sensor_columns(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """Columns of the sensor that are dead or stuck."""
   out = image.copy()
   weight = np.zeros(frame.shape, np.float32)
@@ -174,9 +160,7 @@ def _sensor_columns(
   return out, weight
 
 
-def _broken_codec(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _broken_codec(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """Rows of 8x8 blocks with wrong colours, as in a damaged file."""
   side = max(4, round(frame.radius / 14))
   h, w = frame.shape
@@ -192,9 +176,7 @@ def _broken_codec(
   return np.where(grown[..., None] > 0, rolled + shift, image), grown
 
 
-def _eyelid(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _eyelid(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """Skin over the top or the bottom: pinkish, out of focus, no retina."""
   sign = rng.choice([-1, 1])
   edge = rng.uniform(0.3, 0.65)
@@ -205,9 +187,7 @@ def _eyelid(
   return _over(image, skin + folds[..., None], weight), weight
 
 
-def _light_leak(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _light_leak(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """A coloured streak from the edge of the housing."""
   along = frame.along(angle := rng.uniform(0, np.pi))
   across = frame.along(angle + np.pi / 2)
@@ -217,9 +197,7 @@ def _light_leak(
   return image + 0.9 * weight[..., None] * np.asarray(tint), weight
 
 
-def _streaks(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _streaks(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """Water that runs down the glass: tracks in which the retina is bent."""
   h, w = frame.shape
   rows, columns = np.mgrid[0:h, 0:w]
@@ -237,9 +215,7 @@ def _streaks(
   return image + (light - image) * weight[..., None], weight
 
 
-def _scratches(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _scratches(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """A worn lens: a sheaf of fine bright scratches, nearly parallel."""
   angle, place = rng.uniform(0, np.pi), np.array(canvas.within(rng, 0.5))
   lines = []
@@ -261,9 +237,7 @@ def _scratches(
   return _over(image, [235, 225, 205], 0.75 * weight), 3 * region
 
 
-def _condensation(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _condensation(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """A fogged lens: soft grey, with many small clear drops in it."""
   x, y = canvas.within(rng, 0.6)
   away = np.hypot(frame.x - x, frame.y - y) / rng.uniform(0.3, 0.55)
@@ -274,9 +248,7 @@ def _condensation(
   return image + (fog - image) * weight[..., None], weight
 
 
-def _missing_strip(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _missing_strip(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """Rows that were never written: a band of one colour, or of the last row."""
   top, high = rng.uniform(-0.7, 0.5), rng.uniform(0.06, 0.25)
   band = (frame.y > top) & (frame.y < top + high)
@@ -287,9 +259,7 @@ def _missing_strip(
   return out, np.broadcast_to(band, frame.shape).astype(np.float32)
 
 
-def _starburst(
-  image: np.ndarray, frame: Frame, rng: Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _starburst(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """A lamp in the picture: a bright core with rays."""
   x, y = canvas.within(rng, 0.7)
   dx, dy = frame.x - x, frame.y - y

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
 
+from iqa_jax.aliases import Record
 from iqa_jax.explain import faithfulness
 from iqa_jax.studies import planted, print_figure, show
 from iqa_jax.studies.methods import CRITERION_MAP
@@ -28,9 +29,7 @@ _OWN = {'evidence': '#000000', CRITERION_MAP: '#D55E00'}
 
 
 def draw(
-  result: Mapping[str, Any],
-  shown: Mapping[str, Any],
-  folder: str | os.PathLike,
+  result: Record, shown: Record, folder: str | os.PathLike
 ) -> list[pathlib.Path]:
   """Draws a study, as PNG and PDF, and returns the PNGs' paths.
 
@@ -53,7 +52,7 @@ def draw(
   return print_figure.save(figures, folder)
 
 
-def _style(name: str, methods: Sequence[str]) -> dict[str, Any]:
+def _style(name: str, methods: Sequence[str]) -> Record:
   """Returns the colour and line of a method; controls are grey."""
   if name in faithfulness.CONTROLS:
     at = faithfulness.CONTROLS.index(name)
@@ -72,7 +71,7 @@ def _tidy(axis: Axes) -> None:
 
 
 def _curves(
-  result: Mapping[str, Any], curves: Mapping[str, Mapping[str, np.ndarray]]
+  result: Record, curves: Mapping[str, Mapping[str, np.ndarray]]
 ) -> Figure:
   baselines = list(dict.fromkeys(key.partition('/')[2] for key in curves))
   figure = print_figure.create(3.3 * 2, 2.6 * len(baselines) + 0.6)
@@ -102,7 +101,7 @@ def _curves(
   return figure
 
 
-def _randomisation(result: Mapping[str, Any]) -> Figure:
+def _randomisation(result: Record) -> Figure:
   figure = print_figure.create(6.6, 3.2)
   axes = figure.subplots(1, 2)
   names = ('rank correlation', 'structural similarity')
@@ -131,7 +130,7 @@ def _randomisation(result: Mapping[str, Any]) -> Figure:
   return figure
 
 
-def _planted(result: Mapping[str, Any]) -> Figure:
+def _planted(result: Record) -> Figure:
   """Each method over all kinds, seen in training and not."""
   groups = result['planted']['groups']
   rows = (
@@ -189,7 +188,7 @@ def _planted(result: Mapping[str, Any]) -> Figure:
   return figure
 
 
-def _kinds(result: Mapping[str, Any]) -> Figure:
+def _kinds(result: Record) -> Figure:
   """Pixel AUC, kind by kind and method by method, as a table of colours."""
   found = result['planted']
   kinds = {k: v for k, v in found['kinds'].items() if 'measures' in v}
@@ -277,7 +276,7 @@ def _examples(kinds: Sequence[planted.Kind], group: str) -> Figure:
   return figure
 
 
-def _tile(shown: Mapping[str, Any], value: np.ndarray) -> np.ndarray:
+def _tile(shown: Record, value: np.ndarray) -> np.ndarray:
   """Returns a map over its photograph in grey, the fault outlined."""
   import matplotlib
 

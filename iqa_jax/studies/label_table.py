@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import os
 import pathlib
 import re
-from typing import Any
 
 from iqa_jax import errors
 from iqa_jax import labels as L
+from iqa_jax.aliases import Record
 from iqa_jax.data import tables
 from iqa_jax.photograph import images
 
@@ -22,7 +22,7 @@ _EYEPACS = re.compile(r'(\d+)_(left|right)')
 
 def read(
   path: str | os.PathLike, split: str = '', usable: str = 'inadequate'
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Record]:
   """Returns what a CSV file says of photographs, by their names' stems.
 
   Columns: one of image_id, path, image, image_path, filename, file; any of
@@ -43,7 +43,7 @@ def read(
   Raises:
     ValueError: a label is not understood.
   """
-  rows: dict[str, dict[str, Any]] = {}
+  rows: dict[str, Record] = {}
   for line, row in tables.read(path, ()):
     name = next((row[n] for n in _NAMES if row.get(n)), '')
     if not name:
@@ -60,7 +60,7 @@ def read(
 
 def _known(
   row: Mapping[str, str], name: str, usable: str, where: str
-) -> dict[str, Any]:
+) -> Record:
   """Returns what a row says of the photograph `name`."""
   if any(column.lower() == 'dr_grade' for column in row):
     row = {**row, 'grade': row.get('quality', ''), 'quality': ''}
@@ -81,7 +81,7 @@ def _known(
     raise errors.InvalidValue(
       f'{where}: grade is {grade!r}, expected 0, 1, 2 or nothing'
     )
-  known: dict[str, Any] = {
+  known: Record = {
     'quality': verdict('quality'),
     'grade': int(grade or L.UNKNOWN),
     'criteria': [verdict(name) for name in L.CRITERIA],

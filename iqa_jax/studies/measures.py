@@ -7,11 +7,11 @@ by patient. What the measures are is said in explain/faithfulness.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from iqa_jax import labels as L
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import means
 from iqa_jax.explain import faithfulness, perturbation, road
 from iqa_jax.studies import methods as methods_lib
@@ -26,7 +26,7 @@ def compare(
   values: Mapping[str, np.ndarray],
   people: np.ndarray,
   bounds: tuple[float, float] = means.ANY,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Record]:
   """Returns each map's mean with its interval, and what it is over controls.
 
   Args:
@@ -122,9 +122,9 @@ def randomised(
   targets: np.ndarray,
   maps: Mapping[str, np.ndarray],
   seed: int,
-) -> dict[str, Any]:
+) -> Record:
   """Returns {method: {part: {spearman, ssim}}}, parts from the top down."""
-  found: dict[str, Any] = {name: {} for name in subject.methods}
+  found: Record = {name: {} for name in subject.methods}
   model, variables = subject.loaded.model, subject.loaded.variables
   size = photographs.inside.shape[1:]
   for part, broken in faithfulness.randomised(model, variables, seed):
@@ -140,7 +140,7 @@ def mirrored(
   photographs: Photographs,
   targets: np.ndarray,
   maps: Mapping[str, np.ndarray],
-) -> dict[str, Any]:
+) -> Record:
   """Returns how alike the maps of mirrored photographs are, mirrored back."""
   flipped = np.ascontiguousarray(photographs.images[:, :, ::-1])
   size = photographs.inside.shape[1:]
@@ -154,7 +154,7 @@ def mirrored(
   }
 
 
-def _alike(a: np.ndarray, b: np.ndarray, people: np.ndarray) -> dict[str, Any]:
+def _alike(a: np.ndarray, b: np.ndarray, people: np.ndarray) -> Record:
   return {
     'spearman': means.mean(faithfulness.spearman(a, b), people),
     'ssim': means.mean(
@@ -168,12 +168,12 @@ def _alike(a: np.ndarray, b: np.ndarray, people: np.ndarray) -> dict[str, Any]:
 
 def positional(
   subject: Subject, photographs: Photographs, logits: np.ndarray
-) -> dict[str, Any]:
+) -> Record:
   """Looks at photographs whose only fault is what they show."""
   at = L.CRITERIA.index('image_field')
   others = np.delete(photographs.criteria, at, axis=1)
   only = (photographs.criteria[:, at] == 1) & (others == 0).all(axis=1)
-  found: dict[str, Any] = {
+  found: Record = {
     'n': int(only.sum()),
     'note': 'A fault of the image field lies in what is not in the picture: '
     'there is no region that holds the evidence, so the share at the rim is '

@@ -37,10 +37,7 @@ class Look(NamedTuple):
 
 
 def look(
-  subject: Subject,
-  images: np.ndarray,
-  targets: np.ndarray,
-  criterion: str = '',
+  subject: Subject, images: np.ndarray, targets: np.ndarray, criterion: str = ''
 ) -> Look:
   """Returns what the network says of images uint8 [n, s, s, 3]."""
   seen, size = subject.explain(images, targets), images.shape[1:3]

@@ -6,7 +6,7 @@ run was tested on, or are drawn (fundus_sim). Without TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import os
 import pathlib
@@ -17,6 +17,7 @@ import numpy as np
 from iqa_jax import config as config_lib
 from iqa_jax import errors
 from iqa_jax import labels as L
+from iqa_jax.aliases import Record
 from iqa_jax.photograph import images, inputs, prepare
 from iqa_jax.simulation import pixel_labels as labels_lib
 from iqa_jax.studies import label_table, pixel_truth
@@ -163,7 +164,7 @@ def drawn(
   """
   from iqa_jax.simulation import photograph
 
-  def make(number: int) -> dict[str, Any]:
+  def make(number: int) -> Record:
     broken = set()
     if number % 2:
       broken.add(L.CRITERIA[number // 2 % 4])
@@ -196,9 +197,9 @@ def drawn(
 def _prepare(
   path: pathlib.Path,
   size: int,
-  row: Mapping[str, Any],
+  row: Record,
   pixel_labels: str | os.PathLike | None = None,
-) -> dict[str, Any]:
+) -> Record:
   photograph = images.read(path)
   prepared = prepare.photograph(photograph.image, size)
   landmarks = np.asarray(row.get('landmarks', [np.nan] * 5), float)
@@ -225,9 +226,7 @@ def _to_prepared(landmarks: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def _collect(
-  readers: Sequence[Callable[[], Mapping[str, Any]]],
-  names: Sequence[str],
-  source: str,
+  readers: Sequence[Callable[[], Record]], names: Sequence[str], source: str
 ) -> Photographs:
   kept, rows, skipped = [], [], []
   for name, reader in zip(names, readers, strict=True):

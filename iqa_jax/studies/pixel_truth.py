@@ -50,10 +50,7 @@ def read(file: str | os.PathLike) -> np.ndarray:
 
 
 def prepared(
-  labels: np.ndarray,
-  photograph: tuple[int, int],
-  affine: np.ndarray,
-  size: int,
+  labels: np.ndarray, photograph: tuple[int, int], affine: np.ndarray, size: int
 ) -> np.ndarray:
   """Returns what the pixels of the prepared photograph are, [size, size].
 

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from iqa_jax import labels as L
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import means
 from iqa_jax.explain import faithfulness
 from iqa_jax.simulation import faults, pixel_labels, unfamiliar
@@ -61,7 +61,7 @@ class Kind:
   p: np.ndarray
   area: np.ndarray
   values: measures.Values
-  shown: dict[str, Any]
+  shown: Record
 
 
 def kinds() -> dict[str, tuple[str, str]]:
@@ -248,7 +248,7 @@ def summarise(
   p_before: np.ndarray,
   threshold: float,
   people: np.ndarray,
-) -> dict[str, Any]:
+) -> Record:
   """Returns the results of `measure` with intervals by patient.
 
   Args:
@@ -271,11 +271,11 @@ def summarise(
     if kind.group == 'named':
       by_group.setdefault(f'named, {kind.criterion}', []).append(kind)
 
-  def told(some: list[Kind]) -> dict[str, Any]:
+  def told(some: list[Kind]) -> Record:
     who = np.tile(people, len(some))
     p = np.stack([kind.p for kind in some])
     local = [kind for kind in some if kind.values]
-    result: dict[str, Any] = {
+    result: Record = {
       'rises': means.share((p > p_before).ravel(), who),
       'turns': means.share((p >= threshold).ravel(), who),
       'area': means.mean(
@@ -302,7 +302,7 @@ def summarise(
   }
 
 
-def _measures(local: Sequence[Kind], people: np.ndarray) -> dict[str, Any]:
+def _measures(local: Sequence[Kind], people: np.ndarray) -> Record:
   """Returns {measure: {method or control: interval}} over kinds."""
   names = list(dict.fromkeys(n for k in local for n in k.values['hits']))
 
@@ -313,7 +313,7 @@ def _measures(local: Sequence[Kind], people: np.ndarray) -> dict[str, Any]:
       for name in names
     }
 
-  found: dict[str, Any] = {
+  found: Record = {
     measure: measures.compare(
       {name: _mean(v) for name, v in stack(measure).items()}, people, bounds
     )
@@ -339,7 +339,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return total / known.sum(0)
 
 
-def seen_in_training(config: Mapping[str, Any]) -> bool:
+def seen_in_training(config: Record) -> bool:
   """Returns whether a run's configuration shows it named faults."""
   data = config['data']
   shares = data.get('faults', {})

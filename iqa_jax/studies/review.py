@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from iqa_jax import errors
 from iqa_jax import labels as L
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import means
 from iqa_jax.explain import faithfulness, scaling
 from iqa_jax.photograph.placement import Placement
@@ -56,7 +56,7 @@ class Group:
 
 def run(
   subject: Subject, photographs: Photographs, *, frame: str = 'disc'
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Record, Record]:
   """Reviews a network on labelled photographs.
 
   Args:
@@ -76,7 +76,7 @@ def run(
   places = Places.of(photographs)
   logits = subject.logits(photographs.images)
   groups = _groups(subject, photographs, logits)
-  result: dict[str, Any] = {
+  result: Record = {
     'photographs': {
       'source': photographs.source,
       'n': len(photographs),
@@ -97,7 +97,7 @@ def run(
     },
     'groups': {},
   }
-  shown: dict[str, Any] = {'photographs': photographs, 'groups': {}}
+  shown: Record = {'photographs': photographs, 'groups': {}}
   for group in groups:
     picked = examples(group)
     result['groups'][group.name] = _told(group, photographs, places, picked)
@@ -116,7 +116,7 @@ def _told(
   photographs: Photographs,
   places: Places,
   picked: Mapping[str, np.ndarray],
-) -> dict[str, Any]:
+) -> Record:
   """Returns what goes to JSON of a group."""
   recall = means.share(group.right, photographs.people[group.index])
   return {
@@ -163,7 +163,7 @@ def _group(
   subject: Subject,
   photographs: Photographs,
   logits: np.ndarray,
-  constants: Mapping[str, Any],
+  constants: Record,
   name: str,
   index: np.ndarray,
 ) -> Group:
@@ -208,9 +208,7 @@ def examples(group: Group, count: int = SHOWN) -> dict[str, np.ndarray]:
   }
 
 
-def _regions(
-  group: Group, photographs: Photographs, places: Places
-) -> dict[str, Any]:
+def _regions(group: Group, photographs: Photographs, places: Places) -> Record:
   """Returns {region: {share, area, over_area}} of the positive evidence.
 
   Areas are shares of the field; that of 'outside', of the frame. Photographs

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from iqa_jax import tasks
+from iqa_jax.aliases import Record
 from iqa_jax.explain import scaling
 from iqa_jax.studies import print_figure
 from iqa_jax.studies.photographs import Photographs
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 
-def table(result: Mapping[str, Any]) -> str:
+def table(result: Record) -> str:
   """Returns the results of `run` as Markdown tables."""
   photographs = result['photographs']
   lines = [
@@ -64,7 +65,7 @@ def table(result: Mapping[str, Any]) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def _region_told(of: Mapping[str, Any]) -> str:
+def _region_told(of: Record) -> str:
   ratio, share = of['over_area'], of['share']
   if ratio['mean'] is None:
     return '-'
@@ -79,9 +80,7 @@ def _words(name: str) -> str:
 
 
 def draw(
-  result: Mapping[str, Any],
-  shown: Mapping[str, Any],
-  folder: str | os.PathLike,
+  result: Record, shown: Record, folder: str | os.PathLike
 ) -> list[pathlib.Path]:
   """Draws the figures of `run`, as PNG and PDF, and returns the PNGs' paths.
 
@@ -106,7 +105,7 @@ def draw(
   return print_figure.save(figures, folder)
 
 
-def _draw_recall(result: Mapping[str, Any]) -> Figure:
+def _draw_recall(result: Record) -> Figure:
   groups = result['groups']
   figure = print_figure.create(5.6, 0.9 + 0.42 * len(groups))
   axis = figure.subplots()
@@ -127,7 +126,7 @@ def _draw_recall(result: Mapping[str, Any]) -> Figure:
   return figure
 
 
-def _draw_regions(result: Mapping[str, Any]) -> Figure:
+def _draw_regions(result: Record) -> Figure:
   groups = result['groups']
   figure = print_figure.create(6.4, 3.4)
   axis = figure.subplots()
@@ -151,9 +150,7 @@ def _draw_regions(result: Mapping[str, Any]) -> Figure:
   return figure
 
 
-def _draw_means(
-  result: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]
-) -> Figure:
+def _draw_means(result: Record, groups: Mapping[str, Record]) -> Figure:
   from matplotlib import patches
 
   count = len(groups)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
+from iqa_jax.aliases import Record
 from iqa_jax.explain import faithfulness
 from iqa_jax.studies import planted
 from iqa_jax.studies.methods import CRITERION_MAP
@@ -21,7 +21,7 @@ _CAPTION = (
 )
 
 
-def overview(results: Iterable[Mapping[str, Any]]) -> str:
+def overview(results: Iterable[Record]) -> str:
   """Returns one table of all networks and methods, for print.
 
   Args:
@@ -69,9 +69,7 @@ def overview(results: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _cells(
-  name: str,
-  of_groups: Sequence[Mapping[str, Any]],
-  of_all: Sequence[Mapping[str, Any]],
+  name: str, of_groups: Sequence[Record], of_all: Sequence[Record]
 ) -> list[str]:
   """Returns a method's row: measures of each group of faults, then of all."""
   cells = [name]
@@ -88,7 +86,7 @@ def _cells(
   return cells + [told(found.get(name), compact=True) for found in of_all]
 
 
-def report(result: Mapping[str, Any], severity: float) -> str:
+def report(result: Record, severity: float) -> str:
   """Returns everything that study.run measured, as Markdown."""
   photographs = result['photographs']
   lines = [
@@ -112,7 +110,7 @@ def report(result: Mapping[str, Any], severity: float) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def _planted(result: Mapping[str, Any]) -> list[str]:
+def _planted(result: Record) -> list[str]:
   if 'planted' not in result:
     return []
   found = result['planted']
@@ -147,7 +145,7 @@ def _planted(result: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _pixels(result: Mapping[str, Any]) -> list[str]:
+def _pixels(result: Record) -> list[str]:
   if 'pixels' not in result:
     return []
   lines = [
@@ -184,7 +182,7 @@ def _pixels(result: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _removal(result: Mapping[str, Any]) -> list[str]:
+def _removal(result: Record) -> list[str]:
   first = next(iter(result['measures'].values()))
   names = ordered(first)
   rows = [
@@ -207,7 +205,7 @@ def _removal(result: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _randomised(result: Mapping[str, Any]) -> list[str]:
+def _randomised(result: Record) -> list[str]:
   parts = list(next(iter(result['randomisation'].values()), {}))
   rows = []
   for kind in ('spearman', 'ssim'):
@@ -226,7 +224,7 @@ def _randomised(result: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _positional(result: Mapping[str, Any]) -> list[str]:
+def _positional(result: Record) -> list[str]:
   found = result['positional']
   lines = ['## Positional faults', '', found['note'], '']
   if 'energy_at_rim' not in found:
@@ -251,7 +249,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def told(
-  found: Mapping[str, Any] | None, *, digits: int = 2, compact: bool = False
+  found: Record | None, *, digits: int = 2, compact: bool = False
 ) -> str:
   """Returns a mean and its interval in words; '-' where there is none."""
   if not found or found['mean'] is None:
@@ -262,18 +260,18 @@ def told(
   return f'{mean} ({found["low"]:.{digits}f}-{found["high"]:.{digits}f})'
 
 
-def _share(found: Mapping[str, Any]) -> str:
+def _share(found: Record) -> str:
   return (
     f'{found["mean"]:.0%} ({100 * found["low"]:.0f}-{100 * found["high"]:.0f})'
   )
 
 
-def _n(found: Mapping[str, Any]) -> str:
+def _n(found: Record) -> str:
   """Returns how many photographs of how many patients."""
   return f'{found["n"]} photographs of {found["n_patients"]} patients'
 
 
-def _network(result: Mapping[str, Any]) -> str:
+def _network(result: Record) -> str:
   return f'{result["network"]}, head {result["head"]}'
 
 

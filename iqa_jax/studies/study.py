@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import time
-from typing import Any
 
 import numpy as np
 import tqdm
 
 from iqa_jax import labels as L
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import means
 from iqa_jax.explain import faithfulness, scaling
 from iqa_jax.studies import measures, pixel_truth, planted
@@ -33,7 +33,7 @@ def run(
   steps: int = 4,
   severity: float = 0.8,
   seed: int = 0,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Record, Record]:
   """Measures whether the explanations of a network are true.
 
   Args:
@@ -88,10 +88,8 @@ def run(
 
 
 def _removed(
-  values: dict[str, Any],
-  maps: Mapping[str, np.ndarray],
-  photographs: Photographs,
-) -> dict[str, Any]:
+  values: Record, maps: Mapping[str, np.ndarray], photographs: Photographs
+) -> Record:
   """Returns the intervals of what is told by removing pixels, and outside."""
   values['outside'] = measures.outside(maps, photographs.inside)
   people, bounds = photographs.people, {'road': means.ANY}
@@ -112,7 +110,7 @@ def _planted(
   gradient_free: Sequence[str],
   severity: float,
   seed: int,
-  result: dict[str, Any],
+  result: Record,
 ) -> list[planted.Kind]:
   """Returns all kinds of fault; what they say goes into `result`."""
   if not len(clean):
@@ -145,7 +143,7 @@ def _head(
   targets: np.ndarray,
   names: Sequence[str],
   seed: int,
-) -> dict[str, Any]:
+) -> Record:
   """Returns what was studied."""
   return {
     'photographs': {
@@ -199,7 +197,7 @@ def _pixels(
   logits: np.ndarray,
   maps: dict[str, np.ndarray],
   target: str,
-) -> dict[str, Any]:
+) -> Record:
   """Returns how maps rank labelled pixels, of all and by criterion.
 
   Of a criterion are photographs that fail it and no other local one. Maps are

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import devices, errors, models
+from iqa_jax.aliases import Variables
 from iqa_jax.explain import cam, scaling
 from iqa_jax.explain.explainer import Explainer
 from iqa_jax.models import evidence
@@ -78,13 +79,19 @@ class Subject(Explainer):
     return self.trained
 
   def maps(
-    self, images: np.ndarray, targets: np.ndarray, variables: Any = None
+    self,
+    images: np.ndarray,
+    targets: np.ndarray,
+    variables: Variables | None = None,
   ) -> dict[str, np.ndarray]:
     """Returns {method: raw maps float32 [n, h, w]} of each image's target."""
     return self.explain(images, targets, variables).maps
 
   def explain(
-    self, images: np.ndarray, targets: np.ndarray, variables: Any = None
+    self,
+    images: np.ndarray,
+    targets: np.ndarray,
+    variables: Variables | None = None,
   ) -> Look:
     """Returns logits and raw maps of images [n, s, s, 3] of 0..255."""
     variables = self.trained.variables if variables is None else variables
@@ -99,7 +106,7 @@ class Subject(Explainer):
     trained, model, task = self.trained, self.trained.model, self.trained.task
 
     def everything(
-      variables: Any, images: jax.Array, targets: jax.Array
+      variables: Variables, images: jax.Array, targets: jax.Array
     ) -> Look:
       x = models.normalize(images)
       # XLA sees that all of these begin with the same pass.
@@ -134,7 +141,7 @@ class Subject(Explainer):
     trained, task = self.trained, self.trained.task
 
     def likelihood(
-      variables: Any, images: jax.Array, targets: jax.Array
+      variables: Variables, images: jax.Array, targets: jax.Array
     ) -> jax.Array:
       x = models.normalize(images)
       logits = trained.judged(variables, x, trained.model.apply(variables, x))
@@ -160,7 +167,7 @@ class Subject(Explainer):
   def _batched(
     self,
     function: Callable[..., Any],
-    variables: Any,
+    variables: Variables,
     images: np.ndarray,
     *others: np.ndarray,
   ) -> Any:

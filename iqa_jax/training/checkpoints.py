@@ -25,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from iqa_jax import processes, run_directory
+from iqa_jax.aliases import Record
 
 if TYPE_CHECKING:
   from logging import LogRecord
@@ -49,9 +50,7 @@ class Store:
   """
 
   def __init__(
-    self,
-    workdir: str | os.PathLike,
-    saved: Callable[[], None] = lambda: None,
+    self, workdir: str | os.PathLike, saved: Callable[[], None] = lambda: None
   ):
     """Opens (process 0: and creates) `workdir`/checkpoints.
 
@@ -114,7 +113,7 @@ class Store:
       if self._manager is not None:
         self._manager.close()
 
-  def save(self, state: Any, record: Mapping[str, Any]) -> None:
+  def save(self, state: Any, record: Record) -> None:
     """Saves a state in the background; its arrays are copied first.
 
     Args:
@@ -158,23 +157,22 @@ class Store:
       ) from error
 
   def _write(
-    self, number: int, arrays: dict[str, np.ndarray], record: dict[str, Any]
+    self, number: int, arrays: dict[str, np.ndarray], record: Record
   ) -> None:
     assert self._manager is not None
     record = {**record, 'digest': _digest(arrays)}
     self._manager.save(
       number,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(arrays),
-        record=ocp.args.JsonSave(record),
+        state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
       ),
       force=True,
     )
     self._after()
 
   def restore(
-    self, template: Callable[[dict[str, Any]], Any]
-  ) -> tuple[Any, dict[str, Any]] | None:
+    self, template: Callable[[Record], Any]
+  ) -> tuple[Any, Record] | None:
     """Returns the latest intact state and its record, None if none was saved.
 
     Damaged checkpoints are named in the log and passed over.
@@ -203,8 +201,8 @@ class Store:
     return processes.broadcast(state), told[0]
 
   def _latest(
-    self, template: Callable[[dict[str, Any]], Any]
-  ) -> tuple[Any, dict[str, Any]] | None:
+    self, template: Callable[[Record], Any]
+  ) -> tuple[Any, Record] | None:
     assert self._manager is not None
     steps = sorted(self._manager.all_steps(), reverse=True)
     for number in steps:
@@ -220,8 +218,8 @@ class Store:
     return None
 
   def _read(
-    self, number: int, template: Callable[[dict[str, Any]], Any]
-  ) -> tuple[Any, dict[str, Any]]:
+    self, number: int, template: Callable[[Record], Any]
+  ) -> tuple[Any, Record]:
     assert self._manager is not None
     name = f'checkpoint {self.folder / str(number)}'
     try:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import models
+from iqa_jax.aliases import Variables
 from iqa_jax.models.classifier import HEAD_INPUT, Classifier
 from iqa_jax.tasks import Task
 from iqa_jax.training import phases
@@ -19,7 +20,7 @@ def of_step(
   model: Classifier,
   task: Task,
   learning: phases.Learning,
-  variables: Mapping[str, Any],
+  variables: Variables,
   batch: Mapping[str, np.ndarray],
   *,
   start: str | None = None,
@@ -79,7 +80,7 @@ def of_step(
 def _stages(
   model: Classifier,
   learning: phases.Learning,
-  variables: Mapping[str, Any],
+  variables: Variables,
   x: jax.Array,
   start: str | None,
   parts: Collection[str],
@@ -106,7 +107,7 @@ def _of_gradient(
   model: Classifier,
   task: Task,
   learning: phases.Learning,
-  variables: Mapping[str, Any],
+  variables: Variables,
   part: Mapping[str, jax.Array],
   x: jax.Array,
   start: str | None,

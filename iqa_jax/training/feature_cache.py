@@ -24,7 +24,7 @@ import numpy as np
 import tqdm
 
 from iqa_jax import devices, machine, models, processes
-from iqa_jax.arrays import PyTree, Variables
+from iqa_jax.aliases import PyTree, Variables
 from iqa_jax.data import pipeline
 from iqa_jax.data import plan as plan_lib
 from iqa_jax.data.source import Source

@@ -24,6 +24,7 @@ import scipy.stats
 import tensorboardX
 
 from iqa_jax import run_directory
+from iqa_jax.aliases import Record
 from iqa_jax.tasks import Task
 
 MEASURED = ('auc', 'loss', 'balanced_accuracy')
@@ -53,16 +54,14 @@ class Progress:
   known: int = 0
   right: int = 0
   total_epochs: int = 0
-  best: dict[str, Any] | None = None
+  best: Record | None = None
   stale: int = 0
-  history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-  pretrained: dict[str, Any] = dataclasses.field(default_factory=dict)
+  history: list[Record] = dataclasses.field(default_factory=list)
+  pretrained: Record = dataclasses.field(default_factory=dict)
 
 
 def measure(
-  task: Task,
-  rows: Mapping[str, np.ndarray],
-  table: Mapping[str, np.ndarray],
+  task: Task, rows: Mapping[str, np.ndarray], table: Mapping[str, np.ndarray]
 ) -> dict[str, float | None]:
   """Returns 'loss', 'accuracy', 'auc' and 'balanced_accuracy' of predictions.
 
@@ -110,16 +109,12 @@ def finite(value: Any) -> float | None:
   return value if math.isfinite(value) else None
 
 
-def better(
-  select_by: str,
-  record: Mapping[str, Any],
-  best: Mapping[str, Any] | None,
-) -> bool:
+def better(select_by: str, record: Record, best: Record | None) -> bool:
   """Returns whether an epoch beats the best one; the loss breaks ties."""
   if best is None or select_by == 'last':
     return True
 
-  def score(r: Mapping[str, Any]) -> tuple[float, ...]:
+  def score(r: Record) -> tuple[float, ...]:
     loss = r['validation_loss']
     loss = -math.inf if loss is None else -loss
     if select_by == 'loss':

@@ -25,6 +25,7 @@ import numpy as np
 import tqdm
 
 from iqa_jax import devices, errors, inference, processes
+from iqa_jax.aliases import Record, Variables
 from iqa_jax.data import plan as plan_lib
 from iqa_jax.data.source import Source
 from iqa_jax.training import (
@@ -35,13 +36,7 @@ from iqa_jax.training import (
   standardization,
 )
 from iqa_jax.training import step as step_lib
-from iqa_jax.training.history import (
-  History,
-  better,
-  finite,
-  measure,
-  share,
-)
+from iqa_jax.training.history import History, better, finite, measure, share
 from iqa_jax.training.run import Run, start
 from iqa_jax.training.signals import Interrupted, Signals
 
@@ -102,8 +97,11 @@ class _Phase:
   epochs: int
   learning: phases.Learning
   cache: feature_cache.FeatureCache | None
-  update: Callable[[Any, Any], tuple[Any, Any]]
-  validate: Callable[[Any], dict[str, float | None]]
+  update: Callable[
+    [step_lib.TrainState, step_lib.HostBatch],
+    tuple[step_lib.TrainState, step_lib.Batch],
+  ]
+  validate: Callable[[Variables], dict[str, float | None]]
 
 
 class Trainer:
@@ -232,7 +230,7 @@ class Trainer:
 
   def _make_validation(
     self, cache: feature_cache.FeatureCache | None
-  ) -> Callable[[Any], dict[str, float | None]]:
+  ) -> Callable[[Variables], dict[str, float | None]]:
     """Returns a function from variables to `measure` of validation."""
     run = self.run
     plan = plan_lib.plan_eval(run.source, run.splits['validation'])
@@ -249,7 +247,7 @@ class Trainer:
           raise _Stop
         yield batch
 
-    def validate(variables: Any) -> dict[str, float | None]:
+    def validate(variables: Variables) -> dict[str, float | None]:
       rows = inference.predict_with(predictor, variables, run.task, batches())
       return measure(run.task, rows, run.source.table)
 
@@ -344,7 +342,7 @@ class Trainer:
     """Writes an epoch into the history, and the model where it is the best."""
     state, progress = self.state, self.progress
     done = progress.epoch * self.run.steps_per_epoch + progress.batch
-    record: dict[str, Any] = {
+    record: Record = {
       'phase': phase.name,
       'epoch': progress.total_epochs + 1,
       'step': int(state.step),

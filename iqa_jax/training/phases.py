@@ -21,9 +21,10 @@ import numpy as np
 import optax
 
 from iqa_jax import errors
+from iqa_jax.aliases import PyTree, Record
 
 HEAD = 'head'
-Flat = dict[str, Any]
+Flat = Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +48,19 @@ class Learning:
   schedule: Callable[[Any], Any]
 
 
-def flatten(params: Mapping[str, Any]) -> Flat:
+def flatten(params: Mapping[str, PyTree]) -> Flat:
   """Returns nested parameters as {path: array}, joined by '/'."""
   return traverse_util.flatten_dict(params, sep='/')
 
 
-def unflatten(flat: Flat) -> dict[str, Any]:
+def unflatten(flat: Flat) -> Record:
   """The inverse of `flatten`."""
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
 def learning(
   phase: ml_collections.ConfigDict,
-  params: Mapping[str, Any],
+  params: Mapping[str, PyTree],
   points: Sequence[str],
   *,
   steps_per_epoch: int,
@@ -114,7 +115,7 @@ def learning(
 
 
 def split(
-  params: Mapping[str, Any], paths: frozenset[str]
+  params: Mapping[str, PyTree], paths: frozenset[str]
 ) -> tuple[Flat, Flat]:
   """Returns the learning and the frozen parameters, each as {path: array}."""
   flat = flatten(params)
@@ -136,7 +137,7 @@ def keep_state(new: Any, old: Any) -> Any:
 
 
 def _matches(
-  learns: str, flat: Mapping[str, Any], points: Sequence[str]
+  learns: str, flat: Record, points: Sequence[str]
 ) -> frozenset[str]:
   owners = {part_of(path) for path in flat}
   names = ['all', 'backbone', *(p for p in (*points, HEAD) if p in owners)]

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pathlib
-from typing import Any
 
 from absl import logging
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 
 from iqa_jax import config as config_lib
 from iqa_jax import devices, errors, models, processes, run_directory
+from iqa_jax.aliases import Record
 from iqa_jax.data import plan as plan_lib
 from iqa_jax.data.source import Source
 from iqa_jax.models import pretrained
@@ -69,7 +69,7 @@ class Run:
       self.learning(number).prefix for number in range(len(config.train.phases))
     ]
 
-  def initial_variables(self) -> dict[str, Any]:
+  def initial_variables(self) -> Record:
     """Returns variables drawn from the seed."""
     key = jax.random.key(self.config.seed)
     return models.init(self.model, key, self.config.data.image_size)
@@ -103,10 +103,7 @@ class Run:
     )
 
   def save_model(
-    self,
-    state: step_lib.TrainState,
-    record: Mapping[str, Any],
-    source: Mapping[str, Any],
+    self, state: step_lib.TrainState, record: Record, source: Record
   ) -> None:
     """Writes the evaluated weights of `state` as the run's best model.
 
@@ -139,7 +136,7 @@ def start(
 ) -> tuple[step_lib.TrainState, history.Progress]:
   """Returns the latest saved state of a run and where it stood, or new ones."""
 
-  def template(record: dict[str, Any]) -> step_lib.TrainState:
+  def template(record: Record) -> step_lib.TrainState:
     shapes = jax.eval_shape(
       lambda variables: run.begin_phase(
         step_lib.create_state(variables), record['progress']['phase']

@@ -18,8 +18,7 @@ class Interrupted(errors.Interrupted):
 
   def __init__(self, signal_number: int, step: int):
     super().__init__(
-      signal_number,
-      f'training saved at step {step}; the same command resumes',
+      signal_number, f'training saved at step {step}; the same command resumes'
     )
 
 

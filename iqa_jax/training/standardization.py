@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import devices, models, processes
-from iqa_jax.arrays import Variables
+from iqa_jax.aliases import Variables
 from iqa_jax.data import plan as plan_lib
 from iqa_jax.data.source import Source
 from iqa_jax.models.classifier import HEAD_INPUT, Classifier

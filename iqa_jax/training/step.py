@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from iqa_jax import devices, models
-from iqa_jax.arrays import PyTree, Variables
+from iqa_jax.aliases import PyTree, Variables
 from iqa_jax.models import heads
 from iqa_jax.models.classifier import HEAD_INPUT, Classifier
 from iqa_jax.tasks import Task

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 import math
 import os
 import pathlib
-from typing import Any
 
 from iqa_jax import labels
+from iqa_jax.aliases import Record
 from iqa_jax.data import tables
 from iqa_jax.data.records import DataError, Entry, refuse
 
@@ -66,7 +66,7 @@ def find(manual_dir: str | os.PathLike) -> pathlib.Path:
 
 def read(
   path: str | os.PathLike, report: Callable[[str], None] = refuse
-) -> list[dict[str, Any]]:
+) -> list[Record]:
   """Reads the label file, of any version.
 
   Args:
@@ -81,7 +81,7 @@ def read(
     DataError: the file is no CSV with these columns, or, by default, a value
       is not as published.
   """
-  rows: list[dict[str, Any]] = []
+  rows: list[Record] = []
   seen: set[str] = set()
   for number, row in tables.read(path, _REQUIRED, _ALIASES, report):
     # Some copies name the file with its suffix.

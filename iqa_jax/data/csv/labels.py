@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import os
 import pathlib
-from typing import Any
 
 from iqa_jax import config as config_lib
 from iqa_jax import labels
+from iqa_jax.aliases import Record
 from iqa_jax.data import tables
 from iqa_jax.data.records import DataError, Entry, refuse
 
@@ -83,7 +83,7 @@ def entries(
   return found
 
 
-def _metadata(row: Mapping[str, str], name: str) -> dict[str, Any]:
+def _metadata(row: Mapping[str, str], name: str) -> Record:
   eye = row.get('eye', '').lower()
   eye = _EYE.get(eye, eye)
   return {

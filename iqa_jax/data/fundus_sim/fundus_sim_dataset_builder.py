@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from iqa_jax import labels, machine
+from iqa_jax.aliases import Record
 from iqa_jax.data import records
 from iqa_jax.simulation import cameras, lesions, photograph
 
@@ -164,9 +165,7 @@ def _deal(
   return [tuple(kinds) for kinds in dealt]
 
 
-def _record(
-  job: tuple[int, int, tuple[str, ...], int, str],
-) -> dict[str, Any]:
+def _record(job: tuple[int, int, tuple[str, ...], int, str]) -> Record:
   """Draws one photograph; runs in a worker process."""
   seed, size, broken, patient, kind = job
   drawn = photograph.draw(

@@ -1,4 +1,4 @@
-"""Names for what JAX nests: types that say more than Any does."""
+"""Names that say more than Any does, for what is nested or comes from JSON."""
 
 from __future__ import annotations
 
@@ -9,3 +9,5 @@ from typing import Any, TypeAlias
 PyTree: TypeAlias = Any
 # A network's, by collection: 'params' and, with BatchNorm, 'batch_stats'.
 Variables: TypeAlias = Mapping[str, PyTree]
+# A JSON object: numbers, texts, None, lists and further objects by name.
+Record: TypeAlias = dict[str, Any]
