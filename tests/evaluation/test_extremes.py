@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from iqa_jax.evaluation import api, metrics, scoring
-from iqa_jax.judging import calibration, operating_points, verdicts
+from iqa_jax.judging import calibration, operating_points, operating_record
 
 FLOAT32, FLOAT64 = np.finfo(np.float32), np.finfo(np.float64)
 # The ends, and their neighbours that float32 and float64 can tell from them.
@@ -123,11 +123,11 @@ def test_every_file_is_scored(path, drawn):
 def test_every_validation_split_is_judged(drawn, method, rule, share):
   truth, p, _, _ = drawn
   name, target = rule
-  record = verdicts.OperatingRecord.fit(
+  record = operating_record.OperatingRecord.fit(
     truth, p, method=method, rule=name, target=target, share=share
   )
   stored = json.loads(json.dumps(record.to_dict(), allow_nan=False))
-  judged = verdicts.OperatingRecord.from_model(stored).judge(p)
+  judged = operating_record.OperatingRecord.from_model(stored).judge(p)
   assert ((judged.p_calibrated >= 0) & (judged.p_calibrated <= 1)).all()
   assert np.isin(judged.verdict, (0, 1)).all()
   assert judged.uncertain.sum() >= round(share * len(p))
