@@ -57,8 +57,8 @@ def verdict(
   truth, score, p = np.asarray(truth), np.asarray(score), np.asarray(p)
   called = p >= threshold if called is None else np.asarray(called)
   draws = resampling.Resamples(patient, resamples)
-  values = {**metrics.binary(truth, p, called), **metrics.ranking(truth, score)}
-  limits = intervals.binary(truth, p, called, draws, score=score)
+  values = metrics.binary(truth, p, called, score=score)
+  limits = intervals.binary(truth, p, called, draws, score=score, values=values)
   reference = truth if reference is None else np.asarray(reference)
   return {
     'n': len(truth),

@@ -163,6 +163,7 @@ def binary(
   resamples: resampling.Resamples,
   *,
   score: np.ndarray | None = None,
+  values: Mapping[str, float] | None = None,
 ) -> dict[str, Interval]:
   """Returns the 95 % interval of every metric of `metrics.binary`.
 
@@ -176,6 +177,7 @@ def binary(
     predicted: bool [n], whether class 1 is called.
     resamples: of the images' patients.
     score: float [n], what ranks the images; None: p.
+    values: the metrics themselves, where the caller has them.
   """
   if not len(truth):
     names = (*metrics.RANKING, *metrics.DECISIONS, *metrics.PROBABILITIES)
@@ -183,7 +185,7 @@ def binary(
   truth, called = np.asarray(truth), np.asarray(predicted, bool)
   score = p if score is None else score
   patient = resamples.patient
-  values = {**metrics.binary(truth, p, called), **metrics.ranking(truth, score)}
+  values = values or metrics.binary(truth, p, called, score=score)
   # A perfect one may have come out as 0.9999999999999999.
   values = {name: round(value, 12) for name, value in values.items()}
   samples = resampling.binary_samples(truth, p, called, resamples, score=score)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import math
-from typing import Any
 
 import numpy as np
 from sklearn import metrics as sk
@@ -94,7 +93,11 @@ SHORT = {
 
 
 def binary(
-  truth: np.ndarray, p: np.ndarray, predicted: np.ndarray
+  truth: np.ndarray,
+  p: np.ndarray,
+  predicted: np.ndarray,
+  *,
+  score: np.ndarray | None = None,
 ) -> dict[str, float]:
   """Returns RANKING, DECISIONS and PROBABILITIES of one binary judgement.
 
@@ -102,9 +105,10 @@ def binary(
     truth: int [n], 0 or 1.
     p: float [n] in [0, 1], the probability of class 1.
     predicted: bool [n], whether class 1 is called.
+    score: float [n], what ranks the images; None: p.
   """
   return {
-    **ranking(truth, p),
+    **ranking(truth, p if score is None else score),
     **decisions(truth, predicted),
     **probabilities(truth, p),
   }
@@ -139,39 +143,27 @@ def decisions(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
   truth, predicted = np.asarray(truth), np.asarray(predicted).astype(int)
   if not len(truth):
     return dict.fromkeys(DECISIONS, np.nan)
-  both = _both(truth)
-
-  def recall(label: int) -> float:
-    return float(
-      sk.recall_score(truth, predicted, pos_label=label, zero_division=np.nan)
-    )
-
-  def precision(label: int) -> float:
-    return float(
-      sk.precision_score(
-        truth, predicted, pos_label=label, zero_division=np.nan
-      )
-    )
-
-  def f1(**options: Any) -> float:
-    return float(sk.f1_score(truth, predicted, zero_division=np.nan, **options))
-
-  recalls = recall(1), recall(0)
-  return {
-    'accuracy': float(sk.accuracy_score(truth, predicted)),
-    # scikit-learn's is that of the classes there are, and warns.
-    'balanced_accuracy': float(np.mean(recalls)) if both else np.nan,
-    'sensitivity': recalls[0],
-    'specificity': recalls[1],
-    'precision': precision(1),
-    'negative_predictive_value': precision(0),
-    'f1': f1(pos_label=1),
-    'f1_adequate': f1(pos_label=0),
-    'f1_macro': f1(average='macro') if both else np.nan,
-    'f1_weighted': f1(average='weighted') if both else np.nan,
-    'mcc': float(sk.matthews_corrcoef(truth, predicted)) if both else np.nan,
-    'kappa': float(sk.cohen_kappa_score(truth, predicted)) if both else np.nan,
+  precision, recall, f1, images = sk.precision_recall_fscore_support(
+    truth, predicted, labels=[0, 1], zero_division=np.nan
+  )
+  found = dict.fromkeys(DECISIONS, np.nan) | {
+    'accuracy': np.mean(truth == predicted),
+    'sensitivity': recall[1],
+    'specificity': recall[0],
+    'precision': precision[1],
+    'negative_predictive_value': precision[0],
+    'f1': f1[1],
+    'f1_adequate': f1[0],
   }
+  if _both(truth):
+    found |= {
+      'balanced_accuracy': recall.mean(),
+      'f1_macro': f1.mean(),
+      'f1_weighted': np.average(f1, weights=images),
+      'mcc': sk.matthews_corrcoef(truth, predicted),
+      'kappa': sk.cohen_kappa_score(truth, predicted),
+    }
+  return {name: float(value) for name, value in found.items()}
 
 
 def probabilities(truth: np.ndarray, p: np.ndarray) -> dict[str, float]:

@@ -260,10 +260,7 @@ def _compare(first: Predictions, second: Predictions, resamples: int) -> Record:
   for rows in (first, second):
     called = rows.verdict == labels.INADEQUATE
     values.append(
-      {
-        **metrics.binary(truth, rows.p_calibrated, called),
-        **metrics.ranking(truth, rows.ranks),
-      }
+      metrics.binary(truth, rows.p_calibrated, called, score=rows.ranks)
     )
     # The same draws for both: the differences are paired.
     draws = resampling.Resamples(patient, resamples)

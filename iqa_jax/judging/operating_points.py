@@ -54,7 +54,7 @@ def choose(
   if rule not in RULES:
     raise errors.InvalidValue(f'operating point {rule!r} is none of {RULES}')
   upper = {'percentile': 100.0, 'cost': np.inf}.get(rule, 1.0)
-  if rule != 'youden' and not 0 <= target <= upper:
+  if rule != 'youden' and not (0 <= target <= upper and np.isfinite(target)):
     raise errors.InvalidValue(
       f'{rule} takes a target of 0 to {upper}, got {target}'
     )
@@ -105,7 +105,8 @@ def _threshold(
   else:
     missed = (1 - sensitivity) * weight[truth == 1].sum()
     alarms = (1 - specificity) * weight[truth == 0].sum()
-    best = _last_least(target * missed + alarms)
+    share = 1 / (1 + target)  # of the cost; finite whatever the target
+    best = _last_least((1 - share) * missed + share * alarms)
   return float(thresholds[best])
 
 

@@ -11,7 +11,6 @@ import pytest
 from sklearn import metrics as sk
 
 from iqa_jax.evaluation import evaluate, scoring
-from tests.evaluation import simulated
 
 
 def write(path, header, rows):
@@ -295,23 +294,6 @@ def test_any_text_is_scored_or_refused(tmp_path, header, rows, raw):
       scoring.run(predictions, labels, scoring.Options(resamples=5))
     except scoring.ScoringError as error:
       assert '.csv' in str(error)
-
-
-def test_extreme_files_are_scored(tmp_path):
-  rng = np.random.default_rng(4)
-  for _ in range(25):
-    truth, p = simulated.extreme(rng)
-    path = write(
-      tmp_path / 'extreme.csv',
-      ['image', 'quality', 'p', 'patient'],
-      [
-        (i, t, repr(float(v)), i // 2)
-        for i, (t, v) in enumerate(zip(truth, p, strict=True))
-      ],
-    )
-    result = scoring.run(path, path, scoring.Options(resamples=5))
-    assert result['splits']['scored']['n'] == len(truth)
-    assert scoring.as_text(result)
 
 
 def test_command_says_what_is_wrong_in_its_last_line(files):

@@ -79,7 +79,8 @@ def test_unknown_labels_and_nan_scores_take_no_part():
 
 
 @pytest.mark.parametrize(
-  'rule, target', [('sensitivity', 1.5), ('percentile', 101), ('cost', -1)]
+  'rule, target',
+  [('sensitivity', 1.5), ('percentile', 101), ('cost', -1), ('cost', np.inf)],
 )
 def test_targets_out_of_range(rule, target):
   with pytest.raises(ValueError, match=f'{rule} takes a target of 0 to'):
