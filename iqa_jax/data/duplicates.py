@@ -30,7 +30,7 @@ _SIDE = 64  # of the prepared photograph that is looked at
 _SMOOTH = 6.0  # pixels of it
 _LOW = 24  # frequencies along each axis
 _VISIBLE = 0.5  # levels that detail must differ by
-_BLOCK = 1024
+_BLOCK, _WIDE = 1024, 8192  # codes that are compared at once with as many
 
 
 def code(image: Image.Image) -> tuple[np.ndarray, geometry.Field]:
@@ -65,22 +65,25 @@ def pairs(codes: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:
     of equal signs less that of others.
   """
   count, signs = len(codes), _LOW**2 - 1
-  stacked = np.array(codes, np.float32).reshape(count, _LOW, _LOW)
+  stacked = np.array(codes, np.int8).reshape(count, _LOW, _LOW)
   # The mean is the same in all positions, and tells nothing.
   stacked[:, 0, 0] = 0
-  flat = stacked.reshape(count, _LOW**2)
   found: dict[tuple[int, int], float] = {}
   for first in tqdm.tqdm(
     range(0, count, _BLOCK), 'comparing photographs', unit='k', disable=None
   ):
-    block = stacked[first : first + _BLOCK]
-    for position in _positions(block):
-      agreement = position.reshape(len(block), _LOW**2) @ flat[first:].T
-      for i, j in zip(*np.nonzero(agreement >= SAME * signs), strict=True):
-        if i < j:
-          pair = first + int(i), first + int(j)
-          value = float(agreement[i, j]) / signs
-          found[pair] = max(found.get(pair, 0.0), value)
+    block = stacked[first : first + _BLOCK].astype(np.float32)
+    turned = [p.reshape(len(block), -1) for p in _positions(block)]
+    for second in range(first, count, _WIDE):
+      others = stacked[second : second + _WIDE].astype(np.float32)
+      others = others.reshape(len(others), -1).T
+      for position in turned:
+        agreement = position @ others
+        for i, j in zip(*np.nonzero(agreement >= SAME * signs), strict=True):
+          pair = first + int(i), second + int(j)
+          if pair[0] < pair[1]:
+            value = float(agreement[i, j]) / signs
+            found[pair] = max(found.get(pair, 0.0), value)
   return [(i, j, value) for (i, j), value in sorted(found.items())]
 
 
