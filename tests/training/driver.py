@@ -64,6 +64,7 @@ class Builder:
   def __init__(self, data_dir, config):
     del config
     self.data_dir = pathlib.Path(data_dir)
+    self.data_path = self.data_dir / self.name / '1.0.0'
 
   def is_prepared(self):
     return (self.data_dir / 'records').exists()
