@@ -235,7 +235,7 @@ def test_whoever_dies_wherever_the_others_end_and_the_same_command_goes_on(
   workdir, cache = whole
   monkeypatch.setenv('DRIVER_RECORDS', str(tmp_path / 'records'))
   monkeypatch.setenv('DRIVER_HEARTBEAT', '5')
-  for dies in ('build', 'cache:0', 'step:1', 'evaluation:1', 'report:0'):
+  for dies in ('build', 'cache:0', 'step:1', 'report:0'):
     monkeypatch.setenv('DRIVER_DIES', dies)
     ended = finish_all(start_several(tmp_path / 'run', cache))
     (_, killed, _), (seconds, code, output) = sorted(ended)
