@@ -99,9 +99,7 @@ class PhotographBuilder(
       for name, rows in splits.items()
     }
     self._check_room([e for rows in good.values() for e in rows])
-    return {
-      name: self._generate_examples(rows) for name, rows in good.items()
-    }
+    return {name: self._generate_examples(rows) for name, rows in good.items()}
 
   def _unreadable(self, splits: Mapping[str, Sequence[Entry]]) -> set[str]:
     """Returns which photographs can't be decoded; raises unless allowed.

@@ -73,10 +73,6 @@ def stages(
     f'train and evaluate {second}': [
       *('main', f'--config={second}', f'--workdir={other}', *narrow)
     ],
-    f'cross_validate, {folds} folds': [
-      *('cross_validate', f'--config={first}', f'--config.data.folds={folds}'),
-      *(f'--workdir={home / "folds"}', *narrow),
-    ],
     'export, shard 1 of 2': [
       *(*export, f'--images={photographs}', '--shard_index=0')
     ],
@@ -93,6 +89,10 @@ def stages(
     'compare_runs': [
       *('compare_runs', f'--workdirs={run},{other}', '--note=simulated'),
       f'--output={home / "comparison"}',
+    ],
+    f'cross_validate, {folds} folds': [
+      *('cross_validate', f'--config={first}', f'--config.data.folds={folds}'),
+      *(f'--workdir={home / "folds"}', *narrow),
     ],
   }
   return {
@@ -214,8 +214,8 @@ def table(dataset: str, results: Sequence[Mapping[str, Any]]) -> str:
     f'Load of the machine at the end {os.getloadavg()[0]:.1f}, cores '
     f'{len(os.sched_getaffinity(0))}. Small downloads tell little of large '
     'ones: most of their time is the start of processes and compilation.',
-    'Extrapolated: the line through the two largest. Growth: k of n^k, of three '
-    'downloads of what costs beyond the smallest; ! where it is a tenth over '
+    'Extrapolated: the line through the two largest. Growth: k of n^k, of '
+    'three downloads of what costs beyond the smallest; ! where it is a tenth over '
     'that of n log n.',
     '',
   ]

@@ -23,7 +23,9 @@ from tests.rehearsal import stages
 
 _DATASET = flags.DEFINE_enum('dataset', None, ['brset', 'eyeq'], 'which')
 _MANUAL_DIR = flags.DEFINE_list(
-  'manual_dir', None, 'downloads of python -m tests.rehearsal, of different scales'
+  'manual_dir',
+  None,
+  'downloads of python -m tests.rehearsal, of different scales',
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'folder for everything')
 _EPOCHS = flags.DEFINE_integer('epochs', 1, 'of each training phase')
