@@ -215,8 +215,8 @@ def table(dataset: str, results: Sequence[Mapping[str, Any]]) -> str:
     f'{len(os.sched_getaffinity(0))}. Small downloads tell little of large '
     'ones: most of their time is the start of processes and compilation.',
     'Extrapolated: the line through the two largest. Growth: k of n^k, of '
-    'three downloads of what costs beyond the smallest; ! where it is a tenth over '
-    'that of n log n.',
+    'three downloads of what costs beyond the smallest; ! where it is a tenth '
+    'over that of n log n.',
     '',
   ]
   header = ['stage', 'quantity', *(f'{n:,} photographs' for n in counts)]
