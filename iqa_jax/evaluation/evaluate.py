@@ -33,8 +33,8 @@ from iqa_jax.evaluation import (
   report,
 )
 from iqa_jax.evaluation.predictions import Predictions
-from iqa_jax.judging import operating_points, verdicts
-from iqa_jax.judging.verdicts import OperatingRecord
+from iqa_jax.judging import operating_points, operating_record
+from iqa_jax.judging.operating_record import OperatingRecord
 from iqa_jax.tasks import Task
 
 Splits = Mapping[str, np.ndarray]
@@ -76,12 +76,12 @@ def run(
   models = _load(workdir, ensemble)
   saved, task = models[0].record, models[0].task
   own = output.resolve() == folders[0].resolve() and not ensemble
-  fit = own or bool(ensemble) or not all(k in saved for k in verdicts.FIELDS)
+  complete = all(k in saved for k in operating_record.FIELDS)
+  fit = own or bool(ensemble) or not complete
   flip_tta = bool(config.eval.flip_tta) if fit else models[0].flip_tta
+  size = config.eval.batch_size
   tables = {
-    name: _predict(
-      models, source, splits[name], name, config.eval.batch_size, flip_tta
-    )
+    name: _predict(models, source, splits[name], name, size, flip_tta)
     for name in SPLITS
     if len(splits[name])
   }
