@@ -43,8 +43,16 @@ def main() -> int:
   count = _CONFIG.value.data.folds
   chosen = _chosen(_FOLDS.value, count)
   workdir = os.path.expanduser(_WORKDIR.value)
+
+  from iqa_jax import job
+
+  config = config_lib.from_json(config_lib.to_json(_CONFIG.value))
   for fold in chosen:
     folder = os.path.join(workdir, f'fold_{fold}')
+    config.data.fold = fold
+    if job.finished(folder, config):
+      print(f'fold {fold} of {count} is finished: {folder}', file=sys.stderr)
+      continue
     print(f'fold {fold} of {count}: {folder}', file=sys.stderr)
     code = subprocess.run(
       [

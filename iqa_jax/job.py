@@ -156,16 +156,11 @@ def _claim(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
   """Writes config.json and environment.json, or refuses a foreign directory."""
   environment = describe_environment()
   if (folder / 'config.json').is_file():
-    saved = run_directory.read_config(folder)
-    changes = [
-      line
-      for line in config_lib.diff(config_lib.from_json(saved), config)
-      if not line.startswith(_LOCATION_FIELDS)
-    ]
-    if changes:
+    changed = changes(folder, config)
+    if changed:
       raise run_directory.RunDirectoryError(
         f'{folder} holds a run of another configuration:\n  '
-        + '\n  '.join(changes)
+        + '\n  '.join(changed)
         + '\nchoose another --workdir, or give the configuration it began with'
       )
     before = run_directory.read_json(folder / 'environment.json')
@@ -181,6 +176,30 @@ def _claim(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     return
   run_directory.write_text(folder / 'config.json', config_lib.to_json(config))
   run_directory.write_json(folder / 'environment.json', environment)
+
+
+def changes(
+  folder: pathlib.Path, config: ml_collections.ConfigDict
+) -> list[str]:
+  """Returns a line a field in which a run directory's run is another."""
+  saved = config_lib.from_json(run_directory.read_config(folder))
+  return [
+    line
+    for line in config_lib.diff(saved, config)
+    if not line.startswith(_LOCATION_FIELDS)
+  ]
+
+
+def finished(
+  workdir: str | os.PathLike, config: ml_collections.ConfigDict
+) -> bool:
+  """Returns whether a local run directory holds this run with its report."""
+  if remote.is_remote(workdir):
+    return False
+  folder = pathlib.Path(workdir)
+  # What an evaluation writes last.
+  report = folder / 'report' / 'report.md'
+  return report.is_file() and not changes(folder, config)
 
 
 def describe_environment() -> dict:

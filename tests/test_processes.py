@@ -1,6 +1,8 @@
 """Joining processes: what announces a cluster, and real processes at work."""
 
+import concurrent.futures
 import json
+import signal
 import time
 
 import numpy as np
@@ -143,12 +145,24 @@ def read(path):
     return dict(saved)
 
 
-def start_two(workdir, cache, other=None):
+def start_several(workdir, cache, *others, count=2, devices=2):
+  """Starts processes; `others` are the work directories of those but 0."""
   address = f'localhost:{spawn.free_port()}'
   return [
-    spawn.start(folder, address, 2, i, devices=2, cache=cache)
-    for i, folder in enumerate((workdir, other or workdir))
+    spawn.start(folder, address, count, i, devices=devices, cache=cache)
+    for i, folder in enumerate((workdir, *(others or [workdir] * (count - 1))))
   ]
+
+
+def finish_all(several):
+  """Returns when each ended, its exit code and its output."""
+
+  def finish(process):
+    code, output = spawn.finish(process)
+    return time.monotonic(), code, output
+
+  with concurrent.futures.ThreadPoolExecutor(len(several)) as pool:
+    return list(pool.map(finish, several))
 
 
 @pytest.mark.slow
@@ -163,7 +177,7 @@ def test_two_processes_of_two_devices_train_as_one_of_one(
   (tmp_path / 'two').mkdir()
   code, output = spawn.finish(spawn.start(tmp_path / 'one', cache=cache))
   assert code == 0, output
-  for process in start_two(tmp_path / 'two', cache):
+  for process in start_several(tmp_path / 'two', cache):
     code, output = spawn.finish(process)
     assert code == 0, output
   one, two = (
@@ -188,58 +202,66 @@ def test_two_processes_of_two_devices_train_as_one_of_one(
       )
 
 
-@pytest.mark.slow
-def test_machines_that_share_nothing_end_together(tmp_path, monkeypatch):
-  """However long process 0 writes its report."""
-  # Longer than a process waits by itself for others that are still at work.
-  monkeypatch.setenv('DRIVER_REPORT', '13')
-  (tmp_path / 'a').mkdir()
-  outputs = [
-    spawn.finish(process)
-    for process in start_two(
-      tmp_path / 'a', tmp_path / 'cache', tmp_path / 'nothing' / 'b'
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run of two that was never stopped, and the programs it compiled."""
+  folder = tmp_path_factory.mktemp('whole')
+  with pytest.MonkeyPatch.context() as patch:
+    # Longer than a process waits by itself for others that are still at work.
+    patch.setenv('DRIVER_REPORT', '13')
+    two = start_several(
+      folder / 'a', folder / 'cache', folder / 'nothing' / 'b'
     )
-  ]
-  assert [code for code, _ in outputs] == [0, 0], outputs
-  # The second had the model to predict with, and keeps nothing of the run.
-  first = read(tmp_path / 'a' / 'end0.npz')['logits']
-  second = read(tmp_path / 'nothing' / 'b' / 'end1.npz')['logits']
-  np.testing.assert_array_equal(first, second)
-  assert [p.name for p in (tmp_path / 'nothing' / 'b').iterdir()] == [
-    'end1.npz'
-  ]
+    for _, code, output in finish_all(two):
+      assert code == 0, output
+  return folder / 'a', folder / 'cache'
 
 
 @pytest.mark.slow
-def test_a_dead_peer_ends_the_run_with_a_message(tmp_path, monkeypatch):
-  """In training, and while one waits for the report of the other."""
-  monkeypatch.setenv('DRIVER_REPORT', '300')
-  cache = tmp_path / 'cache'
-  for dies, at in ((1, 'step'), (0, 'report')):
-    two = start_two(tmp_path, cache)
-    dead, other = two[dies], two[1 - dies]
-    for line in dead.stdout:
-      if line.startswith(at):
-        break
-    dead.kill()
-    dead.communicate()
-    begun = time.monotonic()
-    code, output = spawn.finish(other, timeout=120)
-    assert time.monotonic() - begun < 60
-    assert code not in (0, None)
+def test_machines_that_share_nothing_end_together(whole):
+  """However long process 0 writes its report."""
+  workdir, _ = whole
+  other = workdir.parent / 'nothing' / 'b'
+  # The second had the model to predict with, and keeps nothing of the run.
+  first = read(workdir / 'end0.npz')['logits']
+  np.testing.assert_array_equal(first, read(other / 'end1.npz')['logits'])
+  assert [p.name for p in other.iterdir()] == ['end1.npz']
+
+
+@pytest.mark.slow
+def test_whoever_dies_wherever_the_others_end_and_the_same_command_goes_on(
+  whole, tmp_path, monkeypatch
+):
+  workdir, cache = whole
+  monkeypatch.setenv('DRIVER_RECORDS', str(tmp_path / 'records'))
+  monkeypatch.setenv('DRIVER_HEARTBEAT', '5')
+  for dies in ('build', 'cache:0', 'step:1', 'report:0'):
+    monkeypatch.setenv('DRIVER_DIES', dies)
+    ended = finish_all(start_several(tmp_path / 'run', cache))
+    (_, killed, _), (seconds, code, output) = sorted(ended)
+    assert killed == -signal.SIGKILL, ended
+    assert seconds - min(ended)[0] < 60
+    assert code not in (0, None, -signal.SIGKILL)
     expected = ('another task died', 'unhealthy', 'coordination service')
-    assert any(text in output for text in expected), output
-  # What was trained is there, and the same command writes its report.
-  monkeypatch.setenv('DRIVER_REPORT', '0')
-  for process in start_two(tmp_path, cache):
-    code, output = spawn.finish(process)
+    assert any(text in output for text in expected), (dies, output)
+    if dies == 'report:0':
+      assert 'step' not in output.splitlines(), 'trained again'
+  monkeypatch.setenv('DRIVER_DIES', '')
+  for _, code, output in finish_all(start_several(tmp_path / 'run', cache)):
     assert code == 0, output
-    assert 'step' not in output.splitlines()
+    assert not {'build', 'cache', 'step'} & set(output.splitlines())
+  for name in ('history.jsonl', 'history.csv'):
+    found = (tmp_path / 'run' / name).read_text()
+    assert found == (workdir / name).read_text()
+  logits, expected = (
+    read(run / 'end0.npz')['logits'] for run in (tmp_path / 'run', workdir)
+  )
+  np.testing.assert_array_equal(logits, expected)
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path):
-  first, second = start_two(tmp_path, tmp_path / 'cache')
+  first, second = start_several(tmp_path, tmp_path / 'cache')
   for line in second.stdout:
     if line.startswith('step'):
       break

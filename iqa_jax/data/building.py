@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import os
+import shutil
 from typing import Any
 
 from absl import logging
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 import tqdm
 
 from iqa_jax.aliases import Record
@@ -19,6 +21,7 @@ from iqa_jax.photograph import images, prepare
 
 # For `tfds build`, which has no flag of its own for it.
 ALLOW_MISSING = 'IQA_JAX_ALLOW_MISSING'
+_SAMPLED = 8  # photographs that tell how much disk all will take
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -92,12 +95,12 @@ class PhotographBuilder(
     unreadable = self._unreadable(splits)
     self.info.metadata['fingerprint'] = fingerprint(splits)
     self.info.metadata['left_out'] = [*absent, *sorted(unreadable)]
-    return {
-      name: self._generate_examples(
-        [e for e in rows if e.path and e.image_id not in unreadable]
-      )
+    good = {
+      name: [e for e in rows if e.path and e.image_id not in unreadable]
       for name, rows in splits.items()
     }
+    self._check_room([e for rows in good.values() for e in rows])
+    return {name: self._generate_examples(rows) for name, rows in good.items()}
 
   def _unreadable(self, splits: Mapping[str, Sequence[Entry]]) -> set[str]:
     """Returns which photographs can't be decoded; raises unless allowed.
@@ -134,16 +137,37 @@ class PhotographBuilder(
       logging.warning('left out: %s', error)
     return set(found)
 
-  def _generate_examples(self, entries: Sequence[Entry]) -> Iterator:
-    original = self.builder_config.original
-
-    def record(entry: Entry) -> tuple[str, Record]:
-      assert entry.path is not None
-      return entry.image_id, records.from_file(
-        entry.path, original=original, **entry.metadata
+  def _check_room(self, entries: Sequence[Entry]) -> None:
+    """Tells how much disk the records take; raises where there is less."""
+    some = entries[:: max(len(entries) // _SAMPLED, 1)]
+    if not some:
+      return
+    taken = [len(self._record(e)[1]['image'].getbuffer()) for e in some]
+    need = sum(taken) / len(taken) * len(entries)
+    # So many are sorted in files beside the records.
+    sorting = need if need > shuffle.MAX_MEM_BUFFER_SIZE else 0
+    free = shutil.disk_usage(self.data_dir).free
+    told = (
+      f'{len(entries)} photographs take {need / 1e9:.2f} GB of records'
+      f'{", twice that while they are built" if sorting else ""}; '
+      f'{free / 1e9:.2f} GB are free in {self.data_path.parent}'
+    )
+    logging.info('%s', told)
+    if need + sorting > free:
+      raise records.DataError(
+        f'{told}: make room, or give another --config.data.data_dir'
       )
 
-    yield from records.in_parallel(record, entries)
+  def _record(self, entry: Entry) -> tuple[str, Record]:
+    assert entry.path is not None
+    return entry.image_id, records.from_file(
+      entry.path,
+      original=self.builder_config.original,
+      **entry.metadata,
+    )
+
+  def _generate_examples(self, entries: Sequence[Entry]) -> Iterator:
+    yield from records.in_parallel(self._record, entries)
 
 
 def fingerprint(splits: Mapping[str, Sequence[Entry]]) -> str:

@@ -225,6 +225,10 @@ def _prepare(builder: Any, folder: pathlib.Path | None) -> None:
       f'{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}'
     )
   logging.info('building %s in %s', name, builder.data_dir)
+  # What a build leaves that was killed; this process has the lock.
+  for left in builder.data_path.parent.glob('incomplete.*'):
+    logging.info('removing %s', left)
+    left.rmtree()
   builder.download_and_prepare(
     download_config=tfds.download.DownloadConfig(
       manual_dir=str(folder) if folder else None, try_download_gcs=False

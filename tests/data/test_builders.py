@@ -344,7 +344,26 @@ def test_unreadable_photographs_cost_no_work(tmp_path, download, monkeypatch):
     open_eyeq(tmp_path)
   assert not prepared
   assert len(open_eyeq(tmp_path, allow_missing=True).table['image_id']) == 3
-  assert len(prepared) == 3
+  assert len(set(prepared)) == 3
+
+
+def test_a_full_disk_is_told_before_it_is_full(tmp_path, download, monkeypatch):
+  free = [100]
+  monkeypatch.setattr(
+    building.shutil, 'disk_usage', lambda _: type('', (), {'free': free[0]})
+  )
+  with pytest.raises(records.DataError, match=r'5 photographs.*0\.00 GB are'):
+    open_eyeq(tmp_path)
+  free[0] = 10**9
+  assert len(open_eyeq(tmp_path).table['image_id']) == 5
+
+
+def test_a_build_removes_what_a_killed_one_left(tmp_path, download):
+  left = tmp_path / 'records/eyeq/512/incomplete.AB12CD_1.1.0'
+  left.mkdir(parents=True)
+  (left / 'eyeq-train.array_record-00000-of-00001').write_bytes(b'half')
+  assert len(open_eyeq(tmp_path).table['image_id']) == 5
+  assert not left.exists()
 
 
 @pytest.mark.parametrize('damage', ['cut', 'flip', 'empty', 'other'])

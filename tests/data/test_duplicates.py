@@ -65,6 +65,7 @@ def test_blocks_change_nothing(monkeypatch):
   flips = codes[11].ravel()[1:] @ codes[42].ravel()[1:].astype(int)
   assert whole[2][2] == pytest.approx(flips / 575)
   monkeypatch.setattr(duplicates, '_BLOCK', 7)
+  monkeypatch.setattr(duplicates, '_WIDE', 9)
   assert duplicates.pairs(codes) == whole
 
 

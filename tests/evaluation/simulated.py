@@ -3,13 +3,18 @@
 Nothing here comes from a network or a photograph.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import json
+from unittest import mock
 
 import numpy as np
 from scipy import special
 
-from iqa_jax import labels
+from iqa_jax import config as config_lib
+from iqa_jax import labels, run_directory
 from iqa_jax.evaluation.predictions import Predictions
+from iqa_jax.tasks import Task
 
 
 class Source:
@@ -89,6 +94,84 @@ def predictions(columns: Mapping[str, np.ndarray]) -> Predictions:
   return Predictions.from_columns(
     {**given, **columns, 'verdict': names[columns['verdict'] + 1]}
   )
+
+
+@contextlib.contextmanager
+def no_network() -> Iterator[Callable]:
+  """Makes `evaluate` find simulated logits where a network would predict.
+
+  Yields make(folder, task, count) -> (config, workdir, source, splits).
+  """
+  from iqa_jax import inference, trained
+  from iqa_jax.data import pipeline
+  from iqa_jax.data import plan as plan_lib
+  from iqa_jax.evaluation import looks
+
+  # There are no photographs to look at.
+  unseen = {'not_fundus': None, 'unlike_training': None}
+  stored: dict = {}
+
+  def make(folder, task_name='quality', count=800, seed=1, **changes):
+    source = Source(count)
+    config = config_lib.default()
+    config.task.name = task_name
+    config.eval.bootstrap = 100
+    config.explain.examples = 0
+    for key, value in changes.items():
+      config.eval[key] = value
+    task = Task.from_config(config)
+    run_directory.save_model(
+      folder,
+      {'params': {'w': np.full(1, seed, np.float32)}},
+      {
+        'config': json.loads(config_lib.to_json(config)),
+        'outputs': list(task.outputs),
+        'image_size': 32,
+        'epoch': 3,
+        'step': 30,
+        'source': {},
+      },
+    )
+    run_directory.write_text(folder / 'config.json', config_lib.to_json(config))
+    run_directory.write_text(
+      folder / 'history.jsonl',
+      ''.join(json.dumps(line) + '\n' for line in HISTORY),
+    )
+    stored[str(folder)] = (task, logits(source, task_name, seed), config)
+    return config, folder, source, splits(count)
+
+  def load(workdir):
+    task, found, config = stored[str(workdir)]
+    saved = run_directory.load_model(workdir)
+    return trained.Trained(
+      model=None,
+      variables={'logits': found},
+      task=task,
+      config=config,
+      record=saved.record,
+      digest=saved.digest,
+      image_size=32,
+    )
+
+  def predict(loaded, batches, *, flip_tta=False):
+    index = batches
+    found = loaded.variables['logits'][index]
+    return {
+      'index': index,
+      'image_id': np.array([str(i) for i in index]),
+      'logits': found,
+      'p_inadequate': np.asarray(loaded.task.p_inadequate(found)),
+      'spread': np.full(len(index), 0.01 * flip_tta, np.float32),
+    }
+
+  with (
+    mock.patch.object(trained, 'load', load),
+    mock.patch.object(inference, 'predict', predict),
+    mock.patch.object(plan_lib, 'plan_eval', lambda source, index: index),
+    mock.patch.object(pipeline, 'batches', lambda source, plan, **_: plan),
+    mock.patch.object(looks, 'measure', lambda *_: unseen),
+  ):
+    yield make
 
 
 def extreme(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

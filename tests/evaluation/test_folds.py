@@ -1,5 +1,6 @@
 """Folds are pooled image by image, at their own operating points."""
 
+import shutil
 import subprocess
 import sys
 
@@ -193,6 +194,29 @@ def test_the_command_runs_every_fold_then_pools(five, command, capsys):
   assert '5 folds; positive class: Inadequate' in capsys.readouterr().out
   result = run_directory.read_json(workdir / 'metrics.json')
   assert result['splits']['pooled']['verdict']['n'] == 500
+
+
+@ML_COLLECTIONS
+def test_finished_folds_are_skipped_unless_they_are_of_another_run(
+  five, command
+):
+  workdir, *_ = five()
+  config = config_lib.variant('demo')
+  config.seed, config.data.manual_dir = 3, 'elsewhere'
+  for k, files in {0: ('report.md',), 1: ('index.html',), 3: ()}.items():
+    folder = workdir / f'fold_{k}'
+    config.data.fold = k
+    run_directory.write_text(folder / 'config.json', config_lib.to_json(config))
+    shutil.rmtree(folder / 'report', ignore_errors=True)
+    for name in files:
+      run_directory.write_text(folder / 'report' / name, 'a report')
+  arguments = ['--config=demo', f'--workdir={workdir}', '--config.seed=3']
+  code, ran = command(arguments, [0] * 5)
+  assert code == 0
+  assert [line[-1][-1] for line in ran] == ['1', '2', '3', '4']
+  # The run itself refuses another configuration, and says how they differ.
+  arguments[-1] = '--config.seed=4'
+  assert len(command(arguments, [0] * 5)[1]) == 5
 
 
 @ML_COLLECTIONS

@@ -460,6 +460,56 @@ def test_shards_merge_to_the_whole(workdir, photographs, done, tmp_path):
   assert (tmp_path / 'index.html').is_file()
 
 
+@pytest.mark.slow
+def test_a_killed_shard_takes_its_workers_along_and_goes_on(workdir, tmp_path):
+  rng = np.random.default_rng(0)
+  for i in range(60):
+    material.save(tmp_path / f'in/{i}.jpg', rng)
+  output = tmp_path / 'out'
+  shards = [
+    options(
+      workdir, tmp_path / 'in', output, outputs=('npz',), batch_size=4,
+      shard_index=i, num_shards=2,
+    )
+    for i in (0, 1)
+  ]  # fmt: skip
+  process = subprocess.Popen(
+    material.command(
+      workdir, tmp_path / 'in', output, '--outputs=npz', '--batch_size=4',
+      '--workers=1', '--shard_index=0', '--num_shards=2',
+    ),
+    env=material.environment(),
+    cwd=material.ROOT,
+  )  # fmt: skip
+  until = time.monotonic() + 120
+  while len(list(output.glob('npz/*'))) < 12:
+    assert process.poll() is None and time.monotonic() < until
+    time.sleep(0.01)
+  [orphan] = children(process.pid)
+  process.kill()
+  process.wait()
+  until = time.monotonic() + 60
+  while pathlib.Path(f'/proc/{orphan}/cwd').exists():
+    assert time.monotonic() < until, 'a worker outlives its export'
+    time.sleep(0.05)
+  run(shards[1])
+  with pytest.raises(manifest.ManifestError, match=r'0 of 2 is unfinished'):
+    export.merge(shards[0])
+  assert run(shards[0]).skipped < 30
+  export.merge(shards[0])
+  whole = tmp_path / 'whole'
+  run(options(workdir, tmp_path / 'in', whole, outputs=('npz',), batch_size=4))
+  merged, expected = (read(o / 'manifest.csv') for o in (output, whole))
+  assert merged.keys() == expected.keys() and len(merged) == 60
+  for path, row in expected.items():
+    assert merged[path]['verdict'] == row['verdict']
+    with (
+      np.load(output / merged[path]['npz']) as ours,
+      np.load(whole / row['npz']) as theirs,
+    ):
+      np.testing.assert_allclose(ours['map'], theirs['map'], atol=1e-5)
+
+
 def test_list_can_neither_write_outside_nor_collide(workdir, tmp_path):
   rng = np.random.default_rng(0)
   secret = tmp_path / 'secret'
@@ -624,8 +674,9 @@ def test_full_disk(workdir, photographs, tmp_path):
     subprocess.run(['umount', str(disk)], check=True)
 
 
-def children() -> list[int]:
-  """Returns the worker processes of this process."""
+def children(parent: int | None = None) -> list[int]:
+  """Returns the worker processes of a process, by default of this one."""
+  parent = parent or os.getpid()
   found = []
   for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
     try:
@@ -633,7 +684,7 @@ def children() -> list[int]:
       command = (path.parent / 'cmdline').read_text()
     except OSError:
       continue
-    if int(fields[1]) == os.getpid() and 'export import worker' in command:
+    if int(fields[1]) == parent and 'export import worker' in command:
       found.append(int(path.parent.name))
   return found
 

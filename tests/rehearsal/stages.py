@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import math
 import os
 import pathlib
+import resource
 import shlex
 import subprocess
 import sys
@@ -23,7 +24,12 @@ _CONFIGS = {
   'eyeq': ('eyeq_resnet50', 'eyeq_grade'),
 }
 _MEMORY_GB = 4.0
-_FASTER = 1.15  # a growth of more is told; n log n has less
+QUANTITIES = {
+  'cpu': 's of processors',
+  'seconds': 's',
+  'memory_gb': 'GB memory',
+  'disk_gb': 'GB disk',
+}
 
 
 class StageFailed(errors.UserError):
@@ -35,9 +41,10 @@ def stages(
 ) -> dict[str, list[str]]:
   """Returns the commands by what they do, in order."""
   first, second = _CONFIGS[dataset]
+  records = home / 'records'
   narrow = [
     *(f'--config.data.{k}' for k in (
-      f'manual_dir={data}', f'data_dir={home / "records"}',
+      f'manual_dir={data}', f'data_dir={records}',
       'allow_missing=True', 'image_size=64',
     )),
     *(f'--config.model.{k}' for k in (
@@ -57,17 +64,14 @@ def stages(
       *('validate_data', f'--dataset={dataset}', f'--manual_dir={data}'),
       *(f'--output={home / "validation.csv"}', '--allow_missing'),
     ],
-    f'build, and train {first}': [
+    'build': ['tests.rehearsal.build', f'--config={first}', *narrow],
+    f'train {first}': [
       *('main', f'--config={first}', f'--workdir={run}', '--mode=train'),
       *narrow,
     ],
     'evaluate': ['main', f'--workdir={run}', '--mode=evaluate'],
     f'train and evaluate {second}': [
       *('main', f'--config={second}', f'--workdir={other}', *narrow)
-    ],
-    f'cross_validate, {folds} folds': [
-      *('cross_validate', f'--config={first}', f'--config.data.folds={folds}'),
-      *(f'--workdir={home / "folds"}', *narrow),
     ],
     'export, shard 1 of 2': [
       *(*export, f'--images={photographs}', '--shard_index=0')
@@ -86,9 +90,17 @@ def stages(
       *('compare_runs', f'--workdirs={run},{other}', '--note=simulated'),
       f'--output={home / "comparison"}',
     ],
+    f'cross_validate, {folds} folds': [
+      *('cross_validate', f'--config={first}', f'--config.data.folds={folds}'),
+      *(f'--workdir={home / "folds"}', *narrow),
+    ],
   }
   return {
-    name: [sys.executable, '-m', f'iqa_jax.{module}', *arguments]
+    name: [
+      *(sys.executable, '-m'),
+      module if '.' in module else f'iqa_jax.{module}',
+      *arguments,
+    ]
     for name, (module, *arguments) in found.items()
   }
 
@@ -96,12 +108,16 @@ def stages(
 def measure(
   arguments: Sequence[str], folder: pathlib.Path, log: pathlib.Path
 ) -> dict[str, float]:
-  """Runs a command; returns 'seconds', 'memory_gb' and 'disk_gb' (added).
+  """Runs a command; returns its `QUANTITIES`.
+
+  Of the command and its children: processor time, and the most resident
+  memory, in which shared pages count in each. Disk is what was added.
 
   Raises:
     StageFailed: it ended with another exit code than 0.
   """
   before, begun, peak = disk(folder), time.monotonic(), 0.0
+  used = _children()
   with open(log, 'w', encoding='utf-8') as file:
     process = subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT)
     while True:
@@ -116,10 +132,17 @@ def measure(
       f'{shlex.join(arguments)}\nended with exit code {code}: see {log}'
     )
   return {
+    'cpu': _children() - used,
     'seconds': seconds,
     'memory_gb': peak / 1024,
     'disk_gb': (disk(folder) - before) / 1e9,
   }
+
+
+def _children() -> float:
+  """Returns the seconds of processor time of all that were waited for."""
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return used.ru_utime + used.ru_stime
 
 
 def disk(folder: pathlib.Path) -> int:
@@ -158,50 +181,58 @@ def through(
   return result
 
 
-def growth(small: float, large: float, counts: tuple[int, int]) -> float:
-  """Returns k of cost ~ n^k between two counts; NaN where nothing is there."""
-  if min(small, large) <= 0:
+def growth(costs: Sequence[float], counts: Sequence[int]) -> float:
+  """Returns k of n^k; NaN where there is nothing to compare.
+
+  Of two, between them; of more, of what the last two cost beyond the first,
+  which has the start of processes and compilation in it.
+  """
+  if len(costs) > 2:
+    costs = [cost - costs[0] for cost in costs[-2:]]
+    counts = [count - counts[0] for count in counts[-2:]]
+  if min(costs) <= 0:
     return math.nan
-  return math.log(large / small) / math.log(counts[1] / counts[0])
+  return math.log(costs[1] / costs[0]) / math.log(counts[1] / counts[0])
 
 
 def extrapolated(
-  small: float, large: float, counts: tuple[int, int], n: int
+  costs: Sequence[float], counts: Sequence[int], n: int
 ) -> float:
-  """Returns the cost of n by the line through both: start and each one's."""
-  each = (large - small) / (counts[1] - counts[0])
-  return max(large + each * (n - counts[1]), 0.0)
+  """Returns the cost of n by the line through the two largest."""
+  each = (costs[-1] - costs[-2]) / (counts[-1] - counts[-2])
+  return max(costs[-1] + each * (n - counts[-1]), 0.0)
 
 
 def table(dataset: str, results: Sequence[Mapping[str, Any]]) -> str:
-  """Returns the report as Markdown, of one download or two."""
+  """Returns the report as Markdown, of one download or more."""
   results = sorted(results, key=lambda r: r['photographs'])
-  counts = tuple(r['photographs'] for r in results)
+  counts = [r['photographs'] for r in results]
   targets = (ALL[dataset], 1_000_000)
   lines = [
     f'# Rehearsal of {dataset}: simulated photographs, narrow networks',
     '',
     f'Load of the machine at the end {os.getloadavg()[0]:.1f}, cores '
-    f'{len(os.sched_getaffinity(0))}. Two small downloads tell little of large '
+    f'{len(os.sched_getaffinity(0))}. Small downloads tell little of large '
     'ones: most of their time is the start of processes and compilation.',
-    'Extrapolated: cost(n) = cost of the larger + (n - its photographs) x '
-    '(difference of costs) / (difference of photographs). Growth: k of n^k.',
+    'Extrapolated: the line through the two largest. Growth: k of n^k, of '
+    'three downloads of what costs beyond the smallest; ! where it is a tenth '
+    'over that of n log n.',
     '',
   ]
   header = ['stage', 'quantity', *(f'{n:,} photographs' for n in counts)]
-  if len(counts) == 2:
+  several = len(counts) > 1
+  if several:
     header += ['growth', *(f'{n:,} (extrapolated)' for n in targets)]
+    allowed = 1.1 * growth([n * math.log(n) for n in counts], counts)
   rows = [header, ['---'] * len(header)]
   for stage in results[-1]['stages']:
-    for key, unit in (
-      ('seconds', 's'), ('memory_gb', 'GB memory'), ('disk_gb', 'GB disk'),
-    ):  # fmt: skip
+    for key, unit in QUANTITIES.items():
       values = [r['stages'][stage][key] for r in results]
       row = [stage, unit, *(f'{v:.3g}' for v in values)]
-      if len(counts) == 2:
-        k = growth(*values, counts)
-        row.append('' if math.isnan(k) else f'{k:.2f}' + '!' * (k > _FASTER))
-        row += [f'{extrapolated(*values, counts, n):.3g}' for n in targets]
+      if several:
+        k = growth(values, counts)
+        row.append('' if math.isnan(k) else f'{k:.2f}' + '!' * (k > allowed))
+        row += [f'{extrapolated(values, counts, n):.3g}' for n in targets]
       if key == 'memory_gb' and max(values) > _MEMORY_GB:
         row[1] += f' (over {_MEMORY_GB:g})'
       rows.append(row)

@@ -139,12 +139,14 @@ def test_a_stage_is_measured(tmp_path):
   command = (
     'import pathlib, time; block = bytearray(300_000_000); '
     f'pathlib.Path({str(tmp_path / "made")!r}).write_bytes(bytes(10**6)); '
-    'time.sleep(1)'
+    'time.sleep(1); begun = time.process_time()\n'
+    'while time.process_time() < begun + 0.5: pass'
   )
   found = stages.measure(
     [sys.executable, '-c', command], tmp_path, tmp_path / 'log'
   )
-  assert 1 < found['seconds'] < 60
+  assert 1.5 < found['seconds'] < 60
+  assert 0.5 < found['cpu'] < 1.5
   assert 0.28 < found['memory_gb'] < 0.5
   assert found['disk_gb'] == pytest.approx(0.001)
   with pytest.raises(stages.StageFailed, match='exit code 3'):
@@ -155,19 +157,27 @@ def test_a_stage_is_measured(tmp_path):
 
 def test_growth_and_extrapolation():
   counts = (100, 400)
-  assert stages.growth(3.0, 12.0, counts) == pytest.approx(1)
-  assert stages.growth(1.0, 16.0, counts) == pytest.approx(2)
+  assert stages.growth((3.0, 12.0), counts) == pytest.approx(1)
+  assert stages.growth((1.0, 16.0), counts) == pytest.approx(2)
   # 10 s to start and 0.02 s each.
-  assert stages.extrapolated(12, 18, counts, 10_000) == pytest.approx(210)
+  costs = (12.0, 18.0)
+  assert stages.extrapolated(costs, counts, 10_000) == pytest.approx(210)
+  counts = (100, 400, 1600)
+  linear = [10 + 0.02 * n for n in counts]
+  assert stages.growth(linear, counts) == pytest.approx(1)
+  square = [10 + 1e-4 * n**2 for n in counts]
+  assert stages.growth(square, counts) > 1.7
 
 
 def test_table_shows_what_grows_too_fast_and_needs_too_much():
   def result(photographs, seconds, memory):
-    row = {'seconds': seconds, 'memory_gb': memory, 'disk_gb': 0.0}
-    return {'photographs': photographs, 'stages': {'score': row}}
+    row = {'cpu': photographs / 100, 'seconds': seconds, 'disk_gb': 0.0}
+    stages_of_it = {'score': row | {'memory_gb': memory}}
+    return {'photographs': photographs, 'stages': stages_of_it}
 
   text = stages.table('brset', [result(400, 32.0, 5.0), result(100, 2.0, 1.0)])
   assert '| score | s | 2 | 32 | 2.00! |' in text
+  assert '| score | s of processors | 1 | 4 | 1.00 | 163 | 1e+04 |' in text
   assert 'GB memory (over 4)' in text
   assert 'simulated' in text
 
