@@ -30,6 +30,7 @@ class Builder:
     self._named: dict[int, tuple[np.ndarray, str]] = {}
     self._input = input_name
     self._batch = ''
+    self._transposed: dict[Any, tuple[Any, tuple[int, ...]]] = {}
 
   def add(self, op: str, *inputs: Any, **attributes: Any) -> str:
     """Adds a node; returns its output's name."""
@@ -49,6 +50,44 @@ class Builder:
       self._named[id(value)] = (value, name)  # kept, so that ids stay unique
     return self._named[id(value)][1]
 
+  def transpose(self, x: Value, perm: Sequence[int]) -> Value:
+    """Returns x with its axes in another order; back and forth is nothing."""
+    source, before = self._transposed.get(self.name(x), (x, range(len(perm))))
+    perm = tuple(before[p] for p in perm)
+    if perm == tuple(range(len(perm))):
+      return source
+    name = self.add('Transpose', source, perm=perm)
+    self._transposed[name] = source, perm
+    return name
+
+  def elementwise(self, op: str, *values: Value) -> Value:
+    """Adds a node of values of one shape, or of scalars and the like.
+
+    On what was transposed before, so that between convolutions, which have
+    the channels first, nothing has to be.
+    """
+    known = [
+      self._transposed[v]
+      for v in values
+      if isinstance(v, str) and v in self._transposed
+    ]
+    perms = {perm for _, perm in known}
+    if len(perms) != 1:
+      return self.add(op, *values)
+    (perm,) = perms
+    back = np.argsort(perm)
+    sources: list[Value] = []
+    for value in values:
+      if isinstance(value, str):
+        if value not in self._transposed:
+          return self.add(op, *values)
+        sources.append(self._transposed[value][0])
+      elif value.ndim not in (0, len(perm)):
+        return self.add(op, *values)
+      else:
+        sources.append(value.transpose(back) if value.ndim else value)
+    return self.transpose(self.add(op, *sources), perm)
+
   def shape(self, shape: Sequence[Any]) -> Value:
     """Returns a shape as a value, the batch looked up where it is in it."""
     if all(isinstance(d, int) for d in shape):
@@ -60,6 +99,18 @@ class Builder:
       for d in shape
     ]
     return self.add('Concat', *parts, axis=0)
+
+
+def used(
+  nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]
+) -> list[onnx.NodeProto]:
+  """Returns the nodes that outputs depend on, in their order."""
+  wanted, kept = set(outputs), []
+  for node in reversed(nodes):
+    if wanted.intersection(node.output):
+      wanted.update(node.input)
+      kept.append(node)
+  return kept[::-1]
 
 
 def type_of(dtype: Any) -> int:

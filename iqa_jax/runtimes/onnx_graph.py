@@ -16,7 +16,7 @@ import onnx
 from onnx import helper
 
 from iqa_jax.runtimes import onnx_operations
-from iqa_jax.runtimes.onnx_builder import Builder, Value, type_of
+from iqa_jax.runtimes.onnx_builder import Builder, Value, type_of, used
 
 OPSET = 18
 # Functions within the function.
@@ -53,12 +53,14 @@ def convert(
       helper.make_node('Identity', [graph.name(result)], [name])
     )
     outputs.append(_value(name, var.aval))
+  nodes = used(graph.nodes, output_names)
+  taken = {name for node in nodes for name in node.input}
   made = helper.make_graph(
-    graph.nodes,
+    nodes,
     'iqa_jax',
     [_value(input_name, input_spec)],
     outputs,
-    graph.constants,
+    [c for c in graph.constants if c.name in taken],
   )
   return helper.make_model(
     made,

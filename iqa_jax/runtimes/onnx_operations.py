@@ -27,7 +27,6 @@ _SIMPLE = {
   'log': 'Log',
   'logistic': 'Sigmoid',
   'lt': 'Less',
-  'max': 'Max',
   'min': 'Min',
   'mul': 'Mul',
   'neg': 'Neg',
@@ -62,7 +61,7 @@ def translate(graph: Builder, eqn: Any, values: Sequence[Value]) -> list[Value]:
   """
   name, params = eqn.primitive.name, eqn.params
   if name in _SIMPLE:
-    return [graph.add(_SIMPLE[name], *values)]
+    return [graph.elementwise(_SIMPLE[name], *values)]
   if name in _REDUCTIONS:
     axes = np.asarray(params['axes'], np.int64)
     return [graph.add(_REDUCTIONS[name], *values, axes, keepdims=0)]
@@ -78,6 +77,18 @@ def _like(value: Any, number: float) -> np.ndarray:
 
 def _ne(graph: Builder, eqn: Any, x: Value, y: Value) -> str:
   return graph.add('Not', graph.add('Equal', x, y))
+
+
+def _max(graph: Builder, eqn: Any, x: Value, y: Value) -> str:
+  for one, other in ((x, y), (y, x)):
+    if isinstance(one, np.ndarray) and not one.any():
+      # Runtimes compute it with the convolution before it.
+      if (
+        eqn.invars[0 if other is x else 1].aval.shape
+        == eqn.outvars[0].aval.shape
+      ):
+        return graph.elementwise('Relu', other)
+  return graph.elementwise('Max', x, y)
 
 
 def _rsqrt(graph: Builder, eqn: Any, x: Value) -> str:
@@ -125,7 +136,7 @@ def _is_finite(graph: Builder, eqn: Any, x: Value) -> str:
 def _select_n(graph: Builder, eqn: Any, which: Value, *cases: Value) -> str:
   if len(cases) != 2 or eqn.invars[0].aval.dtype != bool:
     raise Unsupported('a choice among more than two')
-  return graph.add('Where', which, cases[1], cases[0])
+  return graph.elementwise('Where', which, cases[1], cases[0])
 
 
 def _convert_element_type(graph: Builder, eqn: Any, x: Value) -> str:
@@ -153,7 +164,7 @@ def _broadcast_in_dim(
 
 
 def _transpose(graph: Builder, eqn: Any, x: Value) -> str:
-  return graph.add('Transpose', x, perm=list(eqn.params['permutation']))
+  return graph.transpose(x, list(eqn.params['permutation']))
 
 
 def _concatenate(graph: Builder, eqn: Any, *parts: Value) -> str:
@@ -229,7 +240,7 @@ def _gather(graph: Builder, eqn: Any, x: Value, indices: Value) -> str:
   offsets = list(numbers.offset_dims)
   order = [d for d in range(rank) if d not in offsets]
   now = [*offsets[:axis], *order, *offsets[axis:]]
-  return graph.add('Transpose', x, perm=list(np.argsort(now)))
+  return graph.transpose(x, list(np.argsort(now)))
 
 
 def _scatter_add(
@@ -253,7 +264,7 @@ def _scatter_add(
   else:
     (own,) = set(range(len(shape))) - set(window)
     perm = [*window[:axis], own, *window[axis:]]
-    updates = graph.add('Transpose', updates, perm=perm)
+    updates = graph.transpose(updates, perm)
   belongs = np.eye(shape[axis], dtype=eqn.invars[0].aval.dtype)[places]
   letters = 'abcdefgh'[: len(shape)]
   out = letters.replace(letters[axis], 'z')
@@ -292,14 +303,14 @@ def _conv_general_dilated(
   before, after = zip(*p['padding'], strict=True)
   y = graph.add(
     'Conv',
-    graph.add('Transpose', x, perm=list(into)),
+    graph.transpose(x, list(into)),
     np.ascontiguousarray(np.transpose(kernel, weights)),
     strides=list(p['window_strides']),
     pads=[*before, *after],
     dilations=list(p['rhs_dilation']),
     group=p['feature_group_count'],
   )
-  return graph.add('Transpose', y, perm=list(np.argsort(out)))
+  return graph.transpose(y, list(np.argsort(out)))
 
 
 def _reduce_window_max(graph: Builder, eqn: Any, x: Value) -> str:
@@ -307,12 +318,12 @@ def _reduce_window_max(graph: Builder, eqn: Any, x: Value) -> str:
   before, after = zip(*eqn.params['padding'], strict=True)
   y = graph.add(
     'MaxPool',
-    graph.add('Transpose', x, perm=[0, 3, 1, 2]),
+    graph.transpose(x, [0, 3, 1, 2]),
     kernel_shape=window,
     strides=strides,
     pads=[*before[1:3], *after[1:3]],
   )
-  return graph.add('Transpose', y, perm=[0, 2, 3, 1])
+  return graph.transpose(y, [0, 2, 3, 1])
 
 
 def _windows(params: Mapping[str, Any]) -> tuple[list[int], list[int]]:
@@ -342,7 +353,7 @@ def _select_and_scatter_add(
   x = graph.add('Slice', operand, np.zeros_like(whole), whole, np.array([1, 2]))
   split = np.asarray([-1, high, rows, wide, columns, channels])
   x = graph.add('Reshape', x, split)
-  x = graph.add('Transpose', x, perm=[0, 1, 3, 5, 2, 4])
+  x = graph.transpose(x, [0, 1, 3, 5, 2, 4])
   flat = np.asarray([-1, high, wide, channels, rows * columns])
   x = graph.add('Reshape', x, flat)
   first = graph.add('ArgMax', x, axis=4, keepdims=1)
@@ -352,7 +363,7 @@ def _select_and_scatter_add(
   spread = graph.add('Mul', spread, chosen)
   windows = np.asarray([-1, high, wide, channels, rows, columns])
   spread = graph.add('Reshape', spread, windows)
-  spread = graph.add('Transpose', spread, perm=[0, 1, 4, 2, 5, 3])
+  spread = graph.transpose(spread, [0, 1, 4, 2, 5, 3])
   joined = np.asarray([-1, *whole, channels])
   spread = graph.add('Reshape', spread, joined)
   rest = [0, 0, 0, 0, 0, height - whole[0], width - whole[1], 0]
@@ -373,6 +384,7 @@ _TRANSLATED: dict[str, Callable[..., Any]] = {
   'integer_pow': _integer_pow,
   'is_finite': _is_finite,
   'log1p': _log1p,
+  'max': _max,
   'ne': _ne,
   'pad': _pad,
   'reduce_window_max': _reduce_window_max,
