@@ -78,6 +78,7 @@ def columns(logits: Sequence[str], criteria: Sequence[str] = ()) -> list[str]:
     *ruler.COLUMNS,
     *KINDS,
     'checkpoint',
+    'runtime',
   ]
   # Of two classes p_inadequate is both an output's and the verdict's.
   return list(dict.fromkeys(names))

@@ -364,6 +364,7 @@ def _settings(
     knows = {'criteria': list(model.criteria), 'language': options.language}
   return knows | {
     'checkpoint': model.digest,
+    'runtime': model.runtime,
     'root': root,
     'logits': list(model.outputs),
     'image_size': model.size,

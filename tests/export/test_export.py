@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from iqa_jax import inference, models, run_directory, trained
+from iqa_jax import inference, models, run_directory, runtimes, trained
 from iqa_jax.explain import cam
 from iqa_jax.export import crew, manifest, messages, worker
 from iqa_jax.export import run as export
@@ -842,6 +842,7 @@ def test_flags_offer_what_there_is():
   assert tuple(defined['method'][1]) == cam.METHODS
   assert tuple(defined['colors'][1]) == overlay.COLORS
   assert tuple(defined['scaling'][1]) == SCALINGS
+  assert tuple(defined['runtime'][1]) == runtimes.NAMES
   assert tuple(defined['language'][1]) == tuple(advice.LANGUAGES)
   assert tuple(defined['outputs'][0]) == DEFAULT_OUTPUTS
   defaults = {f.name: f.default for f in dataclasses.fields(Options)}
