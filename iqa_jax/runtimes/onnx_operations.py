@@ -5,11 +5,12 @@ Those that our networks, heads and maps are made of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from iqa_jax.runtimes import onnx_windows
 from iqa_jax.runtimes.onnx_builder import Builder, Unsupported, Value, type_of
 
 _SIMPLE = {
@@ -75,36 +76,35 @@ def _like(value: Any, number: float) -> np.ndarray:
   return np.asarray(number, value.aval.dtype)
 
 
-def _ne(graph: Builder, eqn: Any, x: Value, y: Value) -> str:
+def _ne(graph: Builder, eqn: Any, x: Value, y: Value) -> Value:
   return graph.add('Not', graph.add('Equal', x, y))
 
 
-def _max(graph: Builder, eqn: Any, x: Value, y: Value) -> str:
-  for one, other in ((x, y), (y, x)):
-    if isinstance(one, np.ndarray) and not one.any():
-      # Runtimes compute it with the convolution before it.
-      if (
-        eqn.invars[0 if other is x else 1].aval.shape
-        == eqn.outvars[0].aval.shape
-      ):
+def _max(graph: Builder, eqn: Any, x: Value, y: Value) -> Value:
+  shape = eqn.outvars[0].aval.shape
+  left, right = eqn.invars
+  for zero, other, var in ((x, y, right), (y, x, left)):
+    if isinstance(zero, np.ndarray) and not zero.any():
+      if var.aval.shape == shape:
+        # Runtimes compute it with the convolution before it.
         return graph.elementwise('Relu', other)
   return graph.elementwise('Max', x, y)
 
 
-def _rsqrt(graph: Builder, eqn: Any, x: Value) -> str:
+def _rsqrt(graph: Builder, eqn: Any, x: Value) -> Value:
   return graph.add('Reciprocal', graph.add('Sqrt', x))
 
 
-def _square(graph: Builder, eqn: Any, x: Value) -> str:
+def _square(graph: Builder, eqn: Any, x: Value) -> Value:
   return graph.add('Mul', x, x)
 
 
-def _integer_pow(graph: Builder, eqn: Any, x: Value) -> str:
+def _integer_pow(graph: Builder, eqn: Any, x: Value) -> Value:
   power = _like(eqn.outvars[0], eqn.params['y'])
   return graph.add('Pow', x, power)
 
 
-def _log1p(graph: Builder, eqn: Any, x: Value) -> str:
+def _log1p(graph: Builder, eqn: Any, x: Value) -> Value:
   # ONNX has none: Kahan's, exact where 1 + x rounds to 1.
   one = _like(eqn.outvars[0], 1)
   sum_ = graph.add('Add', x, one)
@@ -117,7 +117,7 @@ def _log1p(graph: Builder, eqn: Any, x: Value) -> str:
   )
 
 
-def _expm1(graph: Builder, eqn: Any, x: Value) -> str:
+def _expm1(graph: Builder, eqn: Any, x: Value) -> Value:
   # ONNX has none; exact for small x: 2 tanh(x / 2) / (1 - tanh(x / 2)).
   like = eqn.outvars[0]
   half = graph.add('Tanh', graph.add('Mul', x, _like(like, 0.5)))
@@ -128,29 +128,29 @@ def _expm1(graph: Builder, eqn: Any, x: Value) -> str:
   return graph.add('Where', small, found, direct)
 
 
-def _is_finite(graph: Builder, eqn: Any, x: Value) -> str:
+def _is_finite(graph: Builder, eqn: Any, x: Value) -> Value:
   odd = graph.add('Or', graph.add('IsNaN', x), graph.add('IsInf', x))
   return graph.add('Not', odd)
 
 
-def _select_n(graph: Builder, eqn: Any, which: Value, *cases: Value) -> str:
+def _select_n(graph: Builder, eqn: Any, which: Value, *cases: Value) -> Value:
   if len(cases) != 2 or eqn.invars[0].aval.dtype != bool:
     raise Unsupported('a choice among more than two')
   return graph.elementwise('Where', which, cases[1], cases[0])
 
 
-def _convert_element_type(graph: Builder, eqn: Any, x: Value) -> str:
+def _convert_element_type(graph: Builder, eqn: Any, x: Value) -> Value:
   return graph.add('Cast', x, to=type_of(eqn.params['new_dtype']))
 
 
-def _reshape(graph: Builder, eqn: Any, x: Value) -> str:
+def _reshape(graph: Builder, eqn: Any, x: Value) -> Value:
   shape = [d if isinstance(d, int) else -1 for d in eqn.outvars[0].aval.shape]
   return graph.add('Reshape', x, np.asarray(shape, np.int64))
 
 
 def _broadcast_in_dim(
   graph: Builder, eqn: Any, x: Value, *unused: Value
-) -> str:
+) -> Value:
   shape = eqn.outvars[0].aval.shape
   lifted: list[Any] = [1] * len(shape)
   for axis, size in zip(
@@ -163,15 +163,15 @@ def _broadcast_in_dim(
   return graph.add('Expand', x, graph.shape(shape))
 
 
-def _transpose(graph: Builder, eqn: Any, x: Value) -> str:
+def _transpose(graph: Builder, eqn: Any, x: Value) -> Value:
   return graph.transpose(x, list(eqn.params['permutation']))
 
 
-def _concatenate(graph: Builder, eqn: Any, *parts: Value) -> str:
+def _concatenate(graph: Builder, eqn: Any, *parts: Value) -> Value:
   return graph.add('Concat', *parts, axis=eqn.params['dimension'])
 
 
-def _stack(graph: Builder, eqn: Any, *parts: Value) -> str:
+def _stack(graph: Builder, eqn: Any, *parts: Value) -> Value:
   axis = eqn.params['axis']
   lifted = [
     graph.add('Unsqueeze', part, np.asarray([axis], np.int64)) for part in parts
@@ -179,7 +179,7 @@ def _stack(graph: Builder, eqn: Any, *parts: Value) -> str:
   return graph.add('Concat', *lifted, axis=axis)
 
 
-def _split(graph: Builder, eqn: Any, x: Value) -> list[str]:
+def _split(graph: Builder, eqn: Any, x: Value) -> list[Value]:
   sizes, axis = eqn.params['sizes'], np.asarray([eqn.params['axis']])
   ends = np.cumsum(sizes)
   return [
@@ -188,7 +188,7 @@ def _split(graph: Builder, eqn: Any, x: Value) -> list[str]:
   ]
 
 
-def _rev(graph: Builder, eqn: Any, x: Value) -> str:
+def _rev(graph: Builder, eqn: Any, x: Value) -> Value:
   axes = np.asarray(eqn.params['dimensions'], np.int64)
   first, last = np.full_like(axes, -1), np.full_like(axes, -_END)
   return graph.add('Slice', x, first, last, axes, first)
@@ -212,7 +212,7 @@ def _slice(graph: Builder, eqn: Any, x: Value) -> Value:
   return graph.add('Slice', x, first, last, axes, step)
 
 
-def _pad(graph: Builder, eqn: Any, x: Value, value: Value) -> str:
+def _pad(graph: Builder, eqn: Any, x: Value, value: Value) -> Value:
   widths = eqn.params['padding_config']
   if any(inner for _, _, inner in widths):
     raise Unsupported('padding between elements')
@@ -220,7 +220,7 @@ def _pad(graph: Builder, eqn: Any, x: Value, value: Value) -> str:
   return graph.add('Pad', x, np.asarray(pads, np.int64), value)
 
 
-def _gather(graph: Builder, eqn: Any, x: Value, indices: Value) -> str:
+def _gather(graph: Builder, eqn: Any, x: Value, indices: Value) -> Value:
   """Picks along one axis by indices that are known."""
   numbers, shape = eqn.params['dimension_numbers'], eqn.invars[0].aval.shape
   if isinstance(indices, str) or len(numbers.start_index_map) != 1:
@@ -245,7 +245,7 @@ def _gather(graph: Builder, eqn: Any, x: Value, indices: Value) -> str:
 
 def _scatter_add(
   graph: Builder, eqn: Any, operand: Value, indices: Value, updates: Value
-) -> str:
+) -> Value:
   """The gradient of `_gather`: a product with where each value belongs."""
   numbers = eqn.params['dimension_numbers']
   axes = numbers.scatter_dims_to_operand_dims
@@ -273,13 +273,13 @@ def _scatter_add(
   return graph.add('Add', operand, moved)
 
 
-def _argmax(graph: Builder, eqn: Any, x: Value) -> str:
+def _argmax(graph: Builder, eqn: Any, x: Value) -> Value:
   (axis,) = eqn.params['axes']
   found = graph.add('ArgMax', x, axis=axis, keepdims=0)
   return graph.add('Cast', found, to=type_of(eqn.params['index_dtype']))
 
 
-def _dot_general(graph: Builder, eqn: Any, x: Value, y: Value) -> str:
+def _dot_general(graph: Builder, eqn: Any, x: Value, y: Value) -> Value:
   (left, right), (left_batch, right_batch) = eqn.params['dimension_numbers']
   letters = iter('abcdefghijklmnopqrstuvwxyz')
   one = [next(letters) for _ in eqn.invars[0].aval.shape]
@@ -293,89 +293,11 @@ def _dot_general(graph: Builder, eqn: Any, x: Value, y: Value) -> str:
   return graph.add('Einsum', x, y, equation=equation)
 
 
-def _conv_general_dilated(
-  graph: Builder, eqn: Any, x: Value, kernel: np.ndarray
-) -> str:
-  p = eqn.params
-  if any(d != 1 for d in p['lhs_dilation']) or p['batch_group_count'] != 1:
-    raise Unsupported("a convolution's gradient")
-  into, weights, out = p['dimension_numbers']
-  before, after = zip(*p['padding'], strict=True)
-  y = graph.add(
-    'Conv',
-    graph.transpose(x, list(into)),
-    np.ascontiguousarray(np.transpose(kernel, weights)),
-    strides=list(p['window_strides']),
-    pads=[*before, *after],
-    dilations=list(p['rhs_dilation']),
-    group=p['feature_group_count'],
-  )
-  return graph.transpose(y, list(np.argsort(out)))
-
-
-def _reduce_window_max(graph: Builder, eqn: Any, x: Value) -> str:
-  window, strides = _windows(eqn.params)
-  before, after = zip(*eqn.params['padding'], strict=True)
-  y = graph.add(
-    'MaxPool',
-    graph.transpose(x, [0, 3, 1, 2]),
-    kernel_shape=window,
-    strides=strides,
-    pads=[*before[1:3], *after[1:3]],
-  )
-  return graph.transpose(y, [0, 2, 3, 1])
-
-
-def _windows(params: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-  """Returns height and width of windows, and their strides."""
-  window, strides = params['window_dimensions'], params['window_strides']
-  if len(window) != 4 or window[0] != 1 or window[3] != 1:
-    raise Unsupported('windows over the batch or channels')
-  return list(window[1:3]), list(strides[1:3])
-
-
-def _select_and_scatter_add(
-  graph: Builder, eqn: Any, source: Value, operand: Value
-) -> str:
-  """The gradient of a maximum of windows that do not overlap.
-
-  In words that every runtime knows; of equal values the first gets it, as in
-  XLA.
-  """
-  (rows, columns), strides = _windows(eqn.params)
-  if strides != [rows, columns] or any(
-    sum(pair) for pair in eqn.params['padding']
-  ):
-    raise Unsupported('the gradient of a maximum of windows that overlap')
-  _, height, width, channels = eqn.invars[1].aval.shape
-  high, wide = eqn.invars[0].aval.shape[1:3]
-  whole = np.asarray([high * rows, wide * columns])
-  x = graph.add('Slice', operand, np.zeros_like(whole), whole, np.array([1, 2]))
-  split = np.asarray([-1, high, rows, wide, columns, channels])
-  x = graph.add('Reshape', x, split)
-  x = graph.transpose(x, [0, 1, 3, 5, 2, 4])
-  flat = np.asarray([-1, high, wide, channels, rows * columns])
-  x = graph.add('Reshape', x, flat)
-  first = graph.add('ArgMax', x, axis=4, keepdims=1)
-  chosen = graph.add('Equal', first, np.arange(rows * columns))
-  chosen = graph.add('Cast', chosen, to=type_of(eqn.outvars[0].aval.dtype))
-  spread = graph.add('Unsqueeze', source, np.asarray([4]))
-  spread = graph.add('Mul', spread, chosen)
-  windows = np.asarray([-1, high, wide, channels, rows, columns])
-  spread = graph.add('Reshape', spread, windows)
-  spread = graph.transpose(spread, [0, 1, 4, 2, 5, 3])
-  joined = np.asarray([-1, *whole, channels])
-  spread = graph.add('Reshape', spread, joined)
-  rest = [0, 0, 0, 0, 0, height - whole[0], width - whole[1], 0]
-  zero = _like(eqn.outvars[0], 0)
-  return graph.add('Pad', spread, np.asarray(rest, np.int64), zero)
-
-
 _TRANSLATED: dict[str, Callable[..., Any]] = {
   'argmax': _argmax,
   'broadcast_in_dim': _broadcast_in_dim,
   'concatenate': _concatenate,
-  'conv_general_dilated': _conv_general_dilated,
+  'conv_general_dilated': onnx_windows.conv_general_dilated,
   'convert_element_type': _convert_element_type,
   'dot_general': _dot_general,
   'expand_dims': _reshape,
@@ -387,12 +309,12 @@ _TRANSLATED: dict[str, Callable[..., Any]] = {
   'max': _max,
   'ne': _ne,
   'pad': _pad,
-  'reduce_window_max': _reduce_window_max,
+  'reduce_window_max': onnx_windows.reduce_window_max,
   'reshape': _reshape,
   'rev': _rev,
   'rsqrt': _rsqrt,
   'scatter-add': _scatter_add,
-  'select_and_scatter_add': _select_and_scatter_add,
+  'select_and_scatter_add': onnx_windows.select_and_scatter_add,
   'select_n': _select_n,
   'slice': _slice,
   'split': _split,
