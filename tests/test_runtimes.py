@@ -1,7 +1,12 @@
 """Other runtimes say what JAX says of the same photographs."""
 
 import csv
+import importlib.util
+import subprocess
+import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,6 +14,9 @@ import iqa_jax as iqa
 from iqa_jax import errors, runtimes
 from iqa_jax.export import run as export
 from iqa_jax.export.options import Options
+from iqa_jax.models import layers
+from iqa_jax.photograph.placement import Window
+from iqa_jax.runtimes import sessions
 from tests.export import export_material
 
 pytest.importorskip('onnx', reason='the extra onnx is not installed')
@@ -20,6 +28,12 @@ MODELS = {
   'vgg16': {'head': 'mlp', 'network': 'vgg16', 'size': 48},
 }
 OTHERS = ('onnxruntime', 'openvino')
+
+
+def needs(runtime):
+  # Importing it here would be no use of ours: see the test of reports.
+  if not importlib.util.find_spec(runtime):
+    pytest.skip(f'{runtime} is not installed')
 
 
 @pytest.fixture(scope='module')
@@ -66,7 +80,7 @@ def assert_close(found, expected):
 @pytest.mark.parametrize('runtime', OTHERS)
 @pytest.mark.parametrize('name', MODELS)
 def test_says_what_jax_says(folder, said, name, runtime):
-  pytest.importorskip(runtime)
+  needs(runtime)
   found = explained(folder, name, runtime)
   assert len(found) == len(said[name]) == 3
   for one, expected in zip(found, said[name], strict=True):
@@ -84,8 +98,28 @@ def test_says_what_jax_says(folder, said, name, runtime):
       assert_close(one.cells[criterion], cells)
 
 
+@pytest.mark.parametrize('runtime', OTHERS)
+def test_a_pools_gradient_goes_to_the_first_of_the_largest(runtime):
+  needs(runtime)
+
+  def gradient(weight, images):
+    def score(x):
+      return (weight * layers.max_pool(x, Window(2, 2, 0)) ** 2).sum()
+
+    return jax.grad(score)(images.astype(jnp.float32))
+
+  images = np.random.default_rng(0).integers(1, 4, (4, 2, 5, 7, 3), 'u1')
+  weight = jnp.float32(2)
+  expected, found = (
+    sessions.parallel(gradient, name, weight, images.shape[2:])(weight, images)
+    for name in ('jax', runtime)
+  )
+  assert np.asarray(expected).any()
+  np.testing.assert_array_equal(found, expected)
+
+
 def test_an_export_is_the_same_and_says_what_computed(folder, tmp_path):
-  pytest.importorskip('onnxruntime')
+  needs('onnxruntime')
   tables = []
   for runtime in ('jax', 'onnxruntime'):
     options = Options(
@@ -113,8 +147,26 @@ def test_an_export_is_the_same_and_says_what_computed(folder, tmp_path):
         assert float(theirs[name]) == pytest.approx(number, rel=1e-5), name
 
 
+def test_nothing_is_reported_to_anybody():
+  """Importing openvino would start a process that calls a server."""
+  needs('openvino')
+  code = (
+    'import os, sys\nimport jax.numpy as jnp\nimport numpy as np\n'
+    'os.register_at_fork(before=lambda: os._exit(3))\n'
+    'from iqa_jax.runtimes import sessions\n'
+    'run = sessions.parallel(lambda w, x: x * w, "openvino", '
+    'jnp.float32(2), (2,))\n'
+    'print(run, sys.modules["openvino_telemetry"])'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.strip().endswith('None')
+
+
 def test_ensembles_are_computed_too(folder):
-  pytest.importorskip('onnxruntime')
+  needs('onnxruntime')
   members = [folder / 'linear', folder / 'vgg16']
   photograph = folder / 'photographs' / '0.jpg'
   ours, theirs = (
@@ -126,7 +178,7 @@ def test_ensembles_are_computed_too(folder):
 
 
 def test_what_a_runtime_cannot_do_is_one_sentence(folder, monkeypatch):
-  pytest.importorskip('onnxruntime')
+  needs('onnxruntime')
   with pytest.raises(errors.UserError, match="'tensorrt' is none of jax"):
     iqa.load(folder / 'linear', runtime='tensorrt')
   grader = iqa.load(folder / 'linear', runtime='onnxruntime')
@@ -140,7 +192,7 @@ def test_what_a_runtime_cannot_do_is_one_sentence(folder, monkeypatch):
 
 def test_weights_that_are_not_finite_are_not_computed(tmp_path):
   """A ReLU of theirs could take NaN for 0."""
-  pytest.importorskip('onnxruntime')
+  needs('onnxruntime')
   export_material.make_run(tmp_path, head_scale=float('nan'))
   with pytest.raises(errors.UserError, match='not finite'):
     iqa.load(tmp_path, runtime='onnxruntime')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import sys
 from typing import Any
 
 import jax
@@ -106,6 +107,9 @@ def _onnxruntime(content: bytes) -> Session:
 
 
 def _openvino(content: bytes, bfloat16: bool) -> Session:
+  # Its package reports that it is used to a server of another company; without
+  # this module it uses a stand-in of its own that reports nothing.
+  sys.modules.setdefault('openvino_telemetry', None)  # type: ignore[arg-type]
   import openvino
 
   core = openvino.Core()
