@@ -22,24 +22,25 @@ from iqa_jax import config as config_lib
 def get_config():
   c = config_lib.default()
   c.data.name = 'eyeq'
+  c.data.image_size = 320
   c.data.augment.flip = False
   c.data.faults.focus = 0.05
   c.data.faults.illumination = 0.1
   c.data.faults.artifacts = 0.15
   c.data.faults.procedural = 0.4
-  c.data.fault_variants = 5
+  c.data.fault_variants = 12
   c.task.class_weights = 'balanced'
   c.model.name = 'vgg16'
   c.model.head = 'evidence'
   c.model.pretrained = 'vgg16.tv_in1k'
-  c.train.batch_size = 8
+  c.train.batch_size = 16
   c.train.cache_gb = 16.0
   c.train.cell_stride = 2
   c.train.phases = (
     config_lib.phase(
       name='evidence',
       learns='evidence+head',
-      epochs=100,
+      epochs=300,
       learning_rate=5e-3,
       schedule='cosine',
       weight_decay=0.01,

@@ -200,31 +200,30 @@ class Grader:
     seen = explainer.look(np.stack([one.input(member).image for one in ready]))
     others = self._logits(ready, first=1)
     constants = explainer.comparable()
-    return [
-      Explanation(
-        photo=photographs[i],
-        verdict=self._bench.verdict(
-          one,
-          [seen.logits[i], *(logits[i] for logits in others)],
-          seen[i],
-          explainer,
-        ),
-        raw=seen.raw[i],
-        method=explainer.methods[0],
-        layer=explainer.layer,
-        target=member.task.targets[int(seen.targets[i])],
-        size=member.image_size,
-        affine=one.input(member).affine,
-        placement=explainer.placement,
-        landmarks=ruler.to_original(
-          seen.landmarks[i], one.input(member).affine, member.image_size
-        ),
-        cells=seen[i].cells(),
-        inside=one.input(member).inside if member.model.takes_field else None,
-        constant=constants.get(int(seen.targets[i])),
+    explanations = []
+    for i, (photograph, one) in enumerate(zip(photographs, ready, strict=True)):
+      shown, target_index = one.input(member), int(seen.targets[i])
+      logits = [seen.logits[i], *(rows[i] for rows in others)]
+      explanations.append(
+        Explanation(
+          photo=photograph,
+          verdict=self._bench.verdict(one, logits, seen[i], explainer),
+          raw=seen.raw[i],
+          method=explainer.methods[0],
+          layer=explainer.layer,
+          target=member.task.targets[target_index],
+          size=member.image_size,
+          affine=shown.affine,
+          placement=explainer.placement,
+          landmarks=ruler.to_original(
+            seen.landmarks[i], shown.affine, member.image_size
+          ),
+          cells=seen[i].cells(),
+          inside=shown.inside if member.model.takes_field else None,
+          constant=constants.get(target_index),
+        )
       )
-      for i, one in enumerate(ready)
-    ]
+    return explanations
 
   def _judge(self, photos: Iterable[photo.Source]) -> Iterator[Verdict]:
     """Yields verdicts in order; photographs are prepared ahead by threads."""

@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import devices, models, processes
+from iqa_jax.models.classifier import Classifier
 from iqa_jax.tasks import Task
 from iqa_jax.trained import Trained
 
@@ -51,7 +51,7 @@ def predict(
 
 
 def make_predictor(
-  model: nn.Module,
+  model: Classifier,
   task: Task,
   *,
   start: str | None = None,

@@ -7,10 +7,11 @@ scikit-learn's displays. They draw the curves of the evaluation's report.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 if TYPE_CHECKING:
+  from collections.abc import Callable, Iterable
+
   from matplotlib.axes import Axes
   from PIL.Image import Image
 
@@ -22,96 +23,76 @@ if TYPE_CHECKING:
 _SIZE = (3.6, 3.5)
 
 
+class Options(TypedDict, total=False):
+  """What every figure of verdicts takes by name.
+
+  Attributes:
+    patient: see `iqa.evaluate`; bands and intervals are clustered by it.
+    ax: where to draw; None: a new figure.
+    usable: see `iqa.evaluate`, as the rest.
+    threshold: the operating point.
+    resamples: of the intervals.
+  """
+
+  patient: Iterable[object] | None
+  ax: Axes | None
+  usable: str
+  threshold: float
+  resamples: int
+
+
 def roc(
-  labels: Iterable[Any],
-  verdicts: Scores,
-  *,
-  patient: Iterable[Any] | None = None,
-  ax: Axes | None = None,
-  **options: Any,
+  labels: Iterable[object], verdicts: Scores, **options: Unpack[Options]
 ) -> Display:
   """Draws the ROC curve with its AUC, band and operating point.
 
   Args:
     labels: see `iqa.evaluate`.
     verdicts: see there.
-    patient: see there; band and interval are clustered by it.
-    ax: where to draw; None: a new figure.
-    **options: `usable`, `threshold` and `resamples`, see there.
+    **options: see `Options`: `patient`, `ax`, `usable`, `threshold` and
+      `resamples`.
 
   Raises:
     ValueError: one class only, or see `iqa.evaluate`.
   """
   from iqa_jax.evaluation import displays
 
-  return _curve(
-    displays.roc, 0, ('AUC', 'auc'), labels, verdicts, patient, ax, options
-  )
+  return _curve(displays.roc, labels, verdicts, options)
 
 
 def pr(
-  labels: Iterable[Any],
-  verdicts: Scores,
-  *,
-  patient: Iterable[Any] | None = None,
-  ax: Axes | None = None,
-  **options: Any,
+  labels: Iterable[object], verdicts: Scores, **options: Unpack[Options]
 ) -> Display:
   """Draws precision over recall; arguments as of `roc`."""
   from iqa_jax.evaluation import displays
 
-  return _curve(
-    displays.precision_recall,
-    1,
-    ('AP', 'average_precision'),
-    labels,
-    verdicts,
-    patient,
-    ax,
-    options,
-  )
+  return _curve(displays.precision_recall, labels, verdicts, options)
 
 
 def calibration(
-  labels: Iterable[Any],
-  verdicts: Scores,
-  *,
-  patient: Iterable[Any] | None = None,
-  ax: Axes | None = None,
-  **options: Any,
+  labels: Iterable[object], verdicts: Scores, **options: Unpack[Options]
 ) -> Display:
   """Draws the share of inadequate by predicted probability, as of `roc`."""
   from iqa_jax.evaluation import displays
 
-  rows = _rows(labels, verdicts, patient, options)
+  rows, ax = _rows(labels, verdicts, options)
   return displays.calibration(
-    ax or _axis(), rows.quality, rows.p_calibrated, rows.patient_id
+    ax, rows.quality, rows.p_calibrated, rows.patient_id
   )
 
 
 def confusion(
-  labels: Iterable[Any],
-  verdicts: Scores,
-  *,
-  patient: Iterable[Any] | None = None,
-  ax: Axes | None = None,
-  **options: Any,
+  labels: Iterable[object], verdicts: Scores, **options: Unpack[Options]
 ) -> Display:
   """Draws verdicts against labels, counts and shares, as of `roc`."""
   from iqa_jax.evaluation import displays, metrics
 
-  rows = _rows(labels, verdicts, patient, options)
-  matrix = metrics.confusion(rows.quality, rows.verdict)
-  return displays.confusion(ax or _axis(), matrix)
+  rows, ax = _rows(labels, verdicts, options)
+  return displays.confusion(ax, metrics.confusion(rows.quality, rows.verdict))
 
 
 def scores(
-  labels: Iterable[Any],
-  verdicts: Scores,
-  *,
-  patient: Iterable[Any] | None = None,
-  ax: Axes | None = None,
-  **options: Any,
+  labels: Iterable[object], verdicts: Scores, **options: Unpack[Options]
 ) -> Display:
   """Draws the histogram of either class's probabilities, as of `roc`.
 
@@ -120,14 +101,12 @@ def scores(
   from iqa_jax.evaluation import displays
 
   verdicts = list(verdicts)
-  rows = _rows(labels, verdicts, patient, options)
-  found = {getattr(one, 'threshold', None) for one in verdicts} - {None}
-  at = options.get('threshold', 0.5)
+  rows, ax = _rows(labels, verdicts, options)
+  at: float | None = options.get('threshold', 0.5)
   if verdicts and hasattr(verdicts[0], 'p_inadequate'):
+    found = {getattr(one, 'threshold', None) for one in verdicts} - {None}
     at = found.pop() if len(found) == 1 else None
-  return displays.scores(
-    ax or _axis(), rows.quality, rows.p_calibrated, threshold=at
-  )
+  return displays.scores(ax, rows.quality, rows.p_calibrated, threshold=at)
 
 
 def overlay(explanation: Explanation, *, ax: Axes | None = None) -> Axes:
@@ -156,52 +135,54 @@ def _picture(picture: Image, ax: Axes | None) -> Axes:
 
 
 def _curve(
-  draw: Any,
-  which: int,
-  named: tuple[str, str],
-  labels: Iterable[Any],
+  draw: Callable[..., Display],
+  labels: Iterable[object],
   verdicts: Scores,
-  patient: Iterable[Any] | None,
-  ax: Axes | None,
-  options: dict[str, Any],
+  options: Options,
 ) -> Display:
-  """Draws a curve with its interval and band (`which` of roc_band's)."""
+  """Draws a curve of displays.py with its interval and band."""
   from iqa_jax import errors
   from iqa_jax.evaluation import api, displays, resampling
 
-  resamples = options.pop('resamples', 2000)
-  rows = _rows(labels, verdicts, patient, options)
+  resamples = options.get('resamples', 2000)
+  rows, ax = _rows(labels, verdicts, options)
   if not 0 < rows.quality.sum() < len(rows):
     raise errors.InvalidValue(
       f'{len(rows)} photographs of one class have no curve'
     )
-  measured = api.measure(rows, resamples=resamples)['metrics'][named[1]]
-  bands = resampling.roc_band(
+  measured = api.measure(rows, resamples=resamples)['metrics']
+  of_roc, of_pr = resampling.roc_band(
     rows.quality,
     rows.ranks,
     resampling.Resamples(rows.patient_id, resamples),
     displays.GRID,
   )
+  name, metric, band = (
+    ('AUC', 'auc', of_roc)
+    if draw is displays.roc
+    else ('AP', 'average_precision', of_pr)
+  )
   return draw(
-    ax or _axis(),
+    ax,
     rows.quality,
     rows.ranks,
     called=rows.verdict == 1,
-    band=bands[which],
-    label=displays.value_label(named[0], measured),
+    band=band,
+    label=displays.value_label(name, measured[metric]),
   )
 
 
 def _rows(
-  labels: Iterable[Any],
-  verdicts: Scores,
-  patient: Iterable[Any] | None,
-  options: dict[str, Any],
-) -> Predictions:
+  labels: Iterable[object], verdicts: Scores, options: Options
+) -> tuple[Predictions, Axes]:
+  """Returns what is drawn, and where."""
   from iqa_jax.evaluation import api
 
-  given = {k: v for k, v in options.items() if k != 'resamples'}
-  return api.collect(labels, verdicts, patient=patient, **given)[0]
+  given: dict[str, Any] = dict(options)
+  ax = given.pop('ax', None) or _axis()
+  given.pop('resamples', None)
+  rows = api.collect(labels, verdicts, **given)[0]
+  return rows, ax
 
 
 def _axis() -> Axes:

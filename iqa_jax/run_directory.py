@@ -233,6 +233,13 @@ def save_halved(workdir: str | os.PathLike, output: str | os.PathLike) -> int:
   for name in ('data_dir', 'manual_dir', 'test_manual_dir'):
     if name in data:
       data[name] = ''
+  for where, name in (
+    (kept.get('config', {}).get('model', {}), 'pretrained'),
+    (kept.get('source', {}), 'source'),
+    (kept.get('source', {}), 'file'),
+  ):
+    if where.get(name):
+      where[name] = pathlib.Path(where[name]).name
   save_model(output, {**saved.variables, 'params': params}, kept)
   (weights,) = (pathlib.Path(output) / 'model').glob('*.safetensors')
   return weights.stat().st_size

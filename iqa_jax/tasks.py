@@ -305,7 +305,9 @@ class Task:
     logits, share = found.cells
     local = list(evidence.local(logits.shape[-1]))
     cause = batch['cause'][:, None, None, :]
-    fault = batch['fault'].astype(jnp.float32)[..., None] / 255.0
+    fault = batch['fault'].astype(jnp.float32) / 255.0
+    if fault.ndim == 3:  # of whichever criterion it is
+      fault = fault[..., None]
     truth = jnp.where(cause == 0, 0.0, jnp.where(cause == 2, fault, -1.0))
     cells = evidence.cell_loss(logits[..., local], truth, share)
     known = batch['cause'] >= 0

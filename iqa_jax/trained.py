@@ -8,7 +8,6 @@ import json
 import os
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -16,7 +15,8 @@ import numpy as np
 
 from iqa_jax import config as config_lib
 from iqa_jax import devices, models, processes, run_directory
-from iqa_jax.judging.verdicts import OperatingRecord
+from iqa_jax.judging.operating_record import OperatingRecord
+from iqa_jax.models.classifier import Classifier
 from iqa_jax.tasks import Task
 
 
@@ -34,7 +34,7 @@ class Trained:
     image_size: side of the input in pixels.
   """
 
-  model: nn.Module
+  model: Classifier
   variables: dict[str, Any]
   task: Task
   config: ml_collections.ConfigDict

@@ -22,7 +22,10 @@ def saved(folder, scale=1.0):
     'outputs': ['adequate', 'inadequate'],
     'image_size': 64,
     'step': 1,
+    'source': {'source': '/home/me/runs/drawn', 'file': '/home/me/runs/drawn'},
   }
+  record['config']['data']['data_dir'] = '/home/me/data'
+  record['config']['model']['pretrained'] = '/home/me/runs/drawn'
   digest = run_directory.save_model(folder, variables, record)
   return variables, digest
 
@@ -42,6 +45,9 @@ def test_half_the_digits_give_nearly_the_same_model(tmp_path):
     assert b.dtype == np.float32
     np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-6)
   assert trained.load(tmp_path / 'half').image_size == 64
+  # Where things lay on the machine that trained it is nobody's business.
+  text = (tmp_path / 'half/model/model.json').read_text()
+  assert '/home' not in text and '"pretrained": "drawn"' in text
 
 
 def test_a_weight_beyond_float16_is_named(tmp_path):

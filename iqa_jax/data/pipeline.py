@@ -74,7 +74,7 @@ def batches(
     for first in [b * batch_size + process_index * share]
   ]
   shapes = _shapes(image_size, field, cells)
-  pictures = _image_batches(source, plan, slots, image_size, share, shapes)
+  pictures = _image_batches(source, plan, slots, share, shapes)
   for at in slots:
     found = next(pictures) if len(at) else {}
     filled = {
@@ -187,7 +187,6 @@ def _image_batches(
   source: Source,
   plan: Plan,
   slots: Sequence[np.ndarray],
-  image_size: int,
   share: int,
   shapes: Mapping[str, tuple[int, ...]],
 ) -> Iterator[dict[str, np.ndarray]]:

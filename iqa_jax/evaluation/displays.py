@@ -7,7 +7,7 @@ colours, told apart by the colour-blind).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -104,15 +104,11 @@ def roc(
     label: of the curve.
     other: a second system.
   """
-  fpr, tpr, _ = sk.roc_curve(truth, score)
-  if band is not None:
-    ax.fill_between(GRID, *band, color=BLUE, alpha=0.18, linewidth=0)
-  ax.plot(fpr, tpr, color=BLUE, label=label)
+  _curve(ax, _roc_points, truth, score, band, label)
   ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=':')
   if other is not None:
-    fpr, tpr, _ = sk.roc_curve(truth, other.score)
     value = sk.roc_auc_score(truth, other.score)
-    _compared(ax, fpr, tpr, f'{_short(other.name)}: AUC {value:.3f}')
+    _compared(ax, _roc_points(truth, other.score), other, f'AUC {value:.3f}')
   if called is not None:
     dot(ax, called[truth == 0].mean(), called[truth == 1].mean())
   ax.set(
@@ -136,10 +132,7 @@ def precision_recall(
   other: Other | None = None,
 ) -> Display:
   """Draws precision over recall; arguments as of `roc`."""
-  precision, recall, _ = sk.precision_recall_curve(truth, score)
-  if band is not None:
-    ax.fill_between(GRID[1:], *band[:, 1:], color=BLUE, alpha=0.18, linewidth=0)
-  ax.plot(recall[:-1], precision[:-1], color=BLUE, label=label)
+  _curve(ax, _pr_points, truth, score, band, label)
   ax.axhline(
     truth.mean(),
     color=GREY,
@@ -148,10 +141,8 @@ def precision_recall(
     label=f'prevalence {truth.mean():.3f}',
   )
   if other is not None:
-    precision, recall, _ = sk.precision_recall_curve(truth, other.score)
     value = sk.average_precision_score(truth, other.score)
-    text = f'{_short(other.name)}: AP {value:.3f}'
-    _compared(ax, recall[:-1], precision[:-1], text)
+    _compared(ax, _pr_points(truth, other.score), other, f'AP {value:.3f}')
   if called is not None and called.any():
     dot(ax, called[truth == 1].mean(), truth[called].mean())
   ax.set(
@@ -344,10 +335,42 @@ def _bins(
   return x, y, np.stack([down, up])
 
 
-def _short(name: str) -> str:
-  return name if len(name) < 33 else f'{name[:32]}…'
+_Points = tuple[np.ndarray, np.ndarray]
 
 
-def _compared(ax: Axes, x: np.ndarray, y: np.ndarray, label: str) -> None:
-  style: dict[str, Any] = {'color': GREEN, 'linewidth': 1.1, 'linestyle': '--'}
-  ax.plot(x, y, label=label, **style)
+def _roc_points(truth: np.ndarray, score: np.ndarray) -> _Points:
+  fpr, tpr, _ = sk.roc_curve(truth, score)
+  return fpr, tpr
+
+
+def _pr_points(truth: np.ndarray, score: np.ndarray) -> _Points:
+  precision, recall, _ = sk.precision_recall_curve(truth, score)
+  return recall[:-1], precision[:-1]
+
+
+def _curve(
+  ax: Axes,
+  points: Callable[[np.ndarray, np.ndarray], _Points],
+  truth: np.ndarray,
+  score: np.ndarray,
+  band: np.ndarray | None,
+  label: str,
+) -> None:
+  x, y = points(truth, score)
+  if band is not None:
+    # Precision has no value where nothing is called.
+    first = 1 if points is _pr_points else 0
+    limits = band[:, first:]
+    ax.fill_between(GRID[first:], *limits, color=BLUE, alpha=0.18, linewidth=0)
+  ax.plot(x, y, color=BLUE, label=label)
+
+
+def _compared(ax: Axes, points: _Points, other: Other, value: str) -> None:
+  name = other.name if len(other.name) < 33 else f'{other.name[:32]}…'
+  ax.plot(
+    *points,
+    label=f'{name}: {value}',
+    color=GREEN,
+    linewidth=1.1,
+    linestyle='--',
+  )

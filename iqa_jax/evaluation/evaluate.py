@@ -28,13 +28,14 @@ from iqa_jax.data import source as source_lib
 from iqa_jax.evaluation import (
   assessment,
   examples,
+  looks,
   measuring,
   predictions,
   report,
 )
 from iqa_jax.evaluation.predictions import Predictions
-from iqa_jax.judging import operating_points, verdicts
-from iqa_jax.judging.verdicts import OperatingRecord
+from iqa_jax.judging import operating_points, operating_record
+from iqa_jax.judging.operating_record import OperatingRecord
 from iqa_jax.tasks import Task
 
 Splits = Mapping[str, np.ndarray]
@@ -76,12 +77,12 @@ def run(
   models = _load(workdir, ensemble)
   saved, task = models[0].record, models[0].task
   own = output.resolve() == folders[0].resolve() and not ensemble
-  fit = own or bool(ensemble) or not all(k in saved for k in verdicts.FIELDS)
+  complete = all(k in saved for k in operating_record.FIELDS)
+  fit = own or bool(ensemble) or not complete
   flip_tta = bool(config.eval.flip_tta) if fit else models[0].flip_tta
+  size = config.eval.batch_size
   tables = {
-    name: _predict(
-      models, source, splits[name], name, config.eval.batch_size, flip_tta
-    )
+    name: _predict(models, source, splits[name], name, size, flip_tta)
     for name in SPLITS
     if len(splits[name])
   }
@@ -95,6 +96,7 @@ def run(
   if own:
     run_directory.update_model_record(workdir, **record.to_dict())
   tables = {name: rows.judged_by(record) for name, rows in tables.items()}
+  shown = 'test' if 'test' in tables else 'validation'
   predictions.write(output / 'predictions.csv', list(tables.values()))
   result = {
     'format': 1,
@@ -103,11 +105,13 @@ def run(
     'usable': task.usable,
     'model': _describe(models, folders, flip_tta),
     'data': source.description,
+    'looks': looks.measure(
+      source, splits[shown], models[0].image_size, saved.get('familiar')
+    ),
     **_measure(tables, source, splits, task, record, config.eval.bootstrap),
   }
   run_directory.write_json(output / 'metrics.json', result)
   _tell(result)
-  shown = 'test' if 'test' in tables else 'validation'
   report.write(
     output,
     result,

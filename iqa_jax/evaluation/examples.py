@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_collections
 import numpy as np
 
 from iqa_jax import labels, models, tasks
+from iqa_jax.data.source import Source
 from iqa_jax.evaluation.predictions import Predictions
-from iqa_jax.judging.verdicts import OperatingRecord
+from iqa_jax.judging.operating_record import OperatingRecord
+from iqa_jax.photograph.placement import Placement
+from iqa_jax.trained import Trained
 
 _KINDS = {
   'missed': 'Missed: labelled inadequate, called adequate',
@@ -19,6 +22,7 @@ _KINDS = {
   'inadequate': 'Rightly called inadequate',
   'adequate': 'Rightly called adequate',
 }
+_EMPTY = '; the map is empty: no positive evidence'
 
 
 class Example(NamedTuple):
@@ -38,18 +42,18 @@ class Example(NamedTuple):
 
 
 def draw(
-  loaded: Any,
+  loaded: Trained,
   record: OperatingRecord,
   config: ml_collections.ConfigDict,
-  source: Any,
+  source: Source,
   indices: np.ndarray,
   judged: Predictions,
 ) -> list[Example]:
   """Returns `config.explain.examples` photographs with maps.
 
   Args:
-    loaded: the model whose maps are shown, of trained.load; the verdicts
-      may be those of an ensemble that it belongs to.
+    loaded: the model whose maps are shown; the verdicts may be
+      those of an ensemble that it belongs to.
     record: what the verdicts were made by.
     config: the run's; reads `explain`.
     source: the data.
@@ -58,15 +62,14 @@ def draw(
   """
   from iqa_jax.data import pipeline
   from iqa_jax.data import plan as plan_lib
-  from iqa_jax.explain import cam, overlay
+  from iqa_jax.explain import cam, scaling
   from iqa_jax.explain.explainer import Explainer
 
   chosen = choose(judged, config.explain.examples)
   rows = np.concatenate([np.asarray(r, int) for r in chosen.values()])
   if not len(rows):
     return []
-  size, task = loaded.image_size, loaded.task
-  method = config.explain.method
+  task, method = loaded.task, config.explain.method
   explainer = Explainer(
     loaded,
     methods=(method,),
@@ -76,7 +79,7 @@ def draw(
   batches = pipeline.batches(
     source,
     plan_lib.plan_eval(source, indices[rows]),
-    image_size=size,
+    image_size=loaded.image_size,
     batch_size=min(8, len(rows)),
     **models.inputs(config),
   )
@@ -93,31 +96,30 @@ def draw(
     else cam.choose_targets(task, target, drawn.logits, labels=truth)
   )
   maps = explainer.maps(images, targets)[method]
-  shown = cam.scale(maps, 'image', (size, size), placement=explainer.placement)
   kinds = [kind for kind, found in chosen.items() for _ in found]
-  examples = []
-  for i, name in enumerate(drawn.image_id):
-    file = io.BytesIO()
-    overlay.thumbnail(images[i, ..., :3], shown[i]).save(
-      file, 'JPEG', quality=88
+  return [
+    Example(
+      _KINDS[kinds[i]],
+      str(drawn.image_id[i]),
+      f'P(inadequate) {_probability(drawn.p_calibrated[i])}; '
+      f'labelled {labels.QUALITY[drawn.quality[i]]}; '
+      f'map: evidence for {tasks.evidence_for(task.targets[targets[i]])}, '
+      f'{method}' + ('' if scaling.status(maps[i]) == 'ok' else _EMPTY),
+      _picture(images[i, ..., :3], maps[i], explainer.placement),
     )
-    explained = tasks.evidence_for(task.targets[int(targets[i])])
-    words = [
-      f'P(inadequate) {_probability(drawn.p_calibrated[i])}',
-      f'labelled {labels.QUALITY[drawn.quality[i]]}',
-      f'map: evidence for {explained}, {method}',
-    ]
-    if cam.status(maps[i]) != 'ok':
-      words.append('the map is empty: no positive evidence')
-    examples.append(
-      Example(
-        _KINDS[kinds[i]],
-        str(name),
-        '; '.join(words),
-        file.getvalue(),
-      )
-    )
-  return examples
+    for i in range(len(drawn))
+  ]
+
+
+def _picture(
+  image: np.ndarray, raw: np.ndarray, placement: Placement | None
+) -> bytes:
+  from iqa_jax.explain import overlay, scaling
+
+  shown = scaling.scale(raw, 'image', image.shape[:2], placement=placement)
+  file = io.BytesIO()
+  overlay.thumbnail(image, shown).save(file, 'JPEG', quality=88)
+  return file.getvalue()
 
 
 def _probability(p: float) -> str:

@@ -9,6 +9,8 @@ they cover is measured by `python -m tests.benchmarks coverage`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from scipy import stats
 
@@ -203,15 +205,7 @@ def binary(
     )
     for name, drawn in samples.items()
   }
-  at_least = unseen(truth, patient)
-  for name, low in at_least.items():
-    if values[name] == 1:
-      found[name] = (low, 1.0)
-    elif values[name] == 0 and name in _FIXED_ON:
-      found[name] = (0.0, 1 - low)
-  for name, fixed in _FIXED_ON.items():
-    if len(np.unique(patient[truth == fixed])) < _TWENTIETH:
-      found[name] = _NOTHING
+  found |= _extremes(values, truth, patient)
   for name, kept, hits in (
     ('accuracy', np.ones(len(truth), bool), truth == called),
     ('sensitivity', truth == 1, called),
@@ -223,6 +217,23 @@ def binary(
   found['auc'] = auc(truth, score, patient)[1:]
   found['rms_calibration_error'] = calibration_error(truth, p, patient)
   return found | calibration_line(truth, p, patient)
+
+
+def _extremes(
+  values: Mapping[str, float], truth: np.ndarray, patient: np.ndarray
+) -> dict[str, Interval]:
+  """Returns the intervals of metrics at an end of their range, or too few."""
+  found: dict[str, Interval] = {}
+  at_least = unseen(truth, patient)
+  for name, low in at_least.items():
+    if values[name] == 1:
+      found[name] = (low, 1.0)
+    elif values[name] == 0 and name in _FIXED_ON:
+      found[name] = (0.0, 1 - low)
+  for name, fixed in _FIXED_ON.items():
+    if len(np.unique(patient[truth == fixed])) < _TWENTIETH:
+      found[name] = _NOTHING
+  return found
 
 
 def grades(

@@ -10,7 +10,7 @@ import numpy as np
 from iqa_jax import labels
 from iqa_jax.evaluation import assessment, breakdowns, metrics
 from iqa_jax.evaluation.predictions import Predictions
-from iqa_jax.judging.verdicts import OperatingRecord
+from iqa_jax.judging.operating_record import OperatingRecord
 from iqa_jax.tasks import Task
 
 
@@ -32,8 +32,7 @@ def measure(
       the majority baseline.
     resamples: of the bootstrap.
   """
-  finite = rows[np.isfinite(rows.p_calibrated)]
-  judged = rows[rows.judged]
+  finite, judged = rows[np.isfinite(rows.p_calibrated)], rows[rows.judged]
   result: dict[str, Any] = {
     'n': len(rows),
     'n_not_finite': len(rows) - len(finite),

@@ -261,6 +261,12 @@ def grades(
   if not len(truth):
     return dict.fromkeys(names, np.nan)
   several = len(np.unique(truth)) > 1
+  kappa, quadratic = (
+    sk.cohen_kappa_score(truth, predicted, weights=weights)
+    if several
+    else np.nan
+    for weights in (None, 'quadratic')
+  )
   precision, recall, f1, _ = sk.precision_recall_fscore_support(
     truth, predicted, labels=classes, zero_division=np.nan
   )
@@ -276,12 +282,8 @@ def grades(
     'f1_macro': averages['macro'],
     'f1_weighted': averages['weighted'],
     'mcc': sk.matthews_corrcoef(truth, predicted) if several else np.nan,
-    'kappa': sk.cohen_kappa_score(truth, predicted) if several else np.nan,
-    'quadratic_kappa': sk.cohen_kappa_score(
-      truth, predicted, weights='quadratic'
-    )
-    if several
-    else np.nan,
+    'kappa': kappa,
+    'quadratic_kappa': quadratic,
   }
   aucs = [
     sk.roc_auc_score(truth == i, p[:, i]) if _both(truth == i) else np.nan

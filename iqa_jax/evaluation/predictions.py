@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from iqa_jax import labels, run_directory
-from iqa_jax.judging.verdicts import OperatingRecord
+from iqa_jax.judging.operating_record import OperatingRecord
 
 _TEXT = (
   *('image_id', 'dataset', 'patient_id', 'camera', 'site', 'eye'),

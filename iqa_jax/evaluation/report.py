@@ -68,20 +68,7 @@ def write(
     name: _uri((output / 'figures' / f'{name}.svg').read_bytes(), 'svg+xml')
     for name in drawn
   }
-  kinds: dict[str, list[dict[str, str]]] = {}
-  for number, example in enumerate(examples):
-    kinds.setdefault(example.kind, []).append(
-      {
-        'name': example.name,
-        'caption': example.caption,
-        'uri': _uri(example.jpeg, 'jpeg'),
-        'file': f'examples/{number:03d}.jpg',
-      }
-    )
-    with run_directory.atomic_path(
-      output / 'report' / 'examples' / f'{number:03d}.jpg'
-    ) as path:
-      path.write_bytes(example.jpeg)
+  kinds = _write_examples(output / 'report', examples)
   html = _environment(autoescape=True).get_template('report.html.j2')
   markdown = _environment(autoescape=False).get_template('report.md.j2')
   run_directory.write_text(
@@ -241,6 +228,16 @@ def _facts(
       ('Initial weights', config['model']['pretrained'] or 'random'),
       ('Seed', str(config['seed'])),
     ]
+  for key, title in (
+    (
+      'not_fundus',
+      'Look like no fundus photograph (exports don’t judge them)',
+    ),
+    ('unlike_training', 'Look unlike the training photographs'),
+  ):
+    share = result.get('looks', {}).get(key)
+    if share:
+      facts.append((title, f'{_measure(share)} of {share["n"]}'))
   for name, file in result.get('files', {}).items():
     facts.append((f'File of {name}', file))
   for key, title in (
@@ -264,6 +261,26 @@ def _facts(
       ('Versions', ', '.join(f'{k} {v}' for k, v in versions.items()))
     )
   return facts
+
+
+def _write_examples(
+  folder: pathlib.Path, examples: Sequence[Example]
+) -> dict[str, list[dict[str, str]]]:
+  """Writes the pictures; returns, by kind, what the report says of them."""
+  kinds: dict[str, list[dict[str, str]]] = {}
+  for number, example in enumerate(examples):
+    file = f'examples/{number:03d}.jpg'
+    kinds.setdefault(example.kind, []).append(
+      {
+        'name': example.name,
+        'caption': example.caption,
+        'uri': _uri(example.jpeg, 'jpeg'),
+        'file': file,
+      }
+    )
+    with run_directory.atomic_path(folder / file) as path:
+      path.write_bytes(example.jpeg)
+  return kinds
 
 
 def _environment(*, autoescape: bool) -> jinja2.Environment:

@@ -88,16 +88,8 @@ def run(
     'labels': pathlib.Path(labels_file).name,
   }
   if compare:
-    other_table = foreign.read(compare, options.split, notes)
-    other = foreign_scores.read_scores(other_table, options)
-    theirs = _judge(
-      other,
-      foreign.align(other_table, truth)[kept],
-      rows.quality,
-      rows.patient_id,
-    )
+    theirs = _theirs(compare, options, truth, kept, rows, notes)
     result['files']['compare'] = pathlib.Path(compare).name
-    notes.append(f'score of the other system: {other.used}')
     rows = dataclasses.replace(rows, compared=theirs.ranks)
     result['comparison'] = _compare(rows, theirs, options.resamples)
   if output:
@@ -142,6 +134,22 @@ def _write(output: str, result: dict[str, Any], rows: Predictions) -> None:
   from iqa_jax.evaluation import report
 
   report.write(output, result, {'scored': rows})
+
+
+def _theirs(
+  file: str,
+  options: Options,
+  truth: foreign.Table,
+  kept: np.ndarray,
+  rows: Predictions,
+  notes: list[str],
+) -> Predictions:
+  """Returns the other system's predictions of the photographs in `rows`."""
+  table = foreign.read(file, options.split, notes)
+  scores = foreign_scores.read_scores(table, options)
+  notes.append(f'score of the other system: {scores.used}')
+  order = foreign.align(table, truth)[kept]
+  return _judge(scores, order, rows.quality, rows.patient_id)
 
 
 def _verdicts(

@@ -27,8 +27,8 @@ from iqa_jax.evaluation import (
 )
 from iqa_jax.evaluation.predictions import Predictions
 from iqa_jax.judging import calibration, recalibration
+from iqa_jax.judging.operating_record import Judged, OperatingRecord
 from iqa_jax.judging.verdict import Verdict
-from iqa_jax.judging.verdicts import Judged, OperatingRecord
 from iqa_jax.photograph import images, inputs
 
 _SHOWN = (
@@ -99,8 +99,7 @@ def run(
   paths = [os.path.join(listing.root, key) for key in listing.keys]
   found = None if labels_file is None else _labels(labels_file, paths, usable)
   verdicts = list(grader.judge(paths))
-  p = _uncalibrated(verdicts)
-  saved = member.judges
+  p, saved = _uncalibrated(verdicts), member.judges
   result: dict[str, Any] = {
     'photographs': len(paths),
     'failed': int((~np.isfinite(p)).sum()),

@@ -101,8 +101,6 @@ def fit(
   import numpy as np
   import optax
 
-  from iqa_jax.simulation import field
-
   size = data['image'].shape[1]
   model = _network(head)
   variables = model.init(jax.random.key(seed), _scaled(data['image'][:1]))
@@ -136,24 +134,32 @@ def fit(
       batch = [data[k][at] for k in ('image', 'margin', 'landmarks')]
       variables, state = step(variables, state, *batch)
   apply = jax.jit(lambda image: model.apply(variables, _scaled(image)))
+  return lambda other: _predict(head, apply, other)
 
-  def predict(other: Mapping[str, Any]) -> Prediction:
-    parts = [
-      apply(other['image'][i : i + 100])
-      for i in range(0, len(other['image']), 100)
-    ]
-    out, maps = (np.concatenate(of) for of in zip(*parts, strict=True))
-    if head != 'landmarks':
-      return -out[:, 0], None, maps if head == 'average' else None
-    found = out * size
-    margins = [
-      field.measure(view, f, field.typical_arcades(f)).margin
-      for view, f in zip(other['view'], found, strict=True)
-    ]
-    # A landmark above or below the field has no distance at all.
-    return np.maximum(margins, -20), found, None
 
-  return predict
+def _predict(
+  head: str,
+  apply: Callable[[jax.Array], Any],
+  data: Mapping[str, Any],
+) -> Prediction:
+  """Returns what a trained head says of `data`, see `fit`."""
+  import numpy as np
+
+  from iqa_jax.simulation import field
+
+  parts = [
+    apply(data['image'][i : i + 100]) for i in range(0, len(data['image']), 100)
+  ]
+  out, maps = (np.concatenate(part) for part in zip(*parts, strict=True))
+  if head != 'landmarks':
+    return -out[:, 0], None, maps if head == 'average' else None
+  found = out * data['image'].shape[1]
+  margins = [
+    field.measure(view, f, field.typical_arcades(f)).margin
+    for view, f in zip(data['view'], found, strict=True)
+  ]
+  # A landmark above or below the field has no distance at all.
+  return np.maximum(margins, -20), found, None
 
 
 def judge(prediction: Prediction, data: Mapping[str, Any]) -> str:

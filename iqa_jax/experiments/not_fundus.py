@@ -112,7 +112,7 @@ def _rows(job: Job) -> Rows:
   """Returns features of an eye's photographs, which are bad, and of others."""
   import numpy as np
 
-  from iqa_jax.judging import fundus
+  from iqa_jax.judging.features import features
   from iqa_jax.photograph import prepare
   from iqa_jax.simulation import (
     cameras,
@@ -141,7 +141,7 @@ def _rows(job: Job) -> Rows:
     image, field, _ = cameras.retake(seen, inside, cameras.draw(rng, kind), rng)
     if image[field].mean() < 6:
       continue  # nobody could tell it from a frame without light
-    own.append(fundus.features(image, field))
+    own.append(features(image, field))
     bad.append(bool(broken or faulty))
   others = []
   for _ in range(_LOOKS):
@@ -150,7 +150,7 @@ def _rows(job: Job) -> Rows:
     image, field = done.image, done.inside
     if rng.random() < 0.4:
       image, field, _ = cameras.retake(image, field, cameras.draw(rng), rng)
-    others.append(fundus.features(image, field))
+    others.append(features(image, field))
   return own, bad, others
 
 

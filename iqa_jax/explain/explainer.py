@@ -322,6 +322,16 @@ class Explainer:
       methods=self.methods,
     )
 
+  def input(self, images: np.ndarray) -> np.ndarray:
+    """Returns images [n, s, s, 3] with their field where the network takes it.
+
+    Perturbed photographs come without; they still show their field.
+    """
+    if not self.trained.model.takes_field or images.shape[-1] > 3:
+      return images
+    shown = np.clip(np.rint(images), 0, 255).astype(np.uint8)
+    return np.stack([prepare.with_field(i) for i in shown])
+
   def _batched(
     self,
     function: Callable[..., Any],
@@ -331,10 +341,7 @@ class Explainer:
   ) -> Any:
     if not len(images):
       raise ValueError('there is no image to look at')
-    if self.trained.model.takes_field and images.shape[-1] == 3:
-      # Perturbed photographs come without; they still show their field.
-      shown = np.clip(np.rint(images), 0, 255).astype(np.uint8)
-      images = np.stack([prepare.with_field(i) for i in shown])
+    images = self.input(images)
     waiting: deque = deque()
     parts = []
 

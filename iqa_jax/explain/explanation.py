@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from iqa_jax import tasks
-from iqa_jax.explain import cam, ruler
 from iqa_jax.explain import overlay as pictures
 from iqa_jax.explain import panel as panel_lib
+from iqa_jax.explain import ruler, scaling
 from iqa_jax.judging import advice
 from iqa_jax.judging.verdict import Verdict
 from iqa_jax.photograph import geometry
@@ -64,7 +64,7 @@ class Explanation:
   @property
   def empty(self) -> bool:
     """Whether nothing speaks for the target: there is nothing to colour."""
-    return cam.status(self.raw) == 'empty'
+    return scaling.status(self.raw) == 'empty'
 
   def on_photograph(self) -> np.ndarray:
     """Returns the signed map at the photograph's size, float32 [h, w].
@@ -88,8 +88,8 @@ class Explanation:
     would make it overlay.LOGIT_TOP everywhere, so that photographs compare.
     """
     if self.constant is None:
-      return cam.scale(self.raw)
-    logits = cam.scale(self.raw, 'logit', constant=self.constant)
+      return scaling.scale(self.raw)
+    logits = scaling.scale(self.raw, 'logit', constant=self.constant)
     return np.clip(logits / pictures.LOGIT_TOP, 0, 1)
 
   def overlay(

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from scipy import ndimage, stats
 
-from iqa_jax.explain import cam
+from iqa_jax.explain import scaling
 from iqa_jax.explain.perturbation import Perturber, blend
 
 CONTROLS = ('random', 'centre', 'edges')
@@ -61,9 +61,9 @@ def controls(
   # The rim of the field is no edge of what it shows.
   deep = ndimage.binary_erosion(inside, np.ones((1, 5, 5)))
   found = {
-    'random': cam.enlarge(noise, size),
+    'random': scaling.enlarge(noise, size),
     'centre': np.exp(-(away**2) / (2 * 0.5**2)),
-    'edges': cam.enlarge(_cell_means(edges * deep, cells), size),
+    'edges': scaling.enlarge(_cell_means(edges * deep, cells), size),
   }
   return {
     name: (maps * inside).astype(np.float32) for name, maps in found.items()

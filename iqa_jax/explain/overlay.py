@@ -1,7 +1,7 @@
 """A map and its photograph -> pictures.
 
 Pillow and NumPy only: pictures are drawn by worker processes that don't hold
-JAX. What is drawn is a map made presentable (see cam.scale), 0 for no evidence
+JAX. What is drawn is a map made presentable (scaling.scale), 0 for no evidence
 to 1 for the top of the colour bar; what is below 0 is shown as none.
 """
 

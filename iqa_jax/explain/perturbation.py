@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from iqa_jax import errors
-from iqa_jax.explain import cam
+from iqa_jax.explain import scaling
 
 # (images float32 [b, h, w, c] of 0..255, targets int [b]) -> float [b], in
 # JAX; c is 3, or 4 of networks that take the field of view.
@@ -261,7 +261,7 @@ def _rise_masks(
   """Returns smooth random masks [count, *size] of 0..1, randomly shifted."""
   cell = [-(-length // cells) for length in size]
   grid = (rng.random((count, cells + 1, cells + 1)) < keep).astype(np.float32)
-  large = cam.enlarge(grid, ((cells + 1) * cell[0], (cells + 1) * cell[1]))
+  large = scaling.enlarge(grid, ((cells + 1) * cell[0], (cells + 1) * cell[1]))
   top = rng.integers(0, cell[0], count)
   left = rng.integers(0, cell[1], count)
   return np.stack(

@@ -14,7 +14,7 @@ import numpy as np
 
 from iqa_jax import errors, labels, run_directory
 from iqa_jax.export.options import ExportError, Options
-from iqa_jax.judging.verdicts import FIELDS, OperatingRecord
+from iqa_jax.judging.operating_record import FIELDS, OperatingRecord
 from iqa_jax.photograph.placement import Placement
 
 if TYPE_CHECKING:  # they hold JAX, which is loaded while photographs are read

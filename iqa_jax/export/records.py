@@ -32,7 +32,7 @@ def judged(
   Its status is 'ok', or 'not_finite' where the network ran over, and then
   there is nothing to draw.
   """
-  from iqa_jax.explain import cam
+  from iqa_jax.explain import scaling
 
   finite = np.isfinite(found.logits).all() and np.isfinite(found.raw).all()
   record: Record = {
@@ -77,7 +77,7 @@ def judged(
     'raw_min': float(found.raw.min()),
     'raw_max': float(found.raw.max()),
     'raw_sum': float(found.raw.sum(dtype=np.float64)),
-    'empty_map': cam.status(found.raw) == 'empty',
+    'empty_map': scaling.status(found.raw) == 'empty',
   }
 
 

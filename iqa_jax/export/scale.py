@@ -40,15 +40,15 @@ class Scale:
       raw: [h, w].
       constant: see additive.constants; for 'logit'.
     """
-    from iqa_jax.explain import cam
+    from iqa_jax.explain import scaling
 
     if self.how == 'image':
-      return cam.scale(raw), f'most in this photograph ({raw.max():.3g})'
+      return scaling.scale(raw), f'most in this photograph ({raw.max():.3g})'
     if self.how == 'logit':
-      logits = cam.scale(raw, 'logit', constant=constant)
+      logits = scaling.scale(raw, 'logit', constant=constant)
       shown = np.clip(logits / self.top, 0, 1)
       return shown, f'{self.top:.3g} logits or more'
-    shown = np.clip(cam.scale(raw, 'dataset', magnitude=self.top), 0, 1)
+    shown = np.clip(scaling.scale(raw, 'dataset', magnitude=self.top), 0, 1)
     return shown, f'{self.top:.3g} or more, in all photographs'
 
 
@@ -82,7 +82,7 @@ def _of_dataset(
 
   It is taken from a fixed sample, and kept, so that later runs agree.
   """
-  from iqa_jax.explain import cam
+  from iqa_jax.explain import scaling
 
   path = pathlib.Path(options.output) / 'scale.json'
   explained = {
@@ -110,6 +110,6 @@ def _of_dataset(
       f'none of {len(sample)} photographs has a map to take the scale from; '
       'give --color_max, or another --scaling'
     )
-  magnitude = cam.magnitude(finite[:, None, None])
+  magnitude = scaling.magnitude(finite[:, None, None])
   run_directory.write_json(path, {**explained, 'magnitude': magnitude})
   return magnitude

@@ -75,34 +75,14 @@ def choose(
   positive, negative = (truth == 1).sum(), (truth == 0).sum()
   if rule == 'fixed':
     point |= {'threshold': float(target), 'chosen_on': 'configuration'}
-  elif rule == 'percentile' and len(p):
-    point |= {
-      'threshold': float(np.percentile(p, 100 - target)),
-      'chosen_on': 'validation',
-    }
-  elif not positive or not negative:
+  elif (rule == 'percentile' and len(p)) or (positive and negative):
+    threshold = _threshold(rule, target, truth, p, weight)
+    point |= {'threshold': threshold, 'chosen_on': 'validation'}
+  else:
     point |= {
       'threshold': 0.5,
       'chosen_on': 'nothing',
       'reason': 'validation has one class only',
-    }
-  else:
-    thresholds, sensitivity, specificity = curve(truth, p, weight)
-    # Thresholds fall along the curve. Of equally good ones take the lowest: a
-    # missed fault is worse than a false alarm.
-    if rule == 'sensitivity':
-      best = int(np.argmax(sensitivity >= target - 1e-12))
-    elif rule == 'specificity':
-      best = int(np.nonzero(specificity >= target - 1e-12)[0][-1])
-    elif rule == 'youden':
-      best = _last_least(-sensitivity - specificity)
-    else:
-      missed = (1 - sensitivity) * weight[truth == 1].sum()
-      alarms = (1 - specificity) * weight[truth == 0].sum()
-      best = _last_least(target * missed + alarms)
-    point |= {
-      'threshold': float(thresholds[best]),
-      'chosen_on': 'validation',
     }
   called = p >= point['threshold']
   return {
@@ -112,6 +92,28 @@ def choose(
     'sensitivity': float(called[truth == 1].mean()) if positive else None,
     'specificity': float(1 - called[truth == 0].mean()) if negative else None,
   }
+
+
+def _threshold(
+  rule: str, target: float, truth: np.ndarray, p: np.ndarray, weight: np.ndarray
+) -> float:
+  """Returns the threshold of a rule that looks at the data."""
+  if rule == 'percentile':
+    return float(np.percentile(p, 100 - target))
+  thresholds, sensitivity, specificity = curve(truth, p, weight)
+  # Thresholds fall along the curve. Of equally good ones take the lowest: a
+  # missed fault is worse than a false alarm.
+  if rule == 'sensitivity':
+    best = int(np.argmax(sensitivity >= target - 1e-12))
+  elif rule == 'specificity':
+    best = int(np.nonzero(specificity >= target - 1e-12)[0][-1])
+  elif rule == 'youden':
+    best = _last_least(-sensitivity - specificity)
+  else:
+    missed = (1 - sensitivity) * weight[truth == 1].sum()
+    alarms = (1 - specificity) * weight[truth == 0].sum()
+    best = _last_least(target * missed + alarms)
+  return float(thresholds[best])
 
 
 def curve(

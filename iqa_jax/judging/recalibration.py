@@ -15,7 +15,7 @@ import numpy as np
 
 from iqa_jax import errors
 from iqa_jax.judging import calibration, operating_points
-from iqa_jax.judging.verdicts import Judged, OperatingRecord
+from iqa_jax.judging.operating_record import Judged, OperatingRecord
 
 # Standard deviations, before any label is seen, of the logarithm of the slope
 # and of the offset in log-odds: cameras move scores more than they stretch

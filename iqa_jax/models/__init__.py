@@ -8,6 +8,7 @@ name it in `_BACKBONES`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -88,11 +89,7 @@ def create(
   )
   if head == 'evidence':
     taps = taps or backbone.taps
-    for point in taps:
-      if point not in backbone.points:
-        raise errors.InvalidValue(
-          f'tap {point!r} is none of {", ".join(backbone.points)}'
-        )
+    _check_points('tap', taps, backbone.points)
     taps = tuple(sorted(taps, key=backbone.points.index))
     num_maps = num_outputs if independent else len(evidence.LOCAL)
     return Classifier(
@@ -101,18 +98,13 @@ def create(
       taps[-1],
       evidence.Neck(taps, cells, cell_units, num_maps, jnp.dtype(dtype)),
     )
-  if last and last not in backbone.points:
+  _check_points('last', (last,) if last else (), backbone.points)
+  kinds = heads.KINDS | {'imagenet': backbone.imagenet_head}
+  if head not in kinds:
     raise errors.InvalidValue(
-      f'last {last!r} is none of {", ".join(backbone.points)}'
+      f'head {head!r} is none of {", ".join([*kinds, "evidence"])}'
     )
-  if head == 'imagenet':
-    shape = backbone.imagenet_head
-  elif head in heads.KINDS:
-    shape = heads.KINDS[head]
-  else:
-    kinds = ', '.join([*heads.KINDS, 'imagenet', 'evidence'])
-    raise errors.InvalidValue(f'head {head!r} is none of {kinds}')
-  pool, hidden = shape
+  pool, hidden = shape = kinds[head]
   if field_pooling and pool not in ('average', 'standardized'):
     raise errors.InvalidValue(
       f'the head {head!r} does not average, so it has no use for field_pooling'
@@ -130,6 +122,16 @@ def create(
     last or None,
     field_pooling=field_pooling,
   )
+
+
+def _check_points(
+  what: str, names: Sequence[str], points: Sequence[str]
+) -> None:
+  for name in names:
+    if name not in points:
+      raise errors.InvalidValue(
+        f'{what} {name!r} is none of {", ".join(points)}'
+      )
 
 
 def from_config(

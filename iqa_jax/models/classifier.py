@@ -130,16 +130,9 @@ class Classifier(nn.Module):
     Raises:
       ValueError: no such stage, or the images are too small.
     """
-    names = (*self.stages, HEAD)
     if isinstance(train, bool):
-      train = names if train else ()
-    for name in (*train, *(p for p in (start, stop) if p)):
-      if name not in names:
-        raise ValueError(f'no feature point {name!r}; there are {names}')
-    first = 0 if start is None else names.index(start) + 1
-    end = len(names) if stop is None else names.index(stop) + 1
-    if first > end:
-      raise ValueError(f'{stop} comes before {start}')
+      train = (*self.stages, HEAD) if train else ()
+    points = self._between(start, stop, train)
     size = x.shape[1:3]
     if start is None:
       if x.shape[-1] > 3:
@@ -150,7 +143,7 @@ class Classifier(nn.Module):
     if start in (None, *self.backbone.points):
       x = x.astype(self.backbone.dtype)
     tapped: list[tuple[jax.Array, Placement | None]] = []
-    for point in self.points[first:end]:
+    for point in points:
       if self.neck and point == 'cells':
         if field is None or len(tapped) < len(self.neck.taps):
           raise ValueError(f'cells look at several points, {start} is beyond')
@@ -175,3 +168,17 @@ class Classifier(nn.Module):
     if start != HEAD_INPUT:
       x = self.head.takes(x)
     return x if stop else self.head(x, train=HEAD in train)
+
+  def _between(
+    self, start: str | None, stop: str | None, train: Collection[str]
+  ) -> tuple[str, ...]:
+    """Returns the points after `start` up to `stop`; all names must exist."""
+    names = (*self.stages, HEAD)
+    for name in (*train, *(p for p in (start, stop) if p)):
+      if name not in names:
+        raise ValueError(f'no feature point {name!r}; there are {names}')
+    first = 0 if start is None else names.index(start) + 1
+    end = len(names) if stop is None else names.index(stop) + 1
+    if first > end:
+      raise ValueError(f'{stop} comes before {start}')
+    return self.points[first:end]

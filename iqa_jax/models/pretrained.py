@@ -92,9 +92,10 @@ def load(
 
   path = _download(source) if source in TAGS else pathlib.Path(source)
   path = path.expanduser()
+  record['file'] = str(path.absolute())
   if path.is_dir():
-    named, record['sha256'] = _from_run(path)
     unused: list[str] = []
+    named, record['sha256'] = _from_run(path)
   elif path.is_file():
     tensors, record['sha256'] = read(path)
     named, unused = _from_torch(path, tensors, model)
@@ -103,7 +104,6 @@ def load(
       f'pretrained={source!r} is no file, no run directory and none of the '
       f'tags {", ".join(TAGS)}'
     )
-  record['file'] = str(path.absolute())
   fitting, others = _fit(path, named, flat, model)
   record.update(
     loaded=sorted(fitting),

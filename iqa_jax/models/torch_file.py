@@ -240,67 +240,75 @@ def _interpret(
     file: read up to the end of the pickle.
     storages: gets every storage the pickle mentions, by key.
   """
-  stack: list[Any] = []
-  marks: list[int] = []
-  memo: dict[Any, Any] = {}
-
-  def since_mark() -> list[Any]:
-    start = marks.pop()
-    items = stack[start:]
-    del stack[start:]
-    return items
-
+  machine = _Machine({} if storages is None else storages)
   for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
     if number > _MAX_OPCODES:
       raise TorchFileError(f'more than {_MAX_OPCODES} pickle opcodes')
-    match opcode.name:
+    if opcode.name == 'STOP':
+      return machine.stack.pop()
+    machine.do(opcode.name, argument)
+  raise TorchFileError('the pickle has no end')
+
+
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+  'NONE': lambda: None,
+  'NEWTRUE': lambda: True,
+  'NEWFALSE': lambda: False,
+  'EMPTY_DICT': dict,
+  'EMPTY_LIST': list,
+  'EMPTY_TUPLE': tuple,
+}
+
+
+class _Machine:
+  """The stack on which a pickle's opcodes build its value."""
+
+  def __init__(self, storages: dict[str, _Storage]):
+    self.stack: list[Any] = []
+    self._marks: list[int] = []
+    self._memo: dict[Any, Any] = {}
+    self._storages = storages
+
+  def do(self, name: str, argument: Any) -> None:
+    """Carries out an opcode; raises TorchFileError for one not known."""
+    stack = self.stack
+    match name:
       case 'PROTO':
         pass
-      case 'STOP':
-        return stack.pop()
       case 'MARK':
-        marks.append(len(stack))
+        self._marks.append(len(stack))
       case 'BINPUT' | 'LONG_BINPUT':
-        memo[argument] = stack[-1]
+        self._memo[argument] = stack[-1]
       case 'BINGET' | 'LONG_BINGET':
-        stack.append(memo[argument])
-      case 'NONE':
-        stack.append(None)
-      case 'NEWTRUE' | 'NEWFALSE':
-        stack.append(opcode.name == 'NEWTRUE')
+        stack.append(self._memo[argument])
       case 'BININT' | 'BININT1' | 'BININT2' | 'LONG1' | 'BINFLOAT':
         stack.append(argument)
       case 'BINUNICODE':
         stack.append(argument)
-      case 'EMPTY_DICT':
-        stack.append({})
-      case 'EMPTY_LIST':
-        stack.append([])
-      case 'EMPTY_TUPLE':
-        stack.append(())
+      case _ if name in _CONSTANTS:
+        stack.append(_CONSTANTS[name]())
       case 'TUPLE':
-        stack.append(tuple(since_mark()))
+        stack.append(tuple(self._since_mark()))
       case 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
-        count = int(opcode.name[-1])
+        count = int(name[-1])
         stack[-count:] = [tuple(stack[-count:])]
       case 'APPEND':
         item = stack.pop()
         _extend(stack[-1], [item])
       case 'APPENDS':
-        items = since_mark()
+        items = self._since_mark()
         _extend(stack[-1], items)
       case 'SETITEM':
         items = [stack.pop(), stack.pop()]
         _update(stack[-1], items[::-1])
       case 'SETITEMS':
-        items = since_mark()
+        items = self._since_mark()
         _update(stack[-1], items)
       case 'GLOBAL':
         stack.append(_known(str(argument).replace(' ', '.')))
       case 'BINPERSID':
         storage = _storage(stack.pop())
-        if storages is not None:
-          storages[storage.key] = storage
+        self._storages[storage.key] = storage
         stack.append(storage)
       case 'REDUCE':
         arguments = stack.pop()
@@ -310,10 +318,14 @@ def _interpret(
         stack.pop()
       case _:
         raise TorchFileError(
-          f'pickle opcode {opcode.name} is not one that a dictionary of '
-          'tensors needs'
+          f'pickle opcode {name} is not one that a dictionary of tensors needs'
         )
-  raise TorchFileError('the pickle has no end')
+
+  def _since_mark(self) -> list[Any]:
+    start = self._marks.pop()
+    items = self.stack[start:]
+    del self.stack[start:]
+    return items
 
 
 def _extend(target: Any, items: list[Any]) -> None:

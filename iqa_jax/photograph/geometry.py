@@ -188,9 +188,9 @@ def _fit(mask: np.ndarray) -> Field | None:
   bottom = min(cy + radius, float(ys.max() + 1), float(h))
   # A dark sector at the rim is still field: only a straight cut ends it.
   left, right = _cut(left, cx - radius, h), _cut(right, cx + radius, h)
-  if not _is_flat(mask, top, 0):
+  if not _is_flat(mask, 0):
     top = max(cy - radius, 0.0)
-  if not _is_flat(mask, bottom, -1):
+  if not _is_flat(mask, -1):
     bottom = min(cy + radius, float(h))
   left, right = max(left, 0.0), min(right, float(w))
   if right - left < radius or bottom - top < 0.5 * radius:
@@ -203,8 +203,8 @@ def _cut(edge: float, on_circle: float, size: int) -> float:
   return on_circle if abs(edge - on_circle) < 0.2 * size else edge
 
 
-def _is_flat(mask: np.ndarray, edge: float, end: int) -> bool:
-  """Whether the mask ends at row `edge` in a straight line."""
+def _is_flat(mask: np.ndarray, end: int) -> bool:
+  """Whether the mask's first row (`end` 0) or last (-1) is a straight line."""
   rows = np.nonzero(mask.any(axis=1))[0]
   row = rows[end]
   widest = mask.sum(axis=1).max()

@@ -14,9 +14,11 @@ import dataclasses
 import io
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageFilter
 
-from iqa_jax.simulation import faults
+from iqa_jax.simulation import canvas
+from iqa_jax.simulation.canvas import Frame
 
 FAMILIAR, UNSEEN = 'familiar', 'unseen'
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -62,7 +64,7 @@ class Camera:
   subsampling: int
 
 
-def draw(rng: np.random.Generator, kind: str = FAMILIAR) -> Camera:
+def draw(rng: Generator, kind: str = FAMILIAR) -> Camera:
   """Returns a random camera, `FAMILIAR` or `UNSEEN`."""
   unseen = kind == UNSEEN
   # Colour: a direction about neutral, any hue, and how far.
@@ -109,7 +111,7 @@ def retake(
   image: np.ndarray,
   inside: np.ndarray,
   camera: Camera,
-  rng: np.random.Generator,
+  rng: Generator,
   mask: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Takes a prepared photograph again with another camera.
@@ -131,10 +133,10 @@ def retake(
   planes = [_framed(plane, camera) for plane in (image, field, mask)]
   pixels, inside, mask = planes[0], planes[1] > 127, planes[2]
   if camera.blur:
-    pixels = faults.blurred(pixels, camera.blur * n).astype(np.uint8)
+    pixels = canvas.blurred(pixels, camera.blur * n).astype(np.uint8)
   light = _toned(pixels, camera)
   if camera.falling:
-    frame = faults.Frame(inside)
+    frame = Frame(inside)
     x, y = rng.normal(0, 0.12, 2)
     r2 = (frame.x - float(x)) ** 2 + (frame.y - float(y)) ** 2
     light *= (1 + 0.4 * camera.falling - camera.falling * r2)[..., None]
@@ -187,9 +189,7 @@ def _toned(pixels: np.ndarray, camera: Camera) -> np.ndarray:
   return light - over * over / (over + 90)
 
 
-def _grainy(
-  pixels: np.ndarray, camera: Camera, rng: np.random.Generator
-) -> np.ndarray:
+def _grainy(pixels: np.ndarray, camera: Camera, rng: Generator) -> np.ndarray:
   n = len(pixels)
   side = -(-n // camera.coarse)
   grain = rng.standard_normal((side, side), np.float32)

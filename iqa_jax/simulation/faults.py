@@ -8,14 +8,15 @@ its presence alone gives nothing away. Lengths scale with the field's size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-import functools
 import itertools
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from numpy.random import Generator
+from PIL import ImageDraw
 
 from iqa_jax import errors
+from iqa_jax.simulation import canvas
+from iqa_jax.simulation.canvas import Frame
 
 THRESHOLD = 0.5
 
@@ -42,7 +43,7 @@ def apply(
   inside: np.ndarray,
   kind: str,
   severity: float,
-  rng: np.random.Generator,
+  rng: Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Puts one fault into a photograph.
 
@@ -73,62 +74,6 @@ def apply(
   return pixels, mask
 
 
-class Frame:
-  """Coordinates of a field of view: unit circle, y downwards."""
-
-  def __init__(self, inside: np.ndarray):
-    h, w = inside.shape
-    rows = np.flatnonzero(inside.any(1))
-    columns = np.flatnonzero(inside.any(0))
-    if not len(rows):
-      rows, columns = np.array([0, h - 1]), np.array([0, w - 1])
-    # The wider side is the circle's diameter; cut fields are less high.
-    self.radius = float(max(np.ptp(rows), np.ptp(columns)) / 2 + 0.5)
-    cy = float(rows[0] + rows[-1]) / 2
-    cx = float(columns[0] + columns[-1]) / 2
-    self.shape = (h, w)
-    self.centre = (cx, cy)
-    self.x = ((np.arange(w, dtype=np.float32) - cx) / self.radius)[None, :]
-    self.y = ((np.arange(h, dtype=np.float32) - cy) / self.radius)[:, None]
-
-  @functools.cached_property
-  def r(self) -> np.ndarray:
-    return np.hypot(self.x, self.y)
-
-  def ones(self) -> np.ndarray:
-    return np.ones(self.shape, np.float32)
-
-  def pixel(self, x: float, y: float) -> tuple[float, float]:
-    return (
-      self.centre[0] + x * self.radius,
-      self.centre[1] + y * self.radius,
-    )
-
-  def along(self, angle: float) -> np.ndarray:
-    """Returns the coordinate in a direction, -1..1 across the field."""
-    return self.x * float(np.cos(angle)) + self.y * float(np.sin(angle))
-
-
-def smooth_noise(
-  rng: np.random.Generator, shape: tuple[int, int], cells: int
-) -> np.ndarray:
-  """Returns float32 noise in about -1..1 with `cells` bumps across."""
-  coarse = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
-  image = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC)
-  return np.asarray(image)
-
-
-def rise(x: np.ndarray, width: float) -> np.ndarray:
-  """Returns a smooth step from 0 to 1 about x = 0."""
-  t = np.clip(x / width + 0.5, 0, 1)
-  return t * t * (3 - 2 * t)
-
-
-def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
-  blur = ImageFilter.GaussianBlur(float(sigma))
-  return np.asarray(Image.fromarray(image).filter(blur), np.float32)
-
-
 def _blend(
   image: np.ndarray, other: np.ndarray, weight: np.ndarray
 ) -> np.ndarray:
@@ -139,40 +84,29 @@ def _blend(
   return image
 
 
-def drawn(
-  frame: Frame, paint: Callable[[ImageDraw.ImageDraw], None], blur: float
-) -> np.ndarray:
-  """Returns what `paint(draw)` paints in 'L', blurred, as float32 0..1."""
-  canvas = Image.new('L', frame.shape[::-1])
-  paint(ImageDraw.Draw(canvas))
-  if blur > 0:
-    canvas = canvas.filter(ImageFilter.GaussianBlur(float(blur)))
-  return np.asarray(canvas, np.float32) / 255
-
-
 def _blur_sigma(frame: Frame, s: float) -> float:
   return frame.radius * 0.038 * s**1.4
 
 
 def _defocus(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  return blurred(image, _blur_sigma(frame, s)), frame.ones()
+  return canvas.blurred(image, _blur_sigma(frame, s)), frame.ones()
 
 
 def _partial_defocus(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """The near or the far part of the fundus is out of focus."""
   angle = rng.uniform(0, 2 * np.pi)
   edge = rng.uniform(-0.45, 0.05)
-  weight = rise(frame.along(angle) - edge, 0.5)
-  soft = blurred(image, 1.25 * _blur_sigma(frame, s))
+  weight = canvas.rise(frame.along(angle) - edge, 0.5)
+  soft = canvas.blurred(image, 1.25 * _blur_sigma(frame, s))
   return _blend(image, soft, weight), weight
 
 
 def _motion(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   angle, length = rng.uniform(0, np.pi), frame.radius * 0.2 * s**1.2
   shifts = np.linspace(-0.5, 0.5, 13) * length
@@ -184,7 +118,7 @@ def _motion(
 
 
 def _under(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Too little light: red, the strongest, is the last to go."""
   lost = 0.9 * s * np.array([1, 1, 1], np.float32)
@@ -193,7 +127,7 @@ def _under(
 
 
 def _over(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """The sensor saturates: bright, pale, and flat, the darkest last."""
   light = 1 - (1 - np.arange(256, dtype=np.float32) / 255) ** (1 + 2.6 * s)
@@ -202,9 +136,9 @@ def _over(
 
 
 def _uneven(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  ramp = rise(
+  ramp = canvas.rise(
     frame.along(rng.uniform(0, 2 * np.pi)) - rng.uniform(-0.35, 0.1), 1.2
   )
   gain = 1 - np.minimum(1.1 * s, 0.92) * ramp
@@ -212,44 +146,46 @@ def _uneven(
 
 
 def _haze(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Light scattered by an opaque lens or cornea: flat, greyish, soft."""
   tint = _veil(rng) * rng.uniform(30, 130)
-  patchy = 0.85 + 0.25 * smooth_noise(rng, frame.shape, 3)
+  patchy = 0.85 + 0.25 * canvas.smooth_noise(rng, frame.shape, 3)
   weight = np.clip(s * patchy, 0, 0.97)
-  soft = blurred(image, frame.radius * 0.02 * s)
+  soft = canvas.blurred(image, frame.radius * 0.02 * s)
   return _blend(soft, tint, weight), frame.ones()
 
 
-def _veil(rng: np.random.Generator) -> np.ndarray:
+def _veil(rng: Generator) -> np.ndarray:
   """Returns the colour of scattered light, red 1: yellowish to bluish."""
   green = rng.uniform(0.8, 1.05)
   return np.array([1, green, green * rng.uniform(0.6, 1.1)], np.float32)
 
 
 def _murk(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """What most hopeless photographs are: dark, hazy, flat, uneven and soft."""
-  soft = blurred(image, _blur_sigma(frame, s) * rng.uniform(0.1, 0.8))
+  soft = canvas.blurred(image, _blur_sigma(frame, s) * rng.uniform(0.1, 0.8))
   grey = soft.mean(2, keepdims=True)
   soft = soft + (grey - soft) * s * rng.uniform(0, 0.6)
   veil = _veil(rng) * rng.uniform(15, 60)
   flat = _blend(soft, veil, frame.ones() * s * rng.uniform(0.3, 0.9))
-  ramp = rise(frame.along(rng.uniform(0, 2 * np.pi)), 2.0)
+  ramp = canvas.rise(frame.along(rng.uniform(0, 2 * np.pi)), 2.0)
   lost = s * (rng.uniform(0.3, 0.75) + rng.uniform(0, 0.25) * ramp)
   return flat * (1 - lost)[..., None], frame.ones()
 
 
 def _rim_flare(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """A crescent or a ring of stray light, as wide as the eye is off."""
   angle, lean = rng.uniform(0, 2 * np.pi), rng.uniform(-1.2, 0.3)
   turn = np.cos(np.arctan2(frame.y, frame.x) - float(angle))
   depth = 0.08 + 0.5 * s
-  weight = rise(frame.r - (1 - 0.5 * depth), depth) * rise(turn - lean, 1.4)
+  weight = canvas.rise(frame.r - (1 - 0.5 * depth), depth) * canvas.rise(
+    turn - lean, 1.4
+  )
   tint = rng.choice(
     [[255, 225, 170], [190, 225, 255], [255, 250, 240], [200, 215, 130]]
   )
@@ -258,7 +194,7 @@ def _rim_flare(
 
 
 def _pupil_shadow(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """A small pupil shades a side of the field, or its middle.
 
@@ -270,17 +206,17 @@ def _pupil_shadow(
   else:
     off, reach, sign = rng.uniform(0, 0.5), 0.15 + 0.4 * s, -1
   away = np.hypot(frame.x - off * np.cos(angle), frame.y - off * np.sin(angle))
-  shadow = rise(sign * (away - reach), 0.6)
+  shadow = canvas.rise(sign * (away - reach), 0.6)
   veil = np.array([22, 30, 36], np.float32) * rng.uniform(0.3, 1.6)
   return _blend(image, veil, np.minimum(0.3 + 0.8 * s, 0.94) * shadow), shadow
 
 
 def _dust(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   weight = np.zeros(frame.shape, np.float32)
   for _ in range(round(2 + 40 * s)):
-    x, y = frame.pixel(*within(rng, 0.95))
+    x, y = frame.pixel(*canvas.within(rng, 0.95))
     r = frame.radius * rng.uniform(0.006, 0.012 + 0.045 * s)
     weight = np.maximum(
       weight,
@@ -304,13 +240,8 @@ def _drawn_spot(frame: Frame, x: float, y: float, r: float) -> np.ndarray:
   return spot
 
 
-def within(rng: np.random.Generator, radius: float) -> tuple[float, float]:
-  angle, r = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.random())
-  return float(r * np.cos(angle)), float(r * np.sin(angle))
-
-
 def _lashes(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Lashes in front of the lens: curved, blurred, from below or above."""
   down = 1 if rng.random() < 0.8 else -1
@@ -330,7 +261,7 @@ def _lashes(
       for i, (a, b) in enumerate(itertools.pairwise(path)):
         draw.line([a, b], 255, max(1, round(thick * (1 - i / 14))))
 
-  weight = drawn(frame, paint, 0.45 * thick)
+  weight = canvas.drawn(frame.shape, paint, 0.45 * thick)
   tint = np.full(3, 12, np.float32)
   if rng.random() < 0.4:
     tint = np.array([235, 215, 190], np.float32)
@@ -338,7 +269,7 @@ def _lashes(
 
 
 def _reflection(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Ghosts of the flash: bright discs, rings and arcs."""
   ring = rng.random() < 0.5
@@ -346,7 +277,7 @@ def _reflection(
 
   def paint(draw: ImageDraw.ImageDraw) -> None:
     for _ in range(1 + round(3 * s)):
-      x, y = frame.pixel(*within(rng, 0.8))
+      x, y = frame.pixel(*canvas.within(rng, 0.8))
       r = size * rng.uniform(0.5, 1.2)
       box = [x - r, y - r, x + r, y + r]
       if ring:
@@ -356,35 +287,35 @@ def _reflection(
       else:
         draw.ellipse(box, 255)
 
-  weight = drawn(frame, paint, 0.22 * size)
+  weight = canvas.drawn(frame.shape, paint, 0.22 * size)
   tint = rng.choice([[255, 250, 235], [200, 230, 255], [255, 225, 190]])
   strength = np.clip(weight * (0.1 + 0.8 * s), 0, 1)
   return _blend(image, tint.astype(np.float32), strength), weight
 
 
 def _stain(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """A smear on the lens: an irregular, flat, greyish blotch."""
-  x, y = within(rng, 0.6)
+  x, y = canvas.within(rng, 0.6)
   reach = 0.12 + 0.5 * s
   away = np.hypot(frame.x - x, frame.y - y) / reach
-  ragged = away + 0.45 * smooth_noise(rng, frame.shape, 9)
-  weight = rise(0.8 - ragged, 0.7)
+  ragged = away + 0.45 * canvas.smooth_noise(rng, frame.shape, 9)
+  weight = canvas.rise(0.8 - ragged, 0.7)
   tint = np.array([120, 110, 100], np.float32) * rng.uniform(0.5, 1.4)
-  soft = blurred(image, frame.radius * 0.02 * s)
+  soft = canvas.blurred(image, frame.radius * 0.02 * s)
   strength = weight * (0.1 + 0.7 * s)
   return _blend(_blend(image, soft, weight), tint, strength), weight
 
 
 def _central_flare(
-  image: np.ndarray, frame: Frame, s: float, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """The cornea's reflex: a bluish-white cloud about the middle."""
-  x, y = within(rng, 0.25)
+  x, y = canvas.within(rng, 0.25)
   reach = 0.1 + 0.33 * s
   away = np.hypot(frame.x - x, frame.y - y) / reach
-  away = np.maximum(away + 0.5 * smooth_noise(rng, frame.shape, 6), 0)
+  away = np.maximum(away + 0.5 * canvas.smooth_noise(rng, frame.shape, 6), 0)
   weight = np.exp(-(away**2)).astype(np.float32)
   tint = np.array([190, 215, 235], np.float32) * rng.uniform(0.75, 1.08)
   return _blend(image, tint, np.clip(weight * (0.1 + 0.8 * s), 0, 1)), weight

@@ -13,15 +13,14 @@ large smooth change of light one of illumination, anything else an artifact.
 from __future__ import annotations
 
 from collections.abc import Callable
-import itertools
-from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageDraw
+from numpy.random import Generator
+from PIL import Image
 
-from iqa_jax.simulation import faults
+from iqa_jax.simulation import canvas, regions
+from iqa_jax.simulation.canvas import Frame
 
-_T = TypeVar('_T')
 _LEAST_CHANGE = 7.0  # of 255, mean over the region: below, nothing is to see
 _TRIES = 8
 
@@ -30,7 +29,7 @@ def apply(
   image: np.ndarray,
   inside: np.ndarray,
   criterion: str,
-  rng: np.random.Generator,
+  rng: Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Puts one procedural fault into a photograph.
 
@@ -44,11 +43,12 @@ def apply(
     The faulty photograph, uint8 [h, w, 3], and the mask of the fault, float32
     [h, w] in 0..1.
   """
-  frame = faults.Frame(inside)
+  frame = Frame(inside)
   for _ in range(_TRIES):
-    region = _choose(rng, _REGIONS[criterion])(frame, rng)
+    region = regions.draw(frame, criterion, rng)
     region *= inside
-    changed = _choose(rng, _CHANGES[criterion])(image, region, frame, rng)
+    changes = _CHANGES[criterion]
+    changed = changes[rng.integers(len(changes))](image, frame, rng)
     changed = np.clip(changed, 0, 255)
     strength = region * (1.0 if rng.random() < 0.6 else rng.uniform(0.5, 1.0))
     mixed = image + (changed - image) * strength[..., None]
@@ -65,145 +65,10 @@ def apply(
   return pixels, np.clip(region, 0, 1).astype(np.float32)
 
 
-def _choose(rng: np.random.Generator, items: tuple[_T, ...]) -> _T:
-  return items[rng.integers(len(items))]
+# Changes: float32 [h, w, 3] in 0..255, of which the region is taken.
 
 
-# Regions: float32 [h, w] in 0..1, about the field's unit circle.
-
-
-def _blob(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
-  x, y = faults.within(rng, 0.9)
-  reach = np.exp(rng.uniform(np.log(0.06), np.log(0.5)))
-  away = np.hypot(frame.x - x, frame.y - y) / reach
-  ragged = away + rng.uniform(0, 0.7) * faults.smooth_noise(
-    rng, frame.shape, int(rng.integers(4, 16))
-  )
-  return faults.rise(0.9 - ragged, rng.uniform(0.05, 0.8))
-
-
-def _clouds(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
-  noise = faults.smooth_noise(rng, frame.shape, int(rng.integers(3, 24)))
-  return faults.rise(noise - rng.uniform(0.1, 0.5), rng.uniform(0.03, 0.5))
-
-
-def _polygon(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
-  x, y = faults.within(rng, 0.85)
-  reach = np.exp(rng.uniform(np.log(0.06), np.log(0.45)))
-  corners = int(rng.integers(3, 8))
-  angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
-  radii = reach * rng.uniform(0.6, 1.2, corners)
-  points = [
-    frame.pixel(x + r * np.cos(a), y + r * np.sin(a))
-    for a, r in zip(angles, radii, strict=True)
-  ]
-  if rng.random() < 0.5:  # a rectangle, upright or turned
-    turn = rng.uniform(0, np.pi) if rng.random() < 0.5 else 0.0
-    wide, high = reach, reach * rng.uniform(0.2, 1.0)
-    c, s = np.cos(turn), np.sin(turn)
-    points = [
-      frame.pixel(x + c * u - s * v, y + s * u + c * v)
-      for u, v in ((-wide, -high), (wide, -high), (wide, high), (-wide, high))
-    ]
-  blur = frame.radius * rng.choice([0.0, 0.005, 0.03])
-  return faults.drawn(frame, lambda draw: draw.polygon(points, 255), blur)
-
-
-def _ellipse(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
-  x, y = frame.pixel(*faults.within(rng, 0.9))
-  r = frame.radius * np.exp(rng.uniform(np.log(0.04), np.log(0.4)))
-  box = [x - r, y - r * rng.uniform(0.4, 1), x + r, y + r * rng.uniform(0.4, 1)]
-  width = 0 if rng.random() < 0.6 else max(1, round(r * rng.uniform(0.1, 0.4)))
-
-  def paint(draw: ImageDraw.ImageDraw) -> None:
-    if width:
-      draw.ellipse(box, outline=255, width=width)
-    else:
-      draw.ellipse(box, fill=255)
-
-  return faults.drawn(frame, paint, r * rng.choice([0.0, 0.05, 0.3]))
-
-
-def _strokes(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
-  """Hairs, scratches, cracks, writing: thin lines, straight or bent."""
-  count = int(rng.integers(1, 9))
-  wide = frame.radius * np.exp(rng.uniform(np.log(0.008), np.log(0.07)))
-  bend = rng.choice([0.0, 0.3, 1.0])
-
-  def paint(draw: ImageDraw.ImageDraw) -> None:
-    for _ in range(count):
-      place = np.array(faults.within(rng, 0.95))
-      angle = rng.uniform(0, 2 * np.pi)
-      path = [frame.pixel(*place)]
-      for _ in range(int(rng.integers(2, 14))):
-        angle += bend * rng.normal(0, 0.8)
-        place = place + rng.uniform(0.05, 0.2) * np.array(
-          [np.cos(angle), np.sin(angle)]
-        )
-        path.append(frame.pixel(*place))
-      for a, b in itertools.pairwise(path):
-        draw.line([a, b], 255, max(1, round(wide)))
-
-  return faults.drawn(frame, paint, wide * rng.choice([0.0, 0.2, 0.6]))
-
-
-def _stripes(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
-  """Parallel lines or a grid, over the whole or over a part."""
-  angle = rng.choice([0.0, np.pi / 2, rng.uniform(0, np.pi)])
-  period = rng.uniform(0.04, 0.4)
-  share = rng.uniform(0.1, 0.6)
-  phase = (frame.along(angle) / period + rng.random()) % 1.0
-  lines = (phase < share).astype(np.float32)
-  if rng.random() < 0.3:
-    across = (frame.along(angle + np.pi / 2) / period + rng.random()) % 1.0
-    lines = np.maximum(lines, (across < share).astype(np.float32))
-  if rng.random() < 0.7:
-    lines = lines * _choose(rng, (_blob, _side, _polygon))(frame, rng)
-  return lines
-
-
-def _specks(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
-  count = int(np.exp(rng.uniform(np.log(3), np.log(80))))
-  largest = np.exp(rng.uniform(np.log(0.01), np.log(0.06)))
-  square = rng.random() < 0.3
-
-  def paint(draw: ImageDraw.ImageDraw) -> None:
-    for _ in range(count):
-      x, y = frame.pixel(*faults.within(rng, 0.98))
-      r = frame.radius * largest * rng.uniform(0.3, 1)
-      box = [x - r, y - r, x + r, y + r]
-      (draw.rectangle if square else draw.ellipse)(box, fill=255)
-
-  return faults.drawn(
-    frame, paint, frame.radius * largest * rng.choice([0.0, 0.2, 0.5])
-  )
-
-
-def _side(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
-  edge = rng.uniform(-0.4, 0.7)
-  along = frame.along(rng.uniform(0, 2 * np.pi))
-  return faults.rise(along - edge, rng.choice([0.02, 0.3, 1.0]))
-
-
-def _ring(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
-  inner = rng.uniform(0.4, 0.9)
-  return faults.rise(frame.r - inner, rng.uniform(0.03, 0.5))
-
-
-def _everywhere(frame: faults.Frame, rng: np.random.Generator) -> np.ndarray:
-  return frame.ones()
-
-
-# Changes: (image, region, frame, rng) -> float32 [h, w, 3] in 0..255, of which
-# the region is taken.
-
-
-def _colour(
-  image: np.ndarray,
-  region: np.ndarray,
-  frame: faults.Frame,
-  rng: np.random.Generator,
-) -> np.ndarray:
+def _colour(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   if rng.random() < 0.5:
     tint = rng.uniform(0, 255, 3)
   else:  # grey, as dust, lint and reflections are
@@ -216,17 +81,12 @@ def _colour(
   return image + (fill - image) * rng.uniform(0.4, 1)
 
 
-def _texture(
-  image: np.ndarray,
-  region: np.ndarray,
-  frame: faults.Frame,
-  rng: np.random.Generator,
-) -> np.ndarray:
+def _texture(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   """Colour noise of one to three scales."""
   total = np.zeros(image.shape, np.float32)
   for _ in range(int(rng.integers(1, 4))):
     cells = int(np.exp(rng.uniform(np.log(6), np.log(120))))
-    plane = faults.smooth_noise(rng, frame.shape, cells)[..., None]
+    plane = canvas.smooth_noise(rng, frame.shape, cells)[..., None]
     if rng.random() < 0.3:
       plane = np.sign(plane)
     total += plane * rng.uniform(10, 90) * rng.uniform(0.3, 1, 3)
@@ -235,12 +95,26 @@ def _texture(
   return rng.uniform(30, 220, 3) + total
 
 
-def _noise(
-  image: np.ndarray,
-  region: np.ndarray,
-  frame: faults.Frame,
-  rng: np.random.Generator,
-) -> np.ndarray:
+def _ridges(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
+  """Waves: straight, about a point, or bent; light and dark or coloured."""
+  frequency = rng.uniform(12, 60)
+  way = rng.integers(3)
+  if way == 0:
+    course = frame.along(rng.uniform(0, np.pi))
+  elif way == 1:
+    x, y = canvas.within(rng, 0.6)
+    course = np.hypot(frame.x - x, (frame.y - y) * rng.uniform(0.6, 1.4))
+  else:
+    bent = canvas.smooth_noise(rng, frame.shape, int(rng.integers(3, 9)))
+    course = frame.along(rng.uniform(0, np.pi)) + 0.3 * bent
+  wave = np.sin(frequency * course)[..., None]
+  if rng.random() < 0.3:
+    wave = np.sign(wave)
+  tint = rng.uniform(-1, 1, 3) if rng.random() < 0.4 else np.ones(3)
+  return image + rng.uniform(12, 60) * wave * tint + rng.uniform(-20, 30)
+
+
+def _noise(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   deviation = rng.uniform(15, 80)
   shape = image.shape if rng.random() < 0.5 else (*image.shape[:2], 1)
   if rng.random() < 0.3:  # salt and pepper
@@ -249,12 +123,7 @@ def _noise(
   return image + rng.normal(0, deviation, shape)
 
 
-def _blocks(
-  image: np.ndarray,
-  region: np.ndarray,
-  frame: faults.Frame,
-  rng: np.random.Generator,
-) -> np.ndarray:
+def _blocks(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   """Mosaic, or a codec's blocks shifted about."""
   side = max(2, round(frame.radius * rng.uniform(0.03, 0.2)))
   h, w = image.shape[:2]
@@ -268,15 +137,10 @@ def _blocks(
   return np.asarray(small.resize((w, h), Image.Resampling.NEAREST), np.float32)
 
 
-def _blur(
-  image: np.ndarray,
-  region: np.ndarray,
-  frame: faults.Frame,
-  rng: np.random.Generator,
-) -> np.ndarray:
+def _blur(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   sigma = frame.radius * np.exp(rng.uniform(np.log(0.008), np.log(0.06)))
   if rng.random() < 0.7:
-    return faults.blurred(image, sigma)
+    return canvas.blurred(image, sigma)
   # Along a line, or doubled: the eye moved.
   angle, length = rng.uniform(0, np.pi), 4 * sigma
   count = int(rng.choice([2, 9]))
@@ -287,12 +151,7 @@ def _blur(
   return total / count
 
 
-def _light(
-  image: np.ndarray,
-  region: np.ndarray,
-  frame: faults.Frame,
-  rng: np.random.Generator,
-) -> np.ndarray:
+def _light(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   """Darker, brighter, flatter or washed out."""
   way = rng.integers(4)
   values = image.astype(np.float32)
@@ -306,12 +165,7 @@ def _light(
   return values + rng.uniform(0.3, 1) * veil
 
 
-def _tone(
-  image: np.ndarray,
-  region: np.ndarray,
-  frame: faults.Frame,
-  rng: np.random.Generator,
-) -> np.ndarray:
+def _tone(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   """Channels mixed, inverted, saturated or quantised."""
   values = image.astype(np.float32)
   way = rng.integers(4)
@@ -326,12 +180,7 @@ def _tone(
   return np.floor(values / levels) * levels + levels / 2
 
 
-def _displaced(
-  image: np.ndarray,
-  region: np.ndarray,
-  frame: faults.Frame,
-  rng: np.random.Generator,
-) -> np.ndarray:
+def _displaced(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   """Retina from elsewhere in the photograph, shifted, mirrored or enlarged."""
   shift = frame.radius * rng.uniform(0.15, 0.8)
   angle = rng.uniform(0, 2 * np.pi)
@@ -353,41 +202,26 @@ def _displaced(
   return values
 
 
-def _lens(
-  image: np.ndarray,
-  region: np.ndarray,
-  frame: faults.Frame,
-  rng: np.random.Generator,
-) -> np.ndarray:
+def _lens(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   """Bent light, as under a drop of water: pixels looked up beside."""
   h, w = image.shape[:2]
   cells = int(rng.integers(4, 20))
   reach = frame.radius * rng.uniform(0.03, 0.12)
-  dy = faults.smooth_noise(rng, frame.shape, cells) * reach
-  dx = faults.smooth_noise(rng, frame.shape, cells) * reach
+  dy = canvas.smooth_noise(rng, frame.shape, cells) * reach
+  dx = canvas.smooth_noise(rng, frame.shape, cells) * reach
   rows = np.clip(np.arange(h)[:, None] + dy, 0, h - 1).astype(np.intp)
   columns = np.clip(np.arange(w)[None, :] + dx, 0, w - 1).astype(np.intp)
   return image[rows, columns].astype(np.float32)
 
 
-def _edges(
-  image: np.ndarray,
-  region: np.ndarray,
-  frame: faults.Frame,
-  rng: np.random.Generator,
-) -> np.ndarray:
+def _edges(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   """Sharpened far beyond what any camera gives, or embossed."""
   values = image.astype(np.float32)
-  soft = faults.blurred(image, frame.radius * rng.uniform(0.006, 0.03))
+  soft = canvas.blurred(image, frame.radius * rng.uniform(0.006, 0.03))
   return values + rng.uniform(3, 9) * (values - soft)
 
 
-def _slipped(
-  image: np.ndarray,
-  region: np.ndarray,
-  frame: faults.Frame,
-  rng: np.random.Generator,
-) -> np.ndarray:
+def _slipped(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   """Strips displaced by turns, as by a bad transfer or an eye that moved."""
   wide = max(1, round(frame.radius * np.exp(rng.uniform(-4.4, -1.6))))
   count = max(image.shape) // wide + 1
@@ -401,12 +235,7 @@ def _slipped(
   return np.moveaxis(moved, 0, axis).astype(np.float32)
 
 
-def _parted(
-  image: np.ndarray,
-  region: np.ndarray,
-  frame: faults.Frame,
-  rng: np.random.Generator,
-) -> np.ndarray:
+def _parted(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   """Colours displaced against each other."""
   values = image.astype(np.float32)
   for channel in rng.permutation(3)[:2]:
@@ -417,25 +246,16 @@ def _parted(
   return values
 
 
-_Region = Callable[[faults.Frame, np.random.Generator], np.ndarray]
-_Change = Callable[
-  [np.ndarray, np.ndarray, faults.Frame, np.random.Generator], np.ndarray
-]
+_Change = Callable[[np.ndarray, Frame, Generator], np.ndarray]
 
 # How often each criterion is broken: most that goes wrong has no name.
 CRITERIA = {'artifacts': 0.7, 'focus': 0.12, 'illumination': 0.18}
-_LOCAL = (_blob, _clouds, _polygon, _ellipse, _strokes, _stripes, _specks)
-_WIDE = (_blob, _side, _ring, _clouds, _everywhere)
-_REGIONS: dict[str, tuple[_Region, ...]] = {
-  'artifacts': (*_LOCAL, _side),
-  'focus': _WIDE,
-  'illumination': _WIDE,
-}
 _CHANGES: dict[str, tuple[_Change, ...]] = {
   'artifacts': (
     _colour,
     _colour,
     _texture,
+    _ridges,
     _noise,
     _blocks,
     _tone,

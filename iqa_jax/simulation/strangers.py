@@ -13,17 +13,16 @@ from collections.abc import Callable, Sequence
 import string
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from iqa_jax.simulation import faults
+from iqa_jax.simulation import canvas
 
 _SIDE = 224
 
 
-def draw(
-  rng: np.random.Generator, pictures: Sequence[np.ndarray] = ()
-) -> np.ndarray:
+def draw(rng: Generator, pictures: Sequence[np.ndarray] = ()) -> np.ndarray:
   """Returns a picture of anything but a retina, uint8 [h, w, 3].
 
   Args:
@@ -55,7 +54,7 @@ def draw(
   return pixels
 
 
-def _cut(rng: np.random.Generator, picture: np.ndarray) -> Image.Image:
+def _cut(rng: Generator, picture: np.ndarray) -> Image.Image:
   """Returns a piece of a picture, turned and mirrored."""
   h, w = picture.shape[:2]
   side = min(h, w) * rng.uniform(0.35, 1)
@@ -72,7 +71,7 @@ def _cut(rng: np.random.Generator, picture: np.ndarray) -> Image.Image:
   return image.rotate(int(turn), expand=True) if turn else image
 
 
-def _through_a_hole(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
+def _through_a_hole(rng: Generator, pixels: np.ndarray) -> np.ndarray:
   """Returns the picture under a round mask, as a fundus camera's."""
   h, w = pixels.shape[:2]
   radius = min(h, w) / 2 * rng.uniform(0.85, 1.1)
@@ -81,30 +80,20 @@ def _through_a_hole(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
   return np.where((away < radius)[..., None], pixels, 0).astype(np.uint8)
 
 
-def _frame() -> faults.Frame:
-  return faults.Frame(np.ones((_SIDE, _SIDE), bool))
-
-
-def _skin(rng: np.random.Generator) -> np.ndarray:
+def _skin(rng: Generator) -> np.ndarray:
   tone = np.array([224, 172, 140]) * rng.uniform(0.3, 1.1)
   return tone + rng.normal(0, 8, 3)
 
 
-def _noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-  return faults.smooth_noise(rng, (_SIDE, _SIDE), cells)
+def _noise(rng: Generator, cells: int) -> np.ndarray:
+  return canvas.smooth_noise(rng, (_SIDE, _SIDE), cells)
 
 
 def _paint(
-  rng: np.random.Generator,
-  paint: Callable[[ImageDraw.ImageDraw], None],
-  blur: float = 0.0,
+  paint: Callable[[ImageDraw.ImageDraw], None], blur: float = 0.0
 ) -> np.ndarray:
   """Returns what `paint(draw)` paints, as float32 [s, s, 1] in 0..1."""
-  canvas = Image.new('L', (_SIDE, _SIDE))
-  paint(ImageDraw.Draw(canvas))
-  if blur:
-    canvas = canvas.filter(ImageFilter.GaussianBlur(float(blur)))
-  return np.asarray(canvas, np.float32)[..., None] / 255
+  return canvas.drawn((_SIDE, _SIDE), paint, blur)[..., None]
 
 
 def _over(
@@ -114,7 +103,7 @@ def _over(
 
 
 def _iris(
-  rng: np.random.Generator, image: np.ndarray, cx: float, cy: float, r: float
+  rng: Generator, image: np.ndarray, cx: float, cy: float, r: float
 ) -> np.ndarray:
   """Puts iris, pupil and highlight into a picture."""
   y, x = np.mgrid[0:_SIDE, 0:_SIDE]
@@ -128,7 +117,7 @@ def _iris(
   colour = spokes[..., None] * tint * (1.15 - 0.5 * away[..., None] ** 3)
   image = (
     _over(image, 0, 0)
-    + (colour - image) * faults.rise(1 - away, 0.06)[..., None]
+    + (colour - image) * canvas.rise(1 - away, 0.06)[..., None]
   )
   pupil = rng.uniform(0.2, 0.75)
   if rng.random() < 0.25:  # the red reflex, with what shades it
@@ -136,7 +125,7 @@ def _iris(
     inner = glow * (1 - 0.5 * (_noise(rng, 9)[..., None] > 0.35))
   else:
     inner = np.full(3, rng.uniform(2, 25))
-  image = image + (inner - image) * faults.rise(pupil - away, 0.06)[..., None]
+  image = image + (inner - image) * canvas.rise(pupil - away, 0.06)[..., None]
   for _ in range(int(rng.integers(1, 3))):
     hx, hy = cx + r * rng.uniform(-0.5, 0.5), cy + r * rng.uniform(-0.5, 0.3)
     size = r * rng.uniform(0.06, 0.2)
@@ -147,12 +136,12 @@ def _iris(
     ) -> None:
       d.ellipse(box, fill=255)
 
-    spot = _paint(rng, dot, 1.0)
+    spot = _paint(dot, 1.0)
     image = _over(image, [250, 250, 250], spot)
   return image
 
 
-def _external_eye(rng: np.random.Generator) -> np.ndarray:
+def _external_eye(rng: Generator) -> np.ndarray:
   """Lids, lashes, sclera, iris and pupil, near or far."""
   s = _SIDE
   image = np.ones((s, s, 3)) * _skin(rng)
@@ -178,11 +167,11 @@ def _external_eye(rng: np.random.Generator) -> np.ndarray:
         )
       d.line(path, fill=150, width=1)
 
-  ball = _over(ball, [190, 60, 60], 0.7 * _paint(rng, veins, 0.6))
+  ball = _over(ball, [190, 60, 60], 0.7 * _paint(veins, 0.6))
   ball = _iris(rng, ball, cx, cy - 0.05 * high, high * rng.uniform(0.6, 1.05))
-  opening = _paint(rng, lambda d: d.polygon(upper + lower, fill=255), 1.2)
+  opening = _paint(lambda d: d.polygon(upper + lower, fill=255), 1.2)
   image = image + (ball - image) * opening
-  rim = _paint(rng, lambda d: d.line(upper, fill=255, width=3), 1.0)
+  rim = _paint(lambda d: d.line(upper, fill=255, width=3), 1.0)
   image = _over(image, _skin(rng) * 0.35, rim)
 
   def lashes(d: ImageDraw.ImageDraw) -> None:
@@ -192,13 +181,13 @@ def _external_eye(rng: np.random.Generator) -> np.ndarray:
         up = rng.uniform(0.1, 0.4) * high
         d.line([(x, y), (x + dx, y - up)], fill=230, width=1)
 
-  image = _over(image, [25, 18, 15], _paint(rng, lashes, 0.4))
+  image = _over(image, [25, 18, 15], _paint(lashes, 0.4))
   fold = [(x, y - 0.35 * high) for x, y in upper]
-  crease = _paint(rng, lambda d: d.line(fold, fill=180, width=3), 2.0)
+  crease = _paint(lambda d: d.line(fold, fill=180, width=3), 2.0)
   return _over(image, _skin(rng) * 0.5, 0.6 * crease)
 
 
-def _slit_lamp(rng: np.random.Generator) -> np.ndarray:
+def _slit_lamp(rng: Generator) -> np.ndarray:
   """An iris in the dark, crossed by a bright, bent slit of light."""
   s = _SIDE
   image = np.ones((s, s, 3)) * rng.uniform(4, 50)
@@ -214,7 +203,7 @@ def _slit_lamp(rng: np.random.Generator) -> np.ndarray:
   return image + (beam * rng.uniform(0.4, 1))[..., None] * tint
 
 
-def _oct_scan(rng: np.random.Generator) -> np.ndarray:
+def _oct_scan(rng: Generator) -> np.ndarray:
   """Grey layers under each other, bent, with speckle."""
   y, x = np.mgrid[0:_SIDE, 0:_SIDE] / _SIDE
   dip = rng.uniform(0, 0.1) * np.exp(-(((x - 0.5) / 0.12) ** 2))
@@ -227,7 +216,7 @@ def _oct_scan(rng: np.random.Generator) -> np.ndarray:
   return np.repeat(total[..., None], 3, 2)
 
 
-def _document(rng: np.random.Generator) -> np.ndarray:
+def _document(rng: Generator) -> np.ndarray:
   """Lines of text, a table or a form on paper or a screen."""
   dark = rng.random() < 0.2
   paper = np.array([235, 232, 222]) * rng.uniform(0.7, 1.08)
@@ -249,17 +238,17 @@ def _document(rng: np.random.Generator) -> np.ndarray:
 
   image = np.ones((_SIDE, _SIDE, 3)) * paper
   image = image * (1 + 0.08 * _noise(rng, 3)[..., None])
-  return _over(image, ink, _paint(rng, write))
+  return _over(image, ink, _paint(write))
 
 
-def _ruler(rng: np.random.Generator) -> np.ndarray:
+def _ruler(rng: Generator) -> np.ndarray:
   """A ruler or scale across the picture."""
   back = np.ones((_SIDE, _SIDE, 3)) * rng.uniform(10, 240, 3)
   back = back * (1 + 0.15 * _noise(rng, 5)[..., None])
   step, first = int(rng.integers(4, 14)), int(rng.integers(20, 120))
   high = int(rng.integers(40, 110))
   body = _paint(
-    rng, lambda d: d.rectangle([0, first, _SIDE, first + high], fill=255)
+    lambda d: d.rectangle([0, first, _SIDE, first + high], fill=255)
   )
   woods = ([240, 240, 240], [225, 190, 90], [200, 60, 50], [190, 200, 205])
   image = _over(back, woods[rng.integers(4)], body)
@@ -272,12 +261,12 @@ def _ruler(rng: np.random.Generator) -> np.ndarray:
       if i % 10 == 0:
         d.text((x, first + 0.55 * high), str(i // 10), fill=255, font=font)
 
-  image = _over(image, [20, 20, 20], _paint(rng, ticks))
+  image = _over(image, [20, 20, 20], _paint(ticks))
   turned = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
   return np.asarray(turned.rotate(int(rng.choice([0, 90, 180, 27, -14]))))
 
 
-def _chart(rng: np.random.Generator) -> np.ndarray:
+def _chart(rng: Generator) -> np.ndarray:
   """Boards, bars of colour, stars, wedges: what cameras are tested with."""
   y, x = np.mgrid[0:_SIDE, 0:_SIDE] / _SIDE
   way, count = rng.integers(5), int(rng.integers(3, 14))
@@ -296,7 +285,7 @@ def _chart(rng: np.random.Generator) -> np.ndarray:
   return ends[0] + (ends[1] - ends[0]) * plane.astype(float)[..., None]
 
 
-def _clouds(rng: np.random.Generator) -> np.ndarray:
+def _clouds(rng: Generator) -> np.ndarray:
   """Noise of all scales, grey or in colours: walls, cloth, grass, sky."""
   total = np.zeros((_SIDE, _SIDE, 3))
   for cells in (3, 6, 12, 25, 50, 100):
@@ -308,13 +297,13 @@ def _clouds(rng: np.random.Generator) -> np.ndarray:
   return total + rng.uniform(40, 210, 3)
 
 
-def _grain(rng: np.random.Generator) -> np.ndarray:
+def _grain(rng: Generator) -> np.ndarray:
   """Noise without any picture."""
   level = rng.uniform(5, 220, 3)
   return level + rng.normal(0, rng.uniform(10, 70), (_SIDE, _SIDE, 3))
 
 
-def _uniform(rng: np.random.Generator) -> np.ndarray:
+def _uniform(rng: Generator) -> np.ndarray:
   """One colour, or a wash of two, with little noise."""
   y, x = np.mgrid[0:_SIDE, 0:_SIDE] / _SIDE
   ends = rng.uniform(0, 255, (2, 3))
@@ -328,13 +317,13 @@ def _uniform(rng: np.random.Generator) -> np.ndarray:
   return mixed + rng.normal(0, rng.uniform(0, 4), mixed.shape)
 
 
-def _dark(rng: np.random.Generator) -> np.ndarray:
+def _dark(rng: Generator) -> np.ndarray:
   """A frame without light: a closed shutter, the lens cap."""
   level = rng.uniform(0, 14) + rng.uniform(0, 5, 3)
   return level + rng.normal(0, rng.uniform(0.3, 4), (_SIDE, _SIDE, 3))
 
 
-def _shapes(rng: np.random.Generator) -> np.ndarray:
+def _shapes(rng: Generator) -> np.ndarray:
   """Things: discs, boxes and lines in colours before a background."""
   image = _clouds(rng) if rng.random() < 0.5 else _uniform(rng)
   for _ in range(int(rng.integers(2, 14))):
@@ -356,12 +345,12 @@ def _shapes(rng: np.random.Generator) -> np.ndarray:
       else:
         d.line(box, fill=255, width=wide)
 
-    weight = _paint(rng, paint, rng.choice([0, 1, 3]))
+    weight = _paint(paint, rng.choice([0, 1, 3]))
     image = _over(image, rng.uniform(0, 255, 3), weight)
   return image
 
 
-_KINDS: tuple[Callable[[np.random.Generator], np.ndarray], ...] = (
+_KINDS: tuple[Callable[[Generator], np.ndarray], ...] = (
   _external_eye, _slit_lamp, _oct_scan, _document, _ruler, _chart, _clouds,
   _grain, _uniform, _dark, _shapes,
 )  # fmt: skip

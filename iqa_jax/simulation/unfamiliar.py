@@ -4,21 +4,24 @@ A detector that finds the kinds of faults.py and procedural.py has learned
 them. Whether it finds what it was never shown, these kinds tell. They are used
 by evaluations only (`iqa_jax.evaluate_explanations`, tests); no training code
 may import this module (tested). Once something of the sort is trained on, a
-kind leaves: torn rows and parted colours did (procedural.py).
+kind leaves: torn rows, parted colours, fingerprints and moire did
+(procedural.py).
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 from iqa_jax import errors
-from iqa_jax.simulation import faults
+from iqa_jax.simulation import canvas
+from iqa_jax.simulation.canvas import Frame
 
 
 def apply(
-  image: np.ndarray, inside: np.ndarray, kind: str, rng: np.random.Generator
+  image: np.ndarray, inside: np.ndarray, kind: str, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Puts a clearly visible fault of an unfamiliar kind into a photograph.
 
@@ -37,7 +40,7 @@ def apply(
   """
   if kind not in _FAULTS:
     raise errors.InvalidValue(f'fault {kind!r} is none of {", ".join(KINDS)}')
-  frame = faults.Frame(inside)
+  frame = Frame(inside)
   changed, weight = _FAULTS[kind](image.astype(np.float32), frame, rng)
   pixels = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
   pixels[~inside] = image[~inside]
@@ -49,7 +52,7 @@ def _over(image: np.ndarray, tint: ArrayLike, weight: np.ndarray) -> np.ndarray:
 
 
 def _hair(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """One long bent hair on the lens with its soft shadow."""
   angle, bow = rng.uniform(0, 2 * np.pi), rng.uniform(-0.6, 0.6)
@@ -61,52 +64,55 @@ def _hair(
     frame.pixel(c * a - s * b, s * a + c * b) for a, b in zip(u, v, strict=True)
   ]
   thick = max(1, round(0.022 * frame.radius))
-  weight = faults.drawn(
-    frame, lambda d: d.line(path, 255, thick, joint='curve'), 0.3 * thick
+  weight = canvas.drawn(
+    frame.shape, lambda d: d.line(path, 255, thick, joint='curve'), 0.3 * thick
   )
   return _over(image, rng.choice([[20, 15, 12], [70, 50, 35]]), weight), weight
 
 
 def _writing(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Burnt-in text, as record software writes it."""
   text = f'{rng.integers(1990, 2030)}-{rng.integers(1, 13):02d} OD'
   x, y = frame.pixel(rng.uniform(-0.75, -0.3), rng.uniform(-0.6, 0.5))
   font = ImageFont.load_default(size=max(8, round(0.22 * frame.radius)))
-  weight = faults.drawn(
-    frame, lambda d: d.text((x, y), text, fill=255, font=font), 0
+  weight = canvas.drawn(
+    frame.shape, lambda d: d.text((x, y), text, fill=255, font=font), 0
   )
-  region = faults.drawn(
-    frame, lambda d: d.rectangle(d.textbbox((x, y), text, font=font), 255), 0
+  region = canvas.drawn(
+    frame.shape,
+    lambda d: d.rectangle(d.textbbox((x, y), text, font=font), 255),
+    0,
   )
   tint = rng.choice([[255, 255, 255], [255, 230, 60], [60, 255, 90]])
   return _over(image, tint, weight), region
 
 
-def _fingerprint(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+def _swab(
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A greasy print: fine concentric ridges that blur and lighten."""
-  x, y = faults.within(rng, 0.5)
-  away = np.hypot((frame.x - x) / 0.28, (frame.y - y) / 0.38)
-  warp = 0.6 * faults.smooth_noise(rng, frame.shape, 6)
-  ridges = 0.5 + 0.5 * np.sin(24 * (away + 0.3 * warp))
-  weight = faults.rise(1.0 - away, 0.3)
-  soft = faults.blurred(image.astype(np.uint8), 0.012 * frame.radius)
-  light = soft + 55 * ridges[..., None] - 10
-  return image + (light - image) * weight[..., None], weight
+  """A cotton bud that holds the lid, far out of focus, from one side."""
+  turn = rng.uniform(0, 2 * np.pi)
+  along, across = frame.along(turn), frame.along(turn + np.pi / 2)
+  off, end = rng.uniform(-0.4, 0.4), rng.uniform(0.2, 0.6)
+  thick = np.where(along < end + 0.3, 0.17, 0.08)
+  away = np.maximum(np.abs(across - off) - thick, 0.4 * (end - along))
+  weight = canvas.rise(-away, 0.12)
+  light = 175 + 60 * np.cos(4 * (across - off))
+  tint = light[..., None] * rng.uniform([0.9, 0.85, 0.75], 1.0)
+  return image + (tint - image) * weight[..., None], weight
 
 
 def _drops(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Drops of water: each shows the retina upside down and small."""
   weight = np.zeros(frame.shape, np.float32)
   out = image.copy()
   h, w = frame.shape
   for _ in range(int(rng.integers(2, 6))):
-    cx, cy = frame.pixel(*faults.within(rng, 0.8))
+    cx, cy = frame.pixel(*canvas.within(rng, 0.8))
     r = frame.radius * rng.uniform(0.08, 0.16)
     ys, xs = np.mgrid[0:h, 0:w]
     away = np.hypot(xs - cx, ys - cy) / r
@@ -120,13 +126,13 @@ def _drops(
 
 
 def _bubbles(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Bubbles in the coupling gel: thin bright rims, dark inner edge."""
   weight = np.zeros(frame.shape, np.float32)
   out, region = image, weight
   for _ in range(int(rng.integers(4, 12))):
-    x, y = faults.within(rng, 0.85)
+    x, y = canvas.within(rng, 0.85)
     r = rng.uniform(0.04, 0.14)
     away = np.hypot(frame.x - x, frame.y - y)
     rim = np.exp(-(((away - r) / 0.014) ** 2))
@@ -138,7 +144,7 @@ def _bubbles(
 
 
 def _double_exposure(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """The eye moved between two flashes: a second retina over one side."""
   turned = np.asarray(
@@ -148,13 +154,13 @@ def _double_exposure(
     np.float32,
   )
   edge = rng.uniform(-0.2, 0.3)
-  weight = faults.rise(frame.along(rng.uniform(0, 2 * np.pi)) - edge, 0.3)
+  weight = canvas.rise(frame.along(rng.uniform(0, 2 * np.pi)) - edge, 0.3)
   both = np.maximum(image, turned) * 1.1
   return image + (both - image) * weight[..., None], weight
 
 
 def _sensor_columns(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Columns of the sensor that are dead or stuck."""
   out = image.copy()
@@ -169,7 +175,7 @@ def _sensor_columns(
 
 
 def _broken_codec(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Rows of 8x8 blocks with wrong colours, as in a damaged file."""
   side = max(4, round(frame.radius / 14))
@@ -187,46 +193,55 @@ def _broken_codec(
 
 
 def _eyelid(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Skin over the top or the bottom: pinkish, out of focus, no retina."""
   sign = rng.choice([-1, 1])
   edge = rng.uniform(0.3, 0.65)
   line = sign * frame.y - edge + 0.25 * (frame.x - rng.uniform(-0.4, 0.4)) ** 2
-  weight = faults.rise(line, 0.12)
+  weight = canvas.rise(line, 0.12)
   skin = np.array([200, 140, 115], np.float32) * rng.uniform(0.6, 1.1)
   folds = 14 * np.sin(30 * frame.y + 3 * frame.x + rng.uniform(0, 6))
   return _over(image, skin + folds[..., None], weight), weight
 
 
 def _light_leak(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """A coloured streak from the edge of the housing."""
   along = frame.along(angle := rng.uniform(0, np.pi))
   across = frame.along(angle + np.pi / 2)
   narrow = np.exp(-(((along - rng.uniform(-0.5, 0.5)) / 0.12) ** 2))
-  weight = narrow * faults.rise(across + 0.5, 1.0)
+  weight = narrow * canvas.rise(across + 0.5, 1.0)
   tint = rng.choice([[255, 120, 20], [255, 40, 60], [90, 160, 255]])
   return image + 0.9 * weight[..., None] * np.asarray(tint), weight
 
 
-def _moire(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+def _streaks(
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A screen photographed by a camera: beating stripes."""
-  x, y = faults.within(rng, 0.5)
-  weight = faults.rise(0.55 - np.hypot(frame.x - x, frame.y - y), 0.2)
-  a, f = rng.uniform(0, np.pi), rng.uniform(45, 80)
-  waves = np.sin(f * frame.along(a)) * np.sin(1.07 * f * frame.along(a + 0.9))
-  return image + 55 * (weight * waves)[..., None] * [1, -0.6, 1], weight
+  """Water that runs down the glass: tracks in which the retina is bent."""
+  h, w = frame.shape
+  rows, columns = np.mgrid[0:h, 0:w]
+  weight = np.zeros(frame.shape, np.float32)
+  shift = np.zeros(frame.shape, np.float32)
+  for _ in range(int(rng.integers(2, 5))):
+    x, wide = rng.uniform(-0.7, 0.7), rng.uniform(0.05, 0.1)
+    wave = 0.06 * np.sin(rng.uniform(3, 7) * frame.y + rng.uniform(0, 6))
+    off = (frame.x - x - wave) / wide
+    track = (np.abs(off) < 1) & (frame.y < rng.uniform(0.3, 1))
+    shift += track * off * wide * frame.radius * 1.6
+    weight = np.maximum(weight, track)
+  bent = image[rows, np.clip(columns - shift, 0, w - 1).astype(int)]
+  light = bent + 45 * np.clip(-shift / (0.05 * frame.radius), -1, 1)[..., None]
+  return image + (light - image) * weight[..., None], weight
 
 
 def _scratches(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """A worn lens: a sheaf of fine bright scratches, nearly parallel."""
-  angle, place = rng.uniform(0, np.pi), np.array(faults.within(rng, 0.5))
+  angle, place = rng.uniform(0, np.pi), np.array(canvas.within(rng, 0.5))
   lines = []
   for _ in range(int(rng.integers(6, 16))):
     turned = angle + rng.normal(0, 0.12)
@@ -241,26 +256,26 @@ def _scratches(
     for line in lines:
       draw.line(line, 255, max(1, round(0.008 * frame.radius)))
 
-  weight = faults.drawn(frame, paint, 0.6)
-  region = faults.drawn(frame, paint, 0.02 * frame.radius)
+  weight = canvas.drawn(frame.shape, paint, 0.6)
+  region = canvas.drawn(frame.shape, paint, 0.02 * frame.radius)
   return _over(image, [235, 225, 205], 0.75 * weight), 3 * region
 
 
 def _condensation(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """A fogged lens: soft grey, with many small clear drops in it."""
-  x, y = faults.within(rng, 0.6)
+  x, y = canvas.within(rng, 0.6)
   away = np.hypot(frame.x - x, frame.y - y) / rng.uniform(0.3, 0.55)
-  weight = faults.rise(0.9 - away, 0.3)
-  grain = faults.smooth_noise(rng, frame.shape, 90)
-  soft = faults.blurred(image.astype(np.uint8), 0.02 * frame.radius)
+  weight = canvas.rise(0.9 - away, 0.3)
+  grain = canvas.smooth_noise(rng, frame.shape, 90)
+  soft = canvas.blurred(image.astype(np.uint8), 0.02 * frame.radius)
   fog = soft + 0.35 * (185.0 - soft) + 45 * (grain > 0.35)[..., None]
   return image + (fog - image) * weight[..., None], weight
 
 
 def _missing_strip(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """Rows that were never written: a band of one colour, or of the last row."""
   top, high = rng.uniform(-0.7, 0.5), rng.uniform(0.06, 0.25)
@@ -273,10 +288,10 @@ def _missing_strip(
 
 
 def _starburst(
-  image: np.ndarray, frame: faults.Frame, rng: np.random.Generator
+  image: np.ndarray, frame: Frame, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """A lamp in the picture: a bright core with rays."""
-  x, y = faults.within(rng, 0.7)
+  x, y = canvas.within(rng, 0.7)
   dx, dy = frame.x - x, frame.y - y
   away = np.hypot(dx, dy) / rng.uniform(0.12, 0.25)
   rays = np.abs(np.cos(rng.integers(2, 5) * np.arctan2(dy, dx))) ** 12
@@ -288,7 +303,7 @@ def _starburst(
 _FAULTS = {
   'hair': _hair,
   'writing': _writing,
-  'fingerprint': _fingerprint,
+  'swab': _swab,
   'drops': _drops,
   'bubbles': _bubbles,
   'double_exposure': _double_exposure,
@@ -296,7 +311,7 @@ _FAULTS = {
   'broken_codec': _broken_codec,
   'eyelid': _eyelid,
   'light_leak': _light_leak,
-  'moire': _moire,
+  'streaks': _streaks,
   'scratches': _scratches,
   'condensation': _condensation,
   'missing_strip': _missing_strip,

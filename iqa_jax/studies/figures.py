@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from iqa_jax.explain import faithfulness
-from iqa_jax.studies import planted, show
+from iqa_jax.studies import planted, print_figure, show
 from iqa_jax.studies.methods import CRITERION_MAP
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ def draw(
     shown: its second result.
     folder: made when missing.
   """
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
   figures = {
     'curves': _curves(result, shown['curves']),
     'randomisation': _randomisation(result),
@@ -52,18 +50,7 @@ def draw(
     for group in planted.GROUPS:
       some = [kind for kind in local if kind.group == group]
       figures[f'examples_{group}'] = _examples(some, group)
-  paths = []
-  for name, figure in figures.items():
-    paths.append(folder / f'{name}.png')
-    figure.savefig(paths[-1], dpi=200)
-    figure.savefig(folder / f'{name}.pdf')
-  return paths
-
-
-def _figure(width: float, height: float) -> Figure:
-  from matplotlib.figure import Figure
-
-  return Figure(figsize=(width, height), layout='constrained')
+  return print_figure.save(figures, folder)
 
 
 def _style(name: str, methods: Sequence[str]) -> dict[str, Any]:
@@ -88,7 +75,7 @@ def _curves(
   result: Mapping[str, Any], curves: Mapping[str, Mapping[str, np.ndarray]]
 ) -> Figure:
   baselines = list(dict.fromkeys(key.partition('/')[2] for key in curves))
-  figure = _figure(3.3 * 2, 2.6 * len(baselines) + 0.6)
+  figure = print_figure.create(3.3 * 2, 2.6 * len(baselines) + 0.6)
   axes = figure.subplots(len(baselines), 2, squeeze=False, sharey='row')
   for row, kind in zip(axes, baselines, strict=True):
     for axis, measure in zip(row, ('deletion', 'insertion'), strict=True):
@@ -108,16 +95,15 @@ def _curves(
       _tidy(axis)
     row[0].set_ylabel('probability of the target', fontsize=8)
     row[0].ticklabel_format(axis='y', useOffset=False)
-  handles, labels = axes[0, 0].get_legend_handles_labels()
   figure.legend(
-    handles, labels, loc='outside lower center', ncols=5, fontsize=7,
-    frameon=False,
+    *axes[0, 0].get_legend_handles_labels(), loc='outside lower center',
+    ncols=5, fontsize=7, frameon=False,
   )  # fmt: skip
   return figure
 
 
 def _randomisation(result: Mapping[str, Any]) -> Figure:
-  figure = _figure(6.6, 3.2)
+  figure = print_figure.create(6.6, 3.2)
   axes = figure.subplots(1, 2)
   names = ('rank correlation', 'structural similarity')
   for axis, kind, title in zip(axes, ('spearman', 'ssim'), names, strict=True):
@@ -138,10 +124,9 @@ def _randomisation(result: Mapping[str, Any]) -> Figure:
     axis.set_title(f"{title} with the whole network's map", fontsize=8)
     axis.set_xlabel('destroyed down to', fontsize=8)
     _tidy(axis)
-  handles, labels = axes[0].get_legend_handles_labels()
   figure.legend(
-    handles, labels, loc='outside lower center', ncols=4, fontsize=7,
-    frameon=False,
+    *axes[0].get_legend_handles_labels(), loc='outside lower center',
+    ncols=4, fontsize=7, frameon=False,
   )  # fmt: skip
   return figure
 
@@ -157,7 +142,7 @@ def _planted(result: Mapping[str, Any]) -> Figure:
   names = show.ordered(
     dict.fromkeys(n for g in groups.values() for n in g['measures']['auc'])
   )
-  figure = _figure(6.8, 0.26 * len(names) + 1.5)
+  figure = print_figure.create(6.8, 0.26 * len(names) + 1.5)
   axes = figure.subplots(1, len(rows), sharey=True)
   for axis, (measure, title, chance) in zip(axes, rows, strict=True):
     for shift, (group, face) in zip(
@@ -218,7 +203,7 @@ def _kinds(result: Mapping[str, Any]) -> Figure:
     ],
     float,
   )
-  figure = _figure(0.52 * len(names) + 2.4, 0.23 * len(kinds) + 1.6)
+  figure = print_figure.create(0.52 * len(names) + 2.4, 0.23 * len(kinds) + 1.6)
   axis = figure.subplots()
   picture = axis.imshow(values, cmap='RdBu', vmin=0, vmax=1, aspect='auto')
   for (row, column), value in np.ndenumerate(values):
@@ -267,7 +252,9 @@ def _examples(kinds: Sequence[planted.Kind], group: str) -> Figure:
   # One picture: so many axes would take a minute to lay out.
   mosaic = np.concatenate(rows)
   side = mosaic.shape[0] / len(kinds)
-  figure = _figure(1.0 * (len(names) + 1) + 0.9, 1.0 * len(kinds) + 0.7)
+  figure = print_figure.create(
+    1.0 * (len(names) + 1) + 0.9, 1.0 * len(kinds) + 0.7
+  )
   axis = figure.subplots()
   axis.imshow(mosaic, interpolation='nearest')
   titles = ['fault', *(name.replace(' of the ', '\nof the ') for name in names)]

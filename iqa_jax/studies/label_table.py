@@ -53,39 +53,45 @@ def read(
       )
     if split and row.get('split') != split:
       continue
-    if any(column.lower() == 'dr_grade' for column in row):
-      row = {**row, 'grade': row.get('quality', ''), 'quality': ''}
-    named = _EYEPACS.fullmatch(stem(pathlib.PurePosixPath(name).name))
-    patient, eye = named.groups() if named else ('', '')
-
-    def verdict(
-      column: str, row: Mapping[str, str] = row, line: int = line
-    ) -> int:
-      value = row.get(column, '').lower()
-      if value not in _VERDICTS:
-        raise errors.InvalidValue(
-          f'{path}, line {line}: {column} is {value!r}, expected 0 or '
-          'adequate, 1 or inadequate, or nothing'
-        )
-      return _VERDICTS[value]
-
-    grade = row.get('grade', '')
-    if grade not in ('', '-1', '0', '1', '2'):
-      raise errors.InvalidValue(
-        f'{path}, line {line}: grade is {grade!r}, expected 0, 1, 2 or nothing'
-      )
-    known: dict[str, Any] = {
-      'quality': verdict('quality'),
-      'grade': int(grade or L.UNKNOWN),
-      'criteria': [verdict(name) for name in L.CRITERIA],
-      'eye': _EYES.get(row.get('eye', eye).lower(), ''),
-      'patient': row.get('patient_id', '') or patient,
-      'landmarks': [float(row.get(n) or 'nan') for n in _LANDMARKS],
-    }
-    if known['quality'] == L.UNKNOWN:
-      known['quality'] = L.quality_of_grade(known['grade'], usable)
-    rows[stem(pathlib.PurePosixPath(name).name)] = known
+    key = stem(pathlib.PurePosixPath(name).name)
+    rows[key] = _known(row, key, usable, f'{path}, line {line}')
   return rows
+
+
+def _known(
+  row: Mapping[str, str], name: str, usable: str, where: str
+) -> dict[str, Any]:
+  """Returns what a row says of the photograph `name`."""
+  if any(column.lower() == 'dr_grade' for column in row):
+    row = {**row, 'grade': row.get('quality', ''), 'quality': ''}
+  named = _EYEPACS.fullmatch(name)
+  patient, eye = named.groups() if named else ('', '')
+
+  def verdict(column: str) -> int:
+    value = row.get(column, '').lower()
+    if value not in _VERDICTS:
+      raise errors.InvalidValue(
+        f'{where}: {column} is {value!r}, expected 0 or adequate, 1 or '
+        'inadequate, or nothing'
+      )
+    return _VERDICTS[value]
+
+  grade = row.get('grade', '')
+  if grade not in ('', '-1', '0', '1', '2'):
+    raise errors.InvalidValue(
+      f'{where}: grade is {grade!r}, expected 0, 1, 2 or nothing'
+    )
+  known: dict[str, Any] = {
+    'quality': verdict('quality'),
+    'grade': int(grade or L.UNKNOWN),
+    'criteria': [verdict(name) for name in L.CRITERIA],
+    'eye': _EYES.get(row.get('eye', eye).lower(), ''),
+    'patient': row.get('patient_id', '') or patient,
+    'landmarks': [float(row.get(n) or 'nan') for n in _LANDMARKS],
+  }
+  if known['quality'] == L.UNKNOWN:
+    known['quality'] = L.quality_of_grade(known['grade'], usable)
+  return known
 
 
 def stem(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.explain import cam, perturbation
+from iqa_jax.explain import cam, perturbation, scaling
 from iqa_jax.studies.subject import OWN, Subject
 
 # Methods that need no gradients, named as the others, and their passes a map.
@@ -48,7 +48,7 @@ def look(
     name: subject.enlarged(name, raw, size) for name, raw in seen.maps.items()
   }
   if criterion in seen.criteria:
-    maps[CRITERION_MAP] = cam.enlarge(seen.criteria[criterion], size)
+    maps[CRITERION_MAP] = scaling.enlarge(seen.criteria[criterion], size)
   first = next(iter(seen.maps.values()), None)
   cells = (14, 14) if first is None else first.shape[1:]
   return Look(seen.logits, maps, cells)
@@ -99,7 +99,7 @@ def gradient_free(
     fill = perturbation.baseline(pictures, inside, 'mean')
     if name == 'occlusion':
       raw = perturbation.occlusion(ask, pictures, targets, fill)
-      found[name] = cam.enlarge(raw, images.shape[1:3])
+      found[name] = scaling.enlarge(raw, images.shape[1:3])
     else:
       found[name] = perturbation.rise(ask, pictures, targets, fill, seed=seed)
   return found

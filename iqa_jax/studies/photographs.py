@@ -13,7 +13,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from iqa_jax import config as config_lib
 from iqa_jax import errors
@@ -21,6 +20,7 @@ from iqa_jax import labels as L
 from iqa_jax.photograph import images, inputs, prepare
 from iqa_jax.simulation import pixel_labels as labels_lib
 from iqa_jax.studies import label_table, pixel_truth
+from iqa_jax.trained import Trained
 
 # Beyond all seeds of the dataset.
 _FIRST_SEED = 2**40
@@ -139,14 +139,12 @@ def read(
   rows = [(known or {}).get(label_table.stem(p.name), {}) for p in paths]
   quality = np.asarray([row.get('quality', L.UNKNOWN) for row in rows])
   chosen = _lot(quality, limit, seed)
-
   source = f'{where}, labels of {labels}' if known is not None else where
   readers = [
     lambda i=i: _prepare(paths[i], size, rows[i], pixel_labels) for i in chosen
   ]
-  return _collect(
-    readers, [label_table.stem(paths[i].name) for i in chosen], size, source
-  )
+  names = [label_table.stem(paths[i].name) for i in chosen]
+  return _collect(readers, names, source)
 
 
 def drawn(
@@ -192,7 +190,7 @@ def drawn(
 
   names = [f'drawn-{seed + i}' for i in range(count)]
   makers = [lambda i=i: make(i) for i in range(count)]
-  return _collect(makers, names, size, f'{count} simulated photographs')
+  return _collect(makers, names, f'{count} simulated photographs')
 
 
 def _prepare(
@@ -229,7 +227,6 @@ def _to_prepared(landmarks: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def _collect(
   readers: Sequence[Callable[[], Mapping[str, Any]]],
   names: Sequence[str],
-  size: int,
   source: str,
 ) -> Photographs:
   kept, rows, skipped = [], [], []
@@ -281,7 +278,7 @@ def _lot(quality: np.ndarray, limit: int, seed: int) -> list[int]:
 
 
 def choose(
-  loaded: Any,
+  loaded: Trained,
   workdir: str | os.PathLike,
   *,
   images: str = '',
@@ -324,7 +321,7 @@ def choose(
 
 
 def of_run(
-  loaded: Any,
+  loaded: Trained,
   workdir: str | os.PathLike,
   *,
   pixel_labels: str | None = None,
@@ -374,29 +371,3 @@ def of_run(
     usable=loaded.config.task.usable,
     seed=seed,
   )
-
-
-def estimate_disc(image: np.ndarray, inside: np.ndarray) -> tuple[float, float]:
-  """Returns where the optic disc seems to be, (x, y) in pixels.
-
-  The brightest spot of about a disc's size against its surroundings, away from
-  the rim. An estimate: a bright artefact or lesion can take the disc's place.
-
-  Args:
-    image: uint8 [s, s, 3].
-    inside: bool [s, s], the field of view.
-  """
-  side = len(image)
-  # Red saturates on the disc's surroundings, blue holds little light.
-  green = image[..., 1] * inside.astype(np.float32)
-
-  def smooth(x: np.ndarray, sigma: float) -> np.ndarray:
-    return ndimage.gaussian_filter(x, sigma * side)
-
-  weight = inside.astype(np.float32)
-  near = smooth(green, 0.03) / np.maximum(smooth(weight, 0.03), 1e-3)
-  around = smooth(green, 0.12) / np.maximum(smooth(weight, 0.12), 1e-3)
-  depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
-  contrast = np.where(depth > 0.06 * side, near - around, -np.inf)
-  y, x = np.unravel_index(contrast.argmax(), contrast.shape)
-  return float(x) + 0.5, float(y) + 0.5

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn import metrics
 
 from iqa_jax import errors
-from iqa_jax.explain import cam
+from iqa_jax.explain import scaling
 from iqa_jax.simulation.pixel_labels import BACKGROUND, BAD, GOOD, USABLE
 
 _ASPECT = 0.01  # relative difference of aspect ratios that is still rounding
@@ -121,7 +121,7 @@ def rank(maps: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
   first = step // 2
   thin = np.asarray(maps)[:, first::step, first::step]
   dense = labels[:, first::step, first::step]
-  status = cam.status(maps)
+  status = scaling.status(maps)
   names = ('auc', 'average_precision', 'auc_usable', 'average_precision_usable')
   found = {name: np.full(len(maps), np.nan) for name in (*names, 'bad')}
   for i in range(len(maps)):

@@ -11,9 +11,9 @@ import dataclasses
 import numpy as np
 from scipy import ndimage
 
-from iqa_jax.explain import cam
+from iqa_jax.explain import scaling
 from iqa_jax.photograph.placement import Placement
-from iqa_jax.studies.photographs import Photographs, estimate_disc
+from iqa_jax.studies.photographs import Photographs
 
 FRAMES = ('disc', 'field')
 # By distance from the field's centre in radii; the ring between centre and
@@ -123,7 +123,7 @@ def mean_map(
   Args:
     maps: float32 [n, h, w], their maps.
     index: int [n], which of the photographs they are.
-    placement: where the cells of the maps look, see cam.enlarge.
+    placement: where the cells of the maps look, see scaling.enlarge.
     photographs: all of them.
     places: where their fields and discs are.
     frame: the frame's centre, one of FRAMES.
@@ -145,31 +145,50 @@ def mean_map(
   for i, values in zip(index, maps, strict=True):
     origin = places.disc[i] if frame == 'disc' else places.centre[i]
     mirror = -1 if places.left[i] else 1
-    x = origin[0] + mirror * dx * places.radius[i] - 0.5
-    y = origin[1] + dy * places.radius[i] - 0.5
-
-    def sample(
-      plane: np.ndarray,
-      order: int = 1,
-      where: tuple[np.ndarray, np.ndarray] = (y, x),
-    ) -> np.ndarray:
-      return ndimage.map_coordinates(
-        plane, where, order=order, mode='constant', cval=0
-      )
-
-    seen = sample(photographs.inside[i].astype(np.uint8), order=0) > 0
-    large = cam.enlarge(values, size, placement)
-    total += np.where(seen, sample(large), 0)
+    at = (
+      origin[1] + dy * places.radius[i] - 0.5,
+      origin[0] + mirror * dx * places.radius[i] - 0.5,
+    )
+    inside = photographs.inside[i].astype(np.uint8)
+    seen = ndimage.map_coordinates(inside, at, order=0) > 0
+    large = scaling.enlarge(values, size, placement)
+    total += np.where(seen, ndimage.map_coordinates(large, at, order=1), 0)
     for channel in range(3):
       plane = photographs.images[i, :, :, channel] / 255
-      light[..., channel] += np.where(seen, sample(plane), 0)
+      sampled = ndimage.map_coordinates(plane, at, order=1)
+      light[..., channel] += np.where(seen, sampled, 0)
     count += seen
-  total_count = len(index)
-  least = max(_LEAST, _LEAST_SHARE * total_count)
-  few = count < min(least, total_count)
+  least = max(_LEAST, _LEAST_SHARE * len(index))
+  few = count < min(least, len(index))
   share = np.maximum(count, 1)
   return {
     'mean': np.where(few, np.nan, total / share),
     'photograph': np.where(few[..., None], 1.0, light / share[..., None]),
     'count': count,
   }
+
+
+def estimate_disc(image: np.ndarray, inside: np.ndarray) -> tuple[float, float]:
+  """Returns where the optic disc seems to be, (x, y) in pixels.
+
+  The brightest spot of about a disc's size against its surroundings, away from
+  the rim. An estimate: a bright artefact or lesion can take the disc's place.
+
+  Args:
+    image: uint8 [s, s, 3].
+    inside: bool [s, s], the field of view.
+  """
+  side = len(image)
+  # Red saturates on the disc's surroundings, blue holds little light.
+  green = image[..., 1] * inside.astype(np.float32)
+
+  def smooth(x: np.ndarray, sigma: float) -> np.ndarray:
+    return ndimage.gaussian_filter(x, sigma * side)
+
+  weight = inside.astype(np.float32)
+  near = smooth(green, 0.03) / np.maximum(smooth(weight, 0.03), 1e-3)
+  around = smooth(green, 0.12) / np.maximum(smooth(weight, 0.12), 1e-3)
+  depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+  contrast = np.where(depth > 0.06 * side, near - around, -np.inf)
+  y, x = np.unravel_index(contrast.argmax(), contrast.shape)
+  return float(x) + 0.5, float(y) + 0.5

@@ -168,10 +168,7 @@ def measure(
           gradient_free, seed,
         )  # fmt: skip
         some = _score(free, {}, masks[one], clean.inside[one], area[one])
-        for name, of_maps in some.items():
-          for method, found in of_maps.items():
-            values[name][method] = np.full(len(clean), np.nan)
-            values[name][method][one] = found
+        _add(values, some, one, len(clean))
       at = one[0] if len(one) else turn % len(clean)
       shown = {
         'image': images[at],
@@ -205,6 +202,16 @@ def _look(
   nothing = np.zeros((len(images), subject.loaded.task.num_outputs))
   targets = subject.targets(_target(subject, criterion), nothing)
   return methods_lib.look(subject, images, targets, criterion)
+
+
+def _add(
+  values: measures.Values, some: measures.Values, rows: np.ndarray, count: int
+) -> None:
+  """Adds what was measured of some of `count` photographs, NaN of others."""
+  for name, of_maps in some.items():
+    for method, found in of_maps.items():
+      values[name][method] = np.full(count, np.nan)
+      values[name][method][rows] = found
 
 
 def _score(

@@ -17,7 +17,7 @@ import numpy as np
 from iqa_jax import errors
 from iqa_jax import labels as L
 from iqa_jax.evaluation import means
-from iqa_jax.explain import cam, faithfulness
+from iqa_jax.explain import faithfulness, scaling
 from iqa_jax.photograph.placement import Placement
 from iqa_jax.studies.photographs import Photographs
 from iqa_jax.studies.places import FRAMES, REGIONS, Places, mean_map, regions
@@ -38,9 +38,9 @@ class Group:
     threshold: from which `p` on the network is right.
     right: bool [n].
     maps: float32 [n, h, w], the evidence for the target.
-    in_logits: whether it is in units of the logit (cam.scale 'logit'); raw
+    in_logits: whether it is in units of the logit (scaling.scale 'logit'); raw
       maps of what does not add up to one have no unit.
-    placement: where their cells look, see cam.enlarge.
+    placement: where their cells look, see scaling.enlarge.
   """
 
   name: str
@@ -127,7 +127,7 @@ def _told(
     'high': recall['high'],
     'threshold': group.threshold,
     'target': group.target,
-    'empty': int((cam.status(group.maps) == 'empty').sum()),
+    'empty': int((scaling.status(group.maps) == 'empty').sum()),
     'examples': {
       kind: [str(photographs.ids[group.index[i]]) for i in chosen]
       for kind, chosen in picked.items()
@@ -186,7 +186,7 @@ def _group(
   maps = subject.maps(photographs.images[index], ids)[subject.methods[0]]
   in_logits = target in constants
   if in_logits:
-    maps = cam.scale(maps, 'logit', constant=constants[target])
+    maps = scaling.scale(maps, 'logit', constant=constants[target])
   return Group(
     name, index, target, p, threshold, right, maps, in_logits,
     subject.placement,
@@ -222,7 +222,7 @@ def _regions(
   for i, values in zip(group.index, group.maps, strict=True):
     inside = photographs.inside[i]
     masks = regions(inside, places.centre[i], places.radius[i], places.left[i])
-    large = cam.enlarge(values, size, group.placement)[None]
+    large = scaling.enlarge(values, size, group.placement)[None]
     empty = not (large > 0).any()
     for name, mask in masks.items():
       share = faithfulness.energy(large, mask[None])[0]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from iqa_jax import tasks
-from iqa_jax.explain import cam
+from iqa_jax.explain import scaling
+from iqa_jax.studies import print_figure
 from iqa_jax.studies.photographs import Photographs
 from iqa_jax.studies.places import EXTENT, REGIONS
 from iqa_jax.studies.review import SHOWN, Group
@@ -89,11 +90,9 @@ def draw(
     shown: its second result.
     folder: made when missing.
   """
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
   groups = shown['groups']
   magnitude = max(
-    cam.magnitude(of['group'].maps, 0.75) for of in groups.values()
+    scaling.magnitude(of['group'].maps, 0.75) for of in groups.values()
   )
   figures = {
     'recall': _draw_recall(result),
@@ -104,23 +103,12 @@ def draw(
     figures[f'examples_{name}'] = _draw_sheet(
       of['group'], of['examples'], shown['photographs'], magnitude
     )
-  paths = []
-  for name, figure in figures.items():
-    paths.append(folder / f'{name}.png')
-    figure.savefig(paths[-1], dpi=200)
-    figure.savefig(folder / f'{name}.pdf')
-  return paths
-
-
-def _figure(width: float, height: float) -> Figure:
-  from matplotlib.figure import Figure
-
-  return Figure(figsize=(width, height), layout='constrained')
+  return print_figure.save(figures, folder)
 
 
 def _draw_recall(result: Mapping[str, Any]) -> Figure:
   groups = result['groups']
-  figure = _figure(5.6, 0.9 + 0.42 * len(groups))
+  figure = print_figure.create(5.6, 0.9 + 0.42 * len(groups))
   axis = figure.subplots()
   for row, of in enumerate(groups.values()):
     axis.barh(row, of['recall'], color='#0072B2', height=0.6)
@@ -141,7 +129,7 @@ def _draw_recall(result: Mapping[str, Any]) -> Figure:
 
 def _draw_regions(result: Mapping[str, Any]) -> Figure:
   groups = result['groups']
-  figure = _figure(6.4, 3.4)
+  figure = print_figure.create(6.4, 3.4)
   axis = figure.subplots()
   colors = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
   for i, (name, of) in enumerate(groups.items()):
@@ -169,7 +157,7 @@ def _draw_means(
   from matplotlib import patches
 
   count = len(groups)
-  figure = _figure(2.3 * count + 0.9, 4.4)
+  figure = print_figure.create(2.3 * count + 0.9, 4.4)
   axes = figure.subplots(2, count, squeeze=False)
   limit = max(
     (np.nanmax(np.abs(of['mean']['mean'])) for of in groups.values()),
@@ -230,7 +218,7 @@ def _draw_sheet(
     'wrong': 'most confident, wrong',
     'borderline': 'borderline',
   }
-  figure = _figure(8.6, 4.2)
+  figure = print_figure.create(8.6, 4.2)
   axes = figure.subplots(3, 2 * SHOWN)
   picture: Any = None
   for row, (kind, chosen) in zip(axes, picked.items(), strict=True):
@@ -244,7 +232,7 @@ def _draw_sheet(
     for number, i in enumerate(chosen):
       plain, laid = row[2 * number : 2 * number + 2]
       image = photographs.images[group.index[i]]
-      shown = cam.scale(
+      shown = scaling.scale(
         group.maps[i],
         'dataset',
         image.shape[:2],
@@ -260,7 +248,7 @@ def _draw_sheet(
       name = str(photographs.ids[group.index[i]])
       plain.set_title(name[-16:], fontsize=6)
       told = f'p = {group.p[i]:.2f}'
-      if cam.status(group.maps[i]) == 'empty':
+      if scaling.status(group.maps[i]) == 'empty':
         told += ', empty map'
       laid.set_title(told, fontsize=6)
   bar = figure.colorbar(picture, ax=axes, shrink=0.5, aspect=30)

@@ -49,30 +49,9 @@ def overview(results: Iterable[Mapping[str, Any]]) -> str:
       next(m for m in result['measures'] if m.startswith(what))
       for what in ('deletion', 'insertion')
     )
-    rows = []
-    names = ordered(
-      dict.fromkeys(
-        n for g in planted.GROUPS for n in groups[g]['measures']['auc']
-      )
-    )
-    for name in names:
-      cells = [name]
-      for group in planted.GROUPS:
-        of_group = groups[group]['measures']
-        cells += [
-          told(
-            of_group[m].get(name),
-            digits=d,
-            compact=m in ('auc_before', 'average_precision'),
-          )
-          for m, d in (
-            ('auc', 2), ('auc_before', 2), ('average_precision', 2),
-            ('energy_over_area', 1), ('hits', 2),
-          )
-        ]  # fmt: skip
-      for measure in (deletion, insertion, 'road'):
-        cells.append(told(result['measures'][measure].get(name), compact=True))
-      rows.append(cells)
+    of_groups = [groups[group]['measures'] for group in planted.GROUPS]
+    of_all = [result['measures'][m] for m in (deletion, insertion, 'road')]
+    names = ordered(dict.fromkeys(n for m in of_groups for n in m['auc']))
     head = ['AUC', 'before', 'AP', 'energy', 'hits']
     lines += table(
       [
@@ -83,10 +62,30 @@ def overview(results: Iterable[Mapping[str, Any]]) -> str:
         'insertion',
         'ROAD',
       ],
-      rows,
+      [_cells(name, of_groups, of_all) for name in names],
     )
     lines.append('')
   return '\n'.join(lines)
+
+
+def _cells(
+  name: str,
+  of_groups: Sequence[Mapping[str, Any]],
+  of_all: Sequence[Mapping[str, Any]],
+) -> list[str]:
+  """Returns a method's row: measures of each group of faults, then of all."""
+  cells = [name]
+  for measured in of_groups:
+    for measure, digits, compact in (
+      ('auc', 2, False),
+      ('auc_before', 2, True),
+      ('average_precision', 2, True),
+      ('energy_over_area', 1, False),
+      ('hits', 2, False),
+    ):
+      value = measured[measure].get(name)
+      cells.append(told(value, digits=digits, compact=compact))
+  return cells + [told(found.get(name), compact=True) for found in of_all]
 
 
 def report(result: Mapping[str, Any], severity: float) -> str:

@@ -16,7 +16,7 @@ import tqdm
 
 from iqa_jax import labels as L
 from iqa_jax.evaluation import means
-from iqa_jax.explain import cam, faithfulness
+from iqa_jax.explain import faithfulness, scaling
 from iqa_jax.studies import measures, pixel_truth, planted
 from iqa_jax.studies import methods as methods_lib
 from iqa_jax.studies.photographs import Photographs
@@ -56,14 +56,14 @@ def run(
     logits = subject.logits(photographs.images)
     clean = clean_of(subject, photographs, logits)
     targets = subject.targets(target, logits, photographs.labels)
-    names = (*subject.methods, *gradient_free)
     clock.expect(
       _passes(subject, photographs, len(clean), gradient_free, baselines, steps)
     )
     maps = _maps(subject, photographs, targets, gradient_free, seed)
+  names = (*subject.methods, *gradient_free)
   result = _head(subject, photographs, target, targets, names, seed)
   result['empty'] = {
-    name: int((cam.status(maps[name]) != 'ok').sum()) for name in names
+    n: int((scaling.status(maps[n]) != 'ok').sum()) for n in names
   }
   with clock.part('perturbations'):
     values, curves = measures.perturbed(

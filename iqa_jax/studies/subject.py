@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import devices, errors, models
-from iqa_jax.explain import cam
+from iqa_jax.explain import cam, scaling
 from iqa_jax.explain.explainer import Explainer
 from iqa_jax.models import evidence
-from iqa_jax.photograph import prepare
 from iqa_jax.trained import Trained
 
 OWN = 'evidence'  # the method of heads whose maps are the judgement
@@ -156,17 +155,7 @@ class Subject(Explainer):
       size: (height, width).
     """
     looks = name in self.gradient
-    return cam.enlarge(maps, size, self.placement if looks else None)
-
-  def input(self, images: np.ndarray) -> np.ndarray:
-    """Returns images [n, s, s, 3] with their field where the network takes it.
-
-    Perturbed photographs keep the field of what they were made of.
-    """
-    if not self.trained.model.takes_field or images.shape[-1] > 3:
-      return images
-    shown = np.clip(np.rint(images), 0, 255).astype(np.uint8)
-    return np.stack([prepare.with_field(i) for i in shown])
+    return scaling.enlarge(maps, size, self.placement if looks else None)
 
   def _batched(
     self,

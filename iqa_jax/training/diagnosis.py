@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import models
-from iqa_jax.models.classifier import HEAD_INPUT
+from iqa_jax.models.classifier import HEAD_INPUT, Classifier
 from iqa_jax.tasks import Task
 from iqa_jax.training import phases
 
 
 def of_step(
-  model: nn.Module,
+  model: Classifier,
   task: Task,
   learning: phases.Learning,
   variables: Mapping[str, Any],
@@ -54,36 +53,21 @@ def of_step(
     x = part['features']
   model = model.clone(backbone=model.backbone.clone(axis_name=None))
 
-  def stages(train: bool) -> dict[str, np.ndarray]:
-    """Returns whether each example is finite [b], stage by stage."""
-    finite = {}
-    first = model.stages.index(start) + 1 if start else 0
-    frozen = model.stages.index(learning.prefix) + 1 if learning.prefix else 0
-    parts = learning.parts if train else ()
-    # Each from the beginning: not every stage can be entered.
-    for number, stage in enumerate(model.stages[first:], first):
-      values, _ = model.apply(
-        variables,
-        x,
-        start=start,
-        stop=stage,
-        train=frozenset(parts) if number >= frozen else False,
-        mutable=['batch_stats', 'intermediates'],
-      )
-      finite[stage] = _finite_rows(values)
+  def stages(parts: Collection[str]) -> dict[str, np.ndarray]:
+    finite, values = _stages(model, learning, variables, x, start, parts)
     logits: Any = model.apply(variables, values, start=HEAD_INPUT)
     loss = task.loss(logits, part)[0]
     return finite | {'logits': _finite_rows(logits), 'loss': _finite_rows(loss)}
 
   if not (fine := _finite_rows(x)).all():
     return f'what the network is given is not finite, of {_list(names[~fine])}'
-  for stage, fine in stages(train=False).items():
+  for stage, fine in stages(()).items():
     if not fine.all():
       whose = 'every image' if not fine.any() else _list(names[~fine])
       return (
         f'the first values that are not finite are those of {stage}, of {whose}'
       )
-  for stage, fine in stages(train=True).items():
+  for stage, fine in stages(learning.parts).items():
     if not fine.all():
       return (
         f'the first values that are not finite are those of {stage}, when '
@@ -92,8 +76,34 @@ def of_step(
   return _of_gradient(model, task, learning, variables, part, x, start)
 
 
+def _stages(
+  model: Classifier,
+  learning: phases.Learning,
+  variables: Mapping[str, Any],
+  x: jax.Array,
+  start: str | None,
+  parts: Collection[str],
+) -> tuple[dict[str, np.ndarray], Any]:
+  """Returns whether each example is finite [b] by stage, and the last map."""
+  finite = {}
+  first = model.stages.index(start) + 1 if start else 0
+  frozen = model.stages.index(learning.prefix) + 1 if learning.prefix else 0
+  # Each from the beginning: not every stage can be entered.
+  for number, stage in enumerate(model.stages[first:], first):
+    values, _ = model.apply(
+      variables,
+      x,
+      start=start,
+      stop=stage,
+      train=frozenset(parts) if number >= frozen else False,
+      mutable=['batch_stats', 'intermediates'],
+    )
+    finite[stage] = _finite_rows(values)
+  return finite, values
+
+
 def _of_gradient(
-  model: nn.Module,
+  model: Classifier,
   task: Task,
   learning: phases.Learning,
   variables: Mapping[str, Any],

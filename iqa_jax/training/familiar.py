@@ -1,7 +1,7 @@
 """What a run's training photographs look like, kept with its model.
 
 So that whoever uses the model is told of a photograph unlike all of them
-(judging/fundus.py).
+(judging/familiar.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from iqa_jax import run_directory
 from iqa_jax.data import pipeline
 from iqa_jax.data import plan as plan_lib
 from iqa_jax.data import source as source_lib
-from iqa_jax.judging import fundus
+from iqa_jax.judging import familiar, features
 from iqa_jax.photograph import prepare
 
 FIELD = 'familiar'  # of model.json
@@ -46,9 +46,7 @@ def store(
   if jax.process_index() or FIELD in saved or len(indices) < _LEAST:
     return
   rows = _features(source, indices, config)
-  run_directory.update_model_record(
-    workdir, **{FIELD: fundus.fit_familiar(rows)}
-  )
+  run_directory.update_model_record(workdir, **{FIELD: familiar.fit(rows)})
 
 
 def _features(
@@ -70,5 +68,5 @@ def _features(
   ):
     for image in batch['image'][batch['mask'] > 0]:
       inside = prepare.with_field(image)[..., 3] > 0
-      rows.append(fundus.features(image, inside))
+      rows.append(features.features(image, inside))
   return np.stack(rows)

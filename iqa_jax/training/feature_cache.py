@@ -15,10 +15,8 @@ import math
 import os
 import shutil
 import tempfile
-from typing import Any
 
 from absl import logging
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -26,9 +24,11 @@ import numpy as np
 import tqdm
 
 from iqa_jax import devices, machine, models, processes
+from iqa_jax.arrays import PyTree, Variables
 from iqa_jax.data import pipeline
 from iqa_jax.data import plan as plan_lib
 from iqa_jax.data.source import Source
+from iqa_jax.models.classifier import Classifier
 
 _MEMORY_SHARE = 0.5  # of what is available; the rest is for everything else
 
@@ -128,8 +128,8 @@ def read(
 
 
 def for_phase(
-  model: nn.Module,
-  variables: Any,
+  model: Classifier,
+  variables: Variables,
   source: Source,
   config: ml_collections.ConfigDict,
   prefixes: Sequence[str | None],
@@ -183,44 +183,34 @@ def for_phase(
     for view in views
   ]
   plans.append(plan_lib.plan_eval(source, np.unique(validation)))
-
-  def build(prefix: str, base: FeatureCache | None) -> FeatureCache | None:
-    return _build(
-      model, variables, prefix, source, config, plans, folder, base, stopped
-    )
-
-  def size(prefix: str) -> float:
-    count = sum(len(plan.index) for plan in plans)
-    side = config.data.image_size
-    return count * gigabytes(model, variables, prefix, side)
-
+  maps = _Maps(model, variables, source, config, plans, folder, stopped)
   budget = config.train.cache_gb
   repeated = phases[number].epochs > len(views)
-  if size(shared) > budget:
-    if own != shared and repeated and size(own) <= budget:
-      return build(own, None), None
+  if maps.gigabytes(shared) > budget:
+    if own != shared and repeated and maps.gigabytes(own) <= budget:
+      return maps.compute(own), None
     logging.warning(
       'no feature cache for this phase, so every epoch will read and compute '
       'all photographs anew: %.3g GB of %s are over the budget of %g GB. '
       '--config.train.cache_gb=%d allows them, in memory or in a file in the '
       'run directory',
-      size(shared),
+      maps.gigabytes(shared),
       shared,
       budget,
-      math.ceil(size(shared)),
+      math.ceil(maps.gigabytes(shared)),
     )
     return None, None
   if held is None or held.prefix != shared:
-    held = build(shared, None)
+    held = maps.compute(shared)
   if held is None or own == shared or not repeated:
     return held, held
-  if size(shared) + size(own) > budget:
+  if maps.gigabytes(shared) + maps.gigabytes(own) > budget:
     return held, held
-  return build(own, held) or held, held
+  return maps.compute(own, held) or held, held
 
 
 def gigabytes(
-  model: nn.Module, variables: Any, prefix: str, size: int
+  model: Classifier, variables: Variables, prefix: str, size: int
 ) -> float:
   """Returns what a feature point's maps of one photograph take, in 1e9 bytes.
 
@@ -250,7 +240,7 @@ def _group(prefixes: Sequence[str | None], number: int) -> range:
 
 
 def _spec(
-  model: nn.Module, variables: Any, prefix: str, size: int
+  model: Classifier, variables: Variables, prefix: str, size: int
 ) -> jax.ShapeDtypeStruct:
   """Returns shape [1, h, w, c] and dtype of a feature point's maps."""
   spec = jax.eval_shape(
@@ -263,58 +253,61 @@ def _spec(
   return jax.ShapeDtypeStruct(spec.shape, dtype)
 
 
-def _build(
-  model: nn.Module,
-  variables: Any,
-  prefix: str,
-  source: Source,
-  config: ml_collections.ConfigDict,
-  plans: Sequence[plan_lib.Plan],
-  folder: str | os.PathLike,
-  base: FeatureCache | None,
-  stopped: Callable[[], bool],
-) -> FeatureCache | None:
-  """Computes maps from photographs, or from those of an earlier point."""
-  spec = _spec(model, variables, prefix, config.data.image_size)
-  count = sum(len(plan.index) for plan in plans)
-  maps = _allocate((count, *spec.shape[1:]), spec.dtype, folder)
-  # One that has photographs where the others have maps would not keep step.
-  room = processes.gather({'room': np.array([maps is not None])})['room']
-  if maps is None or not room.all():
-    _none(f'there is no room for {count} maps of {prefix}')
-    return None
-  logging.info(
-    'caching %d maps of %s (%.2f GB) %s',
-    count,
-    prefix,
-    maps.nbytes / 1e9,
-    'in a file' if isinstance(maps, np.memmap) else 'in memory',
-  )
-  start = base.prefix if base else None
+@dataclasses.dataclass(frozen=True)
+class _Maps:
+  """Computes the maps of some plans' photographs; fields as of `for_phase`."""
 
-  def compute(v: Any, x: Any) -> Any:
-    x = x if base else models.normalize(x)
-    return model.apply(v, x, start=start, stop=prefix)
+  model: Classifier
+  variables: Variables
+  source: Source
+  config: ml_collections.ConfigDict
+  plans: Sequence[plan_lib.Plan]
+  folder: str | os.PathLike
+  stopped: Callable[[], bool]
 
-  function = devices.parallel(compute, in_axes=(None, 0))
-  variables = devices.place(variables)
-  views = 1 + max(int(plan.view.max(initial=0)) for plan in plans)
-  rows = np.full((len(source.table['image_id']), views), -1, np.int64)
-  fault = None
-  if cells := models.inputs(config)['cells']:
-    fault = np.zeros((count, cells, cells), np.uint8)
-  filled = 0
-  bar = tqdm.tqdm(
-    total=count,
-    desc=f'caching {prefix}',
-    unit='image',
-    disable=None if jax.process_index() == 0 else True,
-  )
-  with bar:
-    for plan in plans:
-      done = 0
-      for computed in _compute(function, variables, source, plan, config, base):
-        if stopped():
+  @property
+  def count(self) -> int:
+    return sum(len(plan.index) for plan in self.plans)
+
+  def gigabytes(self, prefix: str) -> float:
+    """Returns what all maps of a feature point take, in 1e9 bytes."""
+    side = self.config.data.image_size
+    return self.count * gigabytes(self.model, self.variables, prefix, side)
+
+  def compute(
+    self, prefix: str, base: FeatureCache | None = None
+  ) -> FeatureCache | None:
+    """Computes them from photographs, or from those of an earlier point."""
+    side, count = self.config.data.image_size, self.count
+    spec = _spec(self.model, self.variables, prefix, side)
+    maps = _allocate((count, *spec.shape[1:]), spec.dtype, self.folder)
+    # One that has photographs where the others have maps would not keep step.
+    room = processes.gather({'room': np.array([maps is not None])})['room']
+    if maps is None or not room.all():
+      _none(f'there is no room for {count} maps of {prefix}')
+      return None
+    logging.info(
+      'caching %d maps of %s (%.2f GB) %s',
+      count,
+      prefix,
+      maps.nbytes / 1e9,
+      'in a file' if isinstance(maps, np.memmap) else 'in memory',
+    )
+    views = 1 + max(int(plan.view.max(initial=0)) for plan in self.plans)
+    rows = np.full((len(self.source.table['image_id']), views), -1, np.int64)
+    fault = None
+    if cells := models.inputs(self.config)['cells']:
+      fault = np.zeros((count, cells, cells), np.uint8)
+    bar = tqdm.tqdm(
+      total=count,
+      desc=f'caching {prefix}',
+      unit='image',
+      disable=None if jax.process_index() == 0 else True,
+    )
+    filled = 0
+    with bar:
+      for plan, done, computed in self._computed(prefix, base):
+        if self.stopped():
           return None
         end = filled + len(computed['index'])
         maps[filled:end] = computed['maps']
@@ -323,33 +316,42 @@ def _build(
         view = plan.view[done : done + end - filled]
         rows[computed['index'], view] = np.arange(filled, end)
         bar.update(end - filled)
-        done, filled = done + end - filled, end
-  return FeatureCache(prefix, rows, maps, fault)
+        filled = end
+    return FeatureCache(prefix, rows, maps, fault)
 
+  def _computed(
+    self, prefix: str, base: FeatureCache | None
+  ) -> Iterator[tuple[plan_lib.Plan, int, dict[str, np.ndarray]]]:
+    """Yields a plan, how many of it are done, and the next of its maps.
 
-def _compute(
-  function: Callable[[Any, np.ndarray], Any],
-  variables: Any,
-  source: Source,
-  plan: plan_lib.Plan,
-  config: ml_collections.ConfigDict,
-  base: FeatureCache | None,
-) -> Iterator[dict[str, np.ndarray]]:
-  """Yields 'index', 'maps' and 'fault', if any, in order, one batch ahead."""
-  batches = read(source, plan, config, base, batch_size=config.eval.batch_size)
-  key = 'features' if base else 'image'
-  waiting: deque = deque()
-  for batch in batches:
-    inputs = devices.shard({k: batch[k] for k in (key, 'mask')})[key]
-    waiting.append((batch, function(variables, inputs)))
-    if len(waiting) > 1:
-      yield _collect(*waiting.popleft())
-  while waiting:
-    yield _collect(*waiting.popleft())
+    These are 'index', 'maps' and 'fault', if any, in order, one batch ahead.
+    """
+    start, key = (base.prefix, 'features') if base else (None, 'image')
+
+    def apply(variables: Variables, x: jax.Array) -> PyTree:
+      x = x if base else models.normalize(x)
+      return self.model.apply(variables, x, start=start, stop=prefix)
+
+    function = devices.parallel(apply, in_axes=(None, 0))
+    variables, size = devices.place(self.variables), self.config.eval.batch_size
+    for plan in self.plans:
+      done = 0
+      waiting: deque[tuple[Mapping[str, np.ndarray], PyTree]] = deque()
+      for batch in read(self.source, plan, self.config, base, batch_size=size):
+        inputs = devices.shard({k: batch[k] for k in (key, 'mask')})[key]
+        waiting.append((batch, function(variables, inputs)))
+        if len(waiting) > 1:
+          computed = _collect(*waiting.popleft())
+          yield plan, done, computed
+          done += len(computed['index'])
+      while waiting:
+        computed = _collect(*waiting.popleft())
+        yield plan, done, computed
+        done += len(computed['index'])
 
 
 def _collect(
-  batch: Mapping[str, np.ndarray], computed: Any
+  batch: Mapping[str, np.ndarray], computed: PyTree
 ) -> dict[str, np.ndarray]:
   computed = devices.joined(computed, len(batch['mask']))
   kept = {k: batch[k] for k in ('index', 'mask', 'fault') if k in batch}

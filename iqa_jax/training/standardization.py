@@ -9,6 +9,7 @@ step, and stay fixed (a data-dependent initialisation, as by Salimans & Kingma
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -17,22 +18,23 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import devices, models, processes
+from iqa_jax.arrays import Variables
 from iqa_jax.data import plan as plan_lib
 from iqa_jax.data.source import Source
-from iqa_jax.models.classifier import HEAD_INPUT
+from iqa_jax.models.classifier import HEAD_INPUT, Classifier
 from iqa_jax.training import feature_cache, phases
 
 _ENOUGH = 1024
 
 
 def fit(
-  model: Any,
-  variables: dict[str, Any],
+  model: Classifier,
+  variables: Variables,
   source: Source,
   indices: np.ndarray,
   config: ml_collections.ConfigDict,
   cache: feature_cache.FeatureCache | None = None,
-) -> dict[str, Any]:
+) -> Variables:
   """Returns `variables` with the head's statistics of the training split.
 
   Args:
@@ -61,7 +63,7 @@ def fit(
     raise ValueError(f'{stage} is not to be had from {start}')
 
   def moments(
-    v: Any, x: jax.Array, mask: jax.Array
+    v: Variables, x: Any, mask: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x = x if cache else models.normalize(x)
     if start != stage:
@@ -72,26 +74,18 @@ def fit(
       x = x[..., :-1].reshape(len(weight), -1).astype(jnp.float32)
     return weight @ x, weight @ x**2, weight.sum()
 
-  measure = devices.parallel(moments, in_axes=(None, 0, 0))
-  placed = devices.place(variables)
   some = np.unique(indices)
   if cache is None:  # a thousand photographs have cells enough
     some = some[:: -(-len(some) // _ENOUGH)]
-  plan = plan_lib.plan_eval(source, some)
   batches = feature_cache.read(
-    source, plan, config, cache, batch_size=config.eval.batch_size
+    source,
+    plan_lib.plan_eval(source, some),
+    config,
+    cache,
+    batch_size=config.eval.batch_size,
   )
-  total: list[Any] = [0.0, 0.0, 0.0]
-  for batch in batches:
-    inputs = 'features' if cache else 'image'
-    part = devices.shard({k: batch[k] for k in (inputs, 'mask')})
-    sums = measure(placed, part[inputs], part['mask'])
-    for i, value in enumerate(sums):
-      total[i] = total[i] + np.asarray(value, np.float64).sum(0)
-  sums = processes.gather(
-    {str(i): np.asarray(value)[None] for i, value in enumerate(total)}
-  )
-  first, second, count = (sums[str(i)].sum((0, 1)) for i in range(3))
+  inputs = 'features' if cache else 'image'
+  first, second, count = _summed(moments, variables, batches, inputs)
   mean = first / count
   # A channel that never lights up keeps its scale.
   variance = np.maximum(second / count - mean**2, 0.0)
@@ -101,3 +95,24 @@ def fit(
   flat[f'{path}/mean'] = jnp.asarray(mean, jnp.float32)
   flat[f'{path}/var'] = jnp.asarray(variance, jnp.float32)
   return {**variables, 'batch_stats': phases.unflatten(flat)}
+
+
+def _summed(
+  moments: Callable[..., tuple[jax.Array, ...]],
+  variables: Variables,
+  batches: Iterable[Mapping[str, np.ndarray]],
+  inputs: str,
+) -> list[np.ndarray]:
+  """Returns the sums of `moments` over all batches and processes."""
+  measure = devices.parallel(moments, in_axes=(None, 0, 0))
+  placed = devices.place(variables)
+  total: list[Any] = [0.0, 0.0, 0.0]
+  for batch in batches:
+    part = devices.shard({k: batch[k] for k in (inputs, 'mask')})
+    sums = measure(placed, part[inputs], part['mask'])
+    for i, value in enumerate(sums):
+      total[i] = total[i] + np.asarray(value, np.float64).sum(0)
+  gathered = processes.gather(
+    {str(i): np.asarray(value)[None] for i, value in enumerate(total)}
+  )
+  return [gathered[str(i)].sum((0, 1)) for i in range(3)]

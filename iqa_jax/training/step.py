@@ -1,4 +1,4 @@
-"""The pmap training step, and the state it carries.
+"""The training step, and the state it carries.
 
 The state has no device axis: it goes in and out whole (in_axes=(None, 0),
 out_axes=None), so checkpoints, evaluation and explanations take the same
@@ -9,9 +9,9 @@ the example alone, never on the device that happens to see it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
-from flax import linen as nn
 from flax import struct
 import jax
 from jax import lax
@@ -20,15 +20,17 @@ import numpy as np
 import optax
 
 from iqa_jax import devices, models
+from iqa_jax.arrays import PyTree, Variables
 from iqa_jax.models import heads
-from iqa_jax.models.classifier import HEAD_INPUT
+from iqa_jax.models.classifier import HEAD_INPUT, Classifier
 from iqa_jax.tasks import Task
 from iqa_jax.training import phases
 
 _LABELS = ('quality', 'grade', 'criteria')
 _STATS = 'batch_stats/'  # begins the paths of statistics among averages
 
-Batch = Mapping[str, Any]
+HostBatch = Mapping[str, np.ndarray]
+Batch = Mapping[str, jax.Array]
 
 
 class TrainState(struct.PyTreeNode):
@@ -48,16 +50,16 @@ class TrainState(struct.PyTreeNode):
   """
 
   step: jax.Array
-  params: Any
-  batch_stats: Any
-  opt_state: Any
-  ema: Any
+  params: PyTree
+  batch_stats: PyTree
+  opt_state: PyTree
+  ema: phases.Flat
   finite: jax.Array
   loss_sum: jax.Array
   weight_sum: jax.Array
 
 
-def create_state(variables: Mapping[str, Any]) -> TrainState:
+def create_state(variables: Variables) -> TrainState:
   """Returns the state of a run that has not begun its first phase."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -116,7 +118,7 @@ def begin_phase(
   )
 
 
-def evaluated(state: TrainState) -> dict[str, Any]:
+def evaluated(state: TrainState) -> Variables:
   """Returns the variables that are evaluated: averaged ones where there are."""
   live = phases.flatten(
     {'params': state.params, 'batch_stats': state.batch_stats}
@@ -129,7 +131,7 @@ def evaluated(state: TrainState) -> dict[str, Any]:
   return {'batch_stats': {}} | phases.unflatten(live | averages)
 
 
-def for_step(batch: Batch, *, stop: bool, accumulate: int) -> dict[str, Any]:
+def for_step(batch: HostBatch, *, stop: bool, accumulate: int) -> HostBatch:
   """Returns a pipeline batch as `make_train_step`'s function takes it.
 
   Args:
@@ -148,146 +150,143 @@ def for_step(batch: Batch, *, stop: bool, accumulate: int) -> dict[str, Any]:
   return sharded
 
 
-def make_train_step(
-  model: nn.Module,
-  task: Task,
-  learning: phases.Learning,
-  *,
-  start: str | None = None,
-  seed: int = 0,
-  accumulate: int = 1,
-  ema_decay: float = 0.0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-  """Returns the pmapped update of one phase.
+class Sums(NamedTuple):
+  """What a training step adds up over examples, parts and devices.
+
+  Attributes:
+    loss: float32, of loss * weight, of the labels alone.
+    weight: float32, of the weights.
+    known: int32, how many examples are labelled.
+    right: int32, how many of them were called right, before the update.
+  """
+
+  loss: jax.Array
+  weight: jax.Array
+  known: jax.Array
+  right: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+  """One phase's training step, as each device runs it (`devices.parallel`).
 
   The loss is sum(loss * weight) / sum(weight) over the real examples of the
   global batch, whichever devices hold them, and so is its gradient, exactly.
-  With accumulation a device's share is passed through in `accumulate` parts,
-  one after the other; BatchNorm then normalises each part by its own
-  statistics (over all devices), as everywhere.
+  With accumulation a device's share is passed through in parts, one after the
+  other; BatchNorm then normalises each part by its own statistics (over all
+  devices), as everywhere.
 
-  Args:
-    model: made with axis_name='batch'.
+  Attributes:
+    model: made with axis_name=devices.AXIS.
     task: names the loss.
     learning: what learns; the rest costs neither gradients nor memory.
+    key: of the dropout masks, which depend on it, the step and the example.
     start: the frozen feature point whose maps batches hold as 'features'; None
       when they hold images.
-    seed: of the dropout masks, which depend on it, the step and the example.
     accumulate: parts of a batch.
     ema_decay: of the moving average, 0 for none. It rises to this as
       (1 + step) / (10 + step).
-
-  Returns:
-    step(state, batch) -> (state, metrics). `state` is donated. `batch` comes
-    from `for_step`. Metrics are scalars: 'loss' (mean over the batch, of the
-    labels alone, as in validation: without landmarks), 'finite'
-    (False from the first update on whose loss or gradient was not; it and all
-    later ones are not applied), 'known' and 'right' (int32, how many examples
-    are labelled and called right, before the update) and 'stop' (how many
-    devices' processes wish to stop).
   """
-  root = jax.random.key(seed)
 
-  def local_loss(
+  model: Classifier
+  task: Task
+  learning: phases.Learning
+  key: jax.Array
+  start: str | None = None
+  accumulate: int = 1
+  ema_decay: float = 0.0
+
+  def loss(
+    self,
     learns: phases.Flat,
     frozen: phases.Flat,
-    stats: Any,
+    stats: PyTree,
     batch: Batch,
     step: jax.Array,
-  ) -> tuple[jax.Array, tuple[tuple[jax.Array, ...], Any]]:
-    """Returns this device's sum of losses; counts and statistics beside."""
+  ) -> tuple[jax.Array, tuple[Sums, PyTree]]:
+    """Returns what a device minimises; the sums and new statistics beside."""
     variables = {'params': phases.unflatten({**frozen, **learns})}
     if stats:
       variables['batch_stats'] = stats
-    (logits, found), stats = _forward(
-      model, task, learning, start, variables, batch, root, step
-    )
-    loss, weight = task.loss(logits, batch)
+    (logits, found), stats = self._forward(variables, batch, step)
+    loss, weight = self.task.loss(logits, batch)
     weight = weight * batch['mask']
     minimised = loss * weight
     if found.landmarks is not None:
-      minimised += weight * task.landmark_loss(found.landmarks, batch)
+      minimised += weight * self.task.landmark_loss(found.landmarks, batch)
     if found.cells is not None:
       # Whatever the verdict's label: what was put in is known.
-      minimised += batch['mask'] * task.evidence_loss(found, batch)
+      minimised += batch['mask'] * self.task.evidence_loss(found, batch)
     known, right = (
-      jnp.sum(of & (batch['mask'] > 0), dtype=jnp.int32)
-      for of in task.right(logits, batch)
+      jnp.sum(which & (batch['mask'] > 0), dtype=jnp.int32)
+      for which in self.task.right(logits, batch)
     )
-    counts = (jnp.sum(loss * weight), weight.sum(), known, right)
-    return jnp.sum(minimised), (counts, stats)
+    sums = Sums(jnp.sum(loss * weight), weight.sum(), known, right)
+    return jnp.sum(minimised), (sums, stats)
 
-  gradient = jax.value_and_grad(local_loss, has_aux=True)
+  def gradients(
+    self, state: TrainState, batch: Batch
+  ) -> tuple[Sums, phases.Flat, PyTree]:
+    """Returns sums and their gradients over all devices, and statistics."""
+    learns, frozen = phases.split(state.params, self.learning.paths)
+    gradient = jax.value_and_grad(self.loss, has_aux=True)
 
-  def update(
-    state: TrainState, batch: Batch
-  ) -> tuple[TrainState, dict[str, jax.Array]]:
-    learns, frozen = phases.split(state.params, learning.paths)
-    examples = {key: batch[key] for key in batch if key != 'stop'}
-
-    def accumulate_part(
-      carry: tuple[Any, Any], part: Batch
-    ) -> tuple[tuple[Any, Any], None]:
+    def add_part(carry: tuple, part: Batch) -> tuple[tuple, None]:
       totals, stats = carry
-      (_, (counts, stats)), grads = gradient(
+      (_, (sums, stats)), grads = gradient(
         learns, frozen, stats, part, state.step
       )
-      new = jax.tree.map(jnp.add, totals, (counts, grads))
-      return (new, stats), None
+      return (jax.tree.map(jnp.add, totals, (sums, grads)), stats), None
 
     none = jnp.zeros((), jnp.int32)
     zeros = (
-      (jnp.zeros(()), jnp.zeros(()), none, none),
+      Sums(jnp.zeros(()), jnp.zeros(()), none, none),
       jax.tree.map(jnp.zeros_like, learns),
     )
     carry = (zeros, state.batch_stats)
-    if accumulate == 1:
-      (totals, stats), _ = accumulate_part(carry, examples)
+    examples = {key: batch[key] for key in batch if key != 'stop'}
+    if self.accumulate == 1:
+      (totals, stats), _ = add_part(carry, examples)
     else:
       parts = jax.tree.map(
-        lambda x: x.reshape(accumulate, -1, *x.shape[1:]), examples
+        lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), examples
       )
-      (totals, stats), _ = lax.scan(accumulate_part, carry, parts)
-    (loss, weight, known, right), grads = lax.psum(totals, devices.AXIS)
-    mean = 1.0 / jnp.maximum(weight, 1e-12)
-    grads = jax.tree.map(lambda g: g * mean, grads)
+      (totals, stats), _ = lax.scan(add_part, carry, parts)
+    return *lax.psum(totals, devices.AXIS), stats
 
+  def update(
+    self, state: TrainState, batch: Batch
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Returns the state after a batch of `for_step`, and what to report.
+
+    Metrics are scalars: 'loss' (mean over the batch, of the labels alone, as
+    in validation: without landmarks), 'finite' (False from the first update on
+    whose loss or gradient was not; it and all later ones are not applied),
+    'known' and 'right' (see Sums) and 'stop' (how many devices' processes wish
+    to stop).
+    """
+    sums, grads, stats = self.gradients(state, batch)
+    mean = 1.0 / jnp.maximum(sums.weight, 1e-12)
+    grads = jax.tree.map(lambda g: g * mean, grads)
     squares = sum(jnp.vdot(g, g) for g in grads.values())
-    finite = state.finite & jnp.isfinite(loss) & jnp.isfinite(squares)
-    changes, opt_state = learning.optimizer.update(
+    finite = state.finite & jnp.isfinite(sums.loss) & jnp.isfinite(squares)
+
+    learns, frozen = phases.split(state.params, self.learning.paths)
+    changes, opt_state = self.learning.optimizer.update(
       grads, state.opt_state, learns
     )
-    learns = optax.apply_updates(learns, changes)
-    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    now = learns | {
-      _STATS + path: value for path, value in phases.flatten(stats).items()
-    }
-    ema = {
-      path: decay * average + (1.0 - decay) * now[path]
-      for path, average in state.ema.items()
-    }
-    before = (
-      phases.split(state.params, learning.paths)[0],
-      state.batch_stats,
-      state.opt_state,
-      state.ema,
-      state.loss_sum,
-      state.weight_sum,
-    )
-    after = (
-      learns,
-      stats,
-      opt_state,
-      ema,
-      state.loss_sum + loss,
-      state.weight_sum + weight,
-    )
-    learns, stats, opt_state, ema, loss_sum, weight_sum = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old), after, before
+    learned = optax.apply_updates(learns, changes)
+    ema = self._averages(state, learned, stats)
+    old_sums, old_stats = (state.loss_sum, state.weight_sum), state.batch_stats
+    old = learns, old_stats, state.opt_state, state.ema, old_sums
+    new_sums = state.loss_sum + sums.loss, state.weight_sum + sums.weight
+    new = learned, stats, opt_state, ema, new_sums
+    learned, stats, opt_state, ema, (loss_sum, weight_sum) = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old), new, old
     )
     state = TrainState(
       step=state.step + finite.astype(jnp.int32),
-      params=phases.unflatten({**frozen, **learns}),
+      params=phases.unflatten({**frozen, **learned}),
       batch_stats=stats,
       opt_state=opt_state,
       ema=ema,
@@ -295,69 +294,91 @@ def make_train_step(
       loss_sum=loss_sum,
       weight_sum=weight_sum,
     )
-    metrics = {
-      'loss': loss * mean,
+    return state, {
+      'loss': sums.loss * mean,
       'finite': finite,
-      'known': known,
-      'right': right,
+      'known': sums.known,
+      'right': sums.right,
       'stop': lax.psum(batch['stop'], devices.AXIS),
     }
-    return state, metrics
 
+  def _averages(
+    self, state: TrainState, learned: phases.Flat, stats: PyTree
+  ) -> phases.Flat:
+    """Returns the moving averages after an update."""
+    step = state.step
+    decay = jnp.minimum(self.ema_decay, (1.0 + step) / (10.0 + step))
+    now = learned | {
+      _STATS + path: value for path, value in phases.flatten(stats).items()
+    }
+    return {
+      path: decay * average + (1.0 - decay) * now[path]
+      for path, average in state.ema.items()
+    }
+
+  def _forward(
+    self, variables: Variables, batch: Batch, step: jax.Array
+  ) -> tuple[tuple[jax.Array, heads.Found], PyTree]:
+    """Returns (logits, heads.Found) and the new BatchNorm statistics."""
+    learning, start = self.learning, self.start
+    x: Any = batch['image' if start is None else 'features']
+    if start is None:
+      x = models.normalize(x)
+    if learning.prefix != start:
+      x = self.model.apply(variables, x, start=start, stop=learning.prefix)
+    x = lax.stop_gradient(x)
+    stats, cells = variables.get('batch_stats', {}), None
+    if learning.prefix != HEAD_INPUT:
+      x, changed = self.model.apply(
+        variables,
+        x,
+        start=learning.prefix,
+        stop=HEAD_INPUT,
+        train=frozenset(learning.parts),
+        mask=batch['mask'],
+        mutable=['batch_stats', 'intermediates'],
+      )
+      stats = changed.get('batch_stats', stats)
+      cells = heads.found(changed).cells
+      if cells is not None and not self.task.verdict_teaches_cells:
+        x = lax.stop_gradient(x)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+      jax.random.fold_in(self.key, step), batch['index']
+    )
+
+    def head(x: jax.Array, key: jax.Array) -> tuple[jax.Array, heads.Found]:
+      # One example at a time: dropout knows the example, not the device.
+      logits, kept = self.model.apply(
+        variables,
+        x[None],
+        start=HEAD_INPUT,
+        train=frozenset({phases.HEAD} & set(learning.parts)),
+        rngs={'dropout': key},
+        mutable=['intermediates'],
+      )
+      return jax.tree.map(lambda y: y[0], (logits, heads.found(kept)))
+
+    logits, found = jax.vmap(head)(x, keys)
+    return (logits, found._replace(cells=cells)), stats
+
+
+def make_train_step(
+  model: Classifier,
+  task: Task,
+  learning: phases.Learning,
+  *,
+  seed: int = 0,
+  start: str | None = None,
+  accumulate: int = 1,
+  ema_decay: float = 0.0,
+) -> Callable[[TrainState, HostBatch], tuple[TrainState, Batch]]:
+  """Returns `TrainStep.update` on all devices; it donates its state."""
+  key = jax.random.key(seed)
+  step = TrainStep(model, task, learning, key, start, accumulate, ema_decay)
   return devices.parallel(
-    update,
+    step.update,
     in_axes=(None, 0),
     out_axes=(None, None),
     donate_argnums=0,
     local=False,
   )
-
-
-def _forward(
-  model: nn.Module,
-  task: Task,
-  learning: phases.Learning,
-  start: str | None,
-  variables: Mapping[str, Any],
-  batch: Batch,
-  root: jax.Array,
-  step: jax.Array,
-) -> tuple[tuple[jax.Array, heads.Found], Any]:
-  """Returns (logits, heads.Found) and the new BatchNorm statistics."""
-  x = models.normalize(batch['image']) if start is None else batch['features']
-  if learning.prefix != start:
-    x = model.apply(variables, x, start=start, stop=learning.prefix)
-  x = lax.stop_gradient(x)
-  stats, cells = variables.get('batch_stats', {}), None
-  if learning.prefix != HEAD_INPUT:
-    x, changed = model.apply(
-      variables,
-      x,
-      start=learning.prefix,
-      stop=HEAD_INPUT,
-      train=frozenset(learning.parts),
-      mask=batch['mask'],
-      mutable=['batch_stats', 'intermediates'],
-    )
-    stats = changed.get('batch_stats', stats)
-    cells = heads.found(changed).cells
-    if cells is not None and not task.verdict_teaches_cells:
-      x = lax.stop_gradient(x)
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(
-    jax.random.fold_in(root, step), batch['index']
-  )
-
-  def head(x: jax.Array, key: jax.Array) -> tuple[jax.Array, heads.Found]:
-    # One example at a time, so that dropout knows the example, not the device.
-    logits, kept = model.apply(
-      variables,
-      x[None],
-      start=HEAD_INPUT,
-      train=frozenset({phases.HEAD} & set(learning.parts)),
-      rngs={'dropout': key},
-      mutable=['intermediates'],
-    )
-    return jax.tree.map(lambda y: y[0], (logits, heads.found(kept)))
-
-  logits, told = jax.vmap(head)(x, keys)
-  return (logits, told._replace(cells=cells)), stats

@@ -154,7 +154,7 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
   import numpy as np
   from sklearn.metrics import roc_auc_score
 
-  from iqa_jax.explain import cam
+  from iqa_jax.explain import scaling
 
   task = loaded.task
 
@@ -193,7 +193,7 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
     mask = item.mask & inside
     if item.kind in ('', 'bad') or not mask.any() or mask[inside].all():
       continue
-    drawn = cam.enlarge(own.astype(np.float32), (size, size))
+    drawn = scaling.enlarge(own.astype(np.float32), (size, size))
     auc = roc_auc_score(mask[inside], drawn[inside])
     pixel.setdefault(item.kind, []).append(float(auc))
     rises.setdefault(item.kind, []).append(float(odd > base[item.photo]))

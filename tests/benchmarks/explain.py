@@ -34,7 +34,7 @@ def _network(name, size, batch, repeats):
   import numpy as np
 
   from iqa_jax import models
-  from iqa_jax.explain import cam
+  from iqa_jax.explain import cam, scaling
 
   class Logits:
     """A task whose scores are the logits."""
@@ -59,7 +59,7 @@ def _network(name, size, batch, repeats):
     'forward': lambda: jax.device_get(forward(variables, images)),
     'explain': lambda: _maps(explained(variables, images, targets)),
     'all methods': lambda: _maps(everything(variables, images, targets)),
-    'finished': lambda: cam.scale(
+    'finished': lambda: scaling.scale(
       _maps(explained(variables, images, targets)), 'image', (size, size)
     ),
   }

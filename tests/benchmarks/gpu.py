@@ -146,7 +146,10 @@ def _training(name, size, batch, peer, absent, repeats, steps):
     memory = step.lower(state, inputs).compile().memory_analysis()
     forward = jax.jit(lambda v, x: model.apply(v, models.normalize(x)))
     images = jax.ShapeDtypeStruct((1, size, size, 3), 'uint8')
-    flops = forward.lower(variables, images).cost_analysis()['flops']
+    # Counted for the CPU: XLA does not look into cuDNN's convolutions.
+    with jax.default_device(jax.devices('cpu')[0]):
+      lowered = forward.lower(models.shapes(model, size), images)
+      flops = lowered.compile().cost_analysis()['flops']
     return {
       'step': step,
       'state': step(state, inputs)[0],

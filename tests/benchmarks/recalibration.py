@@ -39,7 +39,7 @@ def draw(
 def run(*, smoke: bool = False, repeats: int = 100) -> list[common.Row]:
   """Measures balanced accuracy before and after."""
   from iqa_jax.judging import recalibration
-  from iqa_jax.judging.verdicts import OperatingRecord
+  from iqa_jax.judging.operating_record import OperatingRecord
 
   saved = OperatingRecord(
     {'method': 'none'}, {'rule': 'youden', 'threshold': _RATE}

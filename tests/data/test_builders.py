@@ -303,7 +303,7 @@ def test_two_processes_that_build_at_once_end_with_the_same_records(tmp_path):
   built = sum('building fundus_sim' in log for _, log in ends)
   assert built == 1, ends
   folder = tmp_path / 'fundus_sim' / 'tiny'
-  assert [p.name for p in folder.iterdir()] == ['2.1.0']
+  assert [p.name for p in folder.iterdir()] == ['2.2.0']
   assert not list(tmp_path.rglob('*incomplete*'))
 
 

@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 
 from iqa_jax import labels, run_directory, trained
 from iqa_jax.evaluation import evaluate, scoring
-from iqa_jax.judging import verdicts
+from iqa_jax.judging import operating_record
 from iqa_jax.studies import photographs as photographs_lib
 from iqa_jax.studies import review
 from iqa_jax.studies import subject as subject_lib
@@ -247,7 +247,7 @@ def test_stored_points_of_criteria_judge_elsewhere(simulated_run, tmp_path):
   first = evaluate.run(config, folder, source, splits)
   shifted = {**splits, 'validation': splits['validation'][:100]}
   second = evaluate.run(config, folder, source, shifted, output=tmp_path / 'o')
-  key = verdicts.CRITERIA_POINTS
+  key = operating_record.CRITERIA_POINTS
   assert set(first[key]) == set(labels.CRITERIA)
   assert second[key] == first[key]
 

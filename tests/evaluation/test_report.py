@@ -18,7 +18,7 @@ from iqa_jax.evaluation import (
   report,
 )
 from iqa_jax.evaluation.examples import Example
-from iqa_jax.judging.verdicts import OperatingRecord
+from iqa_jax.judging.operating_record import OperatingRecord
 from tests.evaluation import simulated
 
 

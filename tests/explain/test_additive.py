@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from iqa_jax import tasks
-from iqa_jax.explain import additive, cam
+from iqa_jax.explain import additive, cam, scaling
 from tests.explain.test_cam import network
 
 
@@ -49,7 +49,7 @@ def test_it_is_offered_exactly_where_it_is_true(name, head, task):
         constant = 0.0
         if not why:
           constant = additive.constants(model, variables, task)[i]
-        shown = cam.scale(maps[i], 'logit', constant=constant)
+        shown = scaling.scale(maps[i], 'logit', constant=constant)
         logits = np.asarray(found.scores[i]) - linear[i]
         off = np.abs(shown.mean((1, 2)) - logits).max() / np.abs(logits).max()
         assert (off < 1e-3) == (not why), (method, layer, target, off, why)

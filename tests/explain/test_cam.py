@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from iqa_jax import models, tasks
-from iqa_jax.explain import cam
+from iqa_jax.explain import cam, scaling
 from tests.models import reference, test_models
 
 _SIZE = 64
@@ -45,7 +45,7 @@ def network(name='vgg16', *, task=None, head='linear', dtype='float32'):
   variables = jax.tree_util.tree_map_with_path(draw, shapes)
   # Smooth at two scales, as photographs are.
   coarse = rng.standard_normal((4, 3, 8, 8))
-  images = cam.enlarge(coarse, (_SIZE, _SIZE)).transpose(0, 2, 3, 1)
+  images = scaling.enlarge(coarse, (_SIZE, _SIZE)).transpose(0, 2, 3, 1)
   images += 0.1 * rng.standard_normal(images.shape)
   return model, variables, images, task
 
@@ -77,19 +77,19 @@ def test_maps_equal_those_of_pytorch_grad_cam(name, shared, tmp_path):
   _agree(raw, expected['224x224/gradcam_raw'], 1e-4)
   as_theirs = cam.placed(model, None, 'pytorch_grad_cam')
   for method in cam.METHODS:
-    scaled = cam.scale(
+    scaled = scaling.scale(
       found.maps[method], 'image', (224, 224), placement=as_theirs
     )
     published = expected[f'224x224/{method}_scaled'].astype(np.float32)
     differences = [np.abs(scaled - published).max((1, 2))]
     if method == 'eigencam':
-      negated = cam.scale(
+      negated = scaling.scale(
         -found.maps[method], 'image', (224, 224), placement=as_theirs
       )
       differences.append(np.abs(negated - published).max((1, 2)))
     assert np.min(differences, axis=0).max() <= 2e-3, method
   if name == 'resnet50':
-    assert list(cam.status(found.maps['gradcam'])) == ['ok', 'empty']
+    assert list(scaling.status(found.maps['gradcam'])) == ['ok', 'empty']
 
 
 @pytest.mark.parametrize('name', ['resnet50', 'vgg16'])
@@ -111,7 +111,7 @@ def test_signed_maps_of_every_layer_equal_pytorch_grad_cams(name, tmp_path):
         expected = expected * sign
       for ours, theirs in zip(maps, expected, strict=True):
         _agree(ours, theirs, 1e-4)
-  several = cam.scale(found.maps['gradcam'], 'image', (96, 64))
+  several = scaling.scale(found.maps['gradcam'], 'image', (96, 64))
   np.testing.assert_allclose(
     several[:, ::5, ::5], golden[f'{name}/several'], atol=1e-4
   )
@@ -162,7 +162,7 @@ def test_behind_a_linear_head_the_map_sums_to_the_logit(name):
     for maps in found.maps.values():
       np.testing.assert_allclose(maps.sum((1, 2)), expected, rtol=2e-5)
       np.testing.assert_allclose(
-        cam.scale(maps, 'logit').mean((1, 2)), expected, rtol=2e-5
+        scaling.scale(maps, 'logit').mean((1, 2)), expected, rtol=2e-5
       )
 
 
@@ -294,10 +294,10 @@ def test_an_empty_map_has_a_status_and_is_never_nan():
   )
   for method in ('gradcam', 'gradcampp', 'hirescam', 'layercam', 'xgradcam'):
     maps = np.asarray(found.maps[method])
-    assert list(cam.status(maps)) == ['empty'] * 4, method
+    assert list(scaling.status(maps)) == ['empty'] * 4, method
     for how in ('none', 'image', 'logit'):
-      assert np.isfinite(cam.scale(maps, how, (20, 30))).all()
-    assert not cam.scale(maps, 'image', (20, 30)).any()
+      assert np.isfinite(scaling.scale(maps, how, (20, 30))).all()
+    assert not scaling.scale(maps, 'image', (20, 30)).any()
 
 
 def test_dead_activations_are_never_nan():
@@ -312,7 +312,7 @@ def test_dead_activations_are_never_nan():
   )
   for method in cam.METHODS:
     assert not np.any(found.maps[method]), method
-    assert cam.status(found.maps[method][0]) == 'empty'
+    assert scaling.status(found.maps[method][0]) == 'empty'
 
 
 def test_eigencam_is_positive_where_activation_is_larger():
@@ -380,7 +380,7 @@ def test_targets_that_do_not_exist_are_refused():
   with pytest.raises(ValueError, match=r'shape \(3,\) for 4 images'):
     explain(np.asarray([0, 1, 2]))
   traced = _explainer(model, task)(variables, images, np.asarray([0, 1, 4, -1]))
-  assert list(cam.status(traced.maps['gradcam']))[2:] == ['not_finite'] * 2
+  assert list(scaling.status(traced.maps['gradcam']))[2:] == ['not_finite'] * 2
   assert np.isfinite(traced.maps['gradcam'][:2]).all()
   with pytest.raises(ValueError, match="layer 'stage9' is none of block1"):
     explain(np.zeros(4, int), layer='stage9')
@@ -397,11 +397,11 @@ def test_maps_are_laid_where_the_network_looks_or_as_others_draw_them():
     layer = model.points[-1]
     for how, expected in (('pytorch_grad_cam', theirs), ('network', ours)):
       place = cam.placed(model, layer, how)
-      large = cam.scale(maps, 'none', (224, 224), placement=place)[0]
+      large = scaling.scale(maps, 'none', (224, 224), placement=place)[0]
       assert (large.sum(0) @ at) / large.sum() == pytest.approx(expected)
       # Half the size, the same place.
       half = place and place.scaled(0.5)
-      small = cam.enlarge(maps, (112, 112), half)[0]
+      small = scaling.enlarge(maps, (112, 112), half)[0]
       centre = (small.sum(0) @ at[:112]) / small.sum()
       assert centre == pytest.approx(expected / 2)
   with pytest.raises(ValueError, match="'torch' is none of network"):
@@ -411,34 +411,34 @@ def test_maps_are_laid_where_the_network_looks_or_as_others_draw_them():
 def test_scaling_is_comparable_where_it_says_so():
   maps = np.asarray([[[0.0, 1.0], [-1.0, 0.0]], [[0.0, 4.0], [-2.0, 0.0]]])
   np.testing.assert_allclose(
-    cam.scale(maps, 'image'), np.asarray([[[0, 1], [0, 0]]] * 2), atol=1e-6
+    scaling.scale(maps, 'image'), np.asarray([[[0, 1], [0, 0]]] * 2), atol=1e-6
   )
-  unit = cam.magnitude(maps, 1.0)
+  unit = scaling.magnitude(maps, 1.0)
   assert unit == 4
   np.testing.assert_allclose(
-    cam.scale(maps, 'dataset', magnitude=unit), maps / 4
+    scaling.scale(maps, 'dataset', magnitude=unit), maps / 4
   )
-  np.testing.assert_array_equal(cam.scale(maps, 'logit'), maps * 4)
-  np.testing.assert_array_equal(cam.scale(maps, 'none'), maps)
+  np.testing.assert_array_equal(scaling.scale(maps, 'logit'), maps * 4)
+  np.testing.assert_array_equal(scaling.scale(maps, 'none'), maps)
   # Averaging over layers of other sizes; the mean map is stretched once more.
   coarse = np.asarray([[[2.0]], [[3.0]]])
-  mean = cam.scale([maps, coarse], 'none', (4, 6))
+  mean = scaling.scale([maps, coarse], 'none', (4, 6))
   assert mean.shape == (2, 4, 6)
   np.testing.assert_allclose(
-    mean[0], (cam.enlarge(maps[0], (4, 6)) + 2) / 2, atol=1e-6
+    mean[0], (scaling.enlarge(maps[0], (4, 6)) + 2) / 2, atol=1e-6
   )
   with pytest.raises(ValueError, match='positive magnitude'):
-    cam.scale(maps, 'dataset')
+    scaling.scale(maps, 'dataset')
   with pytest.raises(ValueError, match='need a size'):
-    cam.scale([maps, coarse], 'none')
+    scaling.scale([maps, coarse], 'none')
 
 
 def test_enlarging_is_linear_between_cell_centres():
   ramp = np.arange(5.0)[None].repeat(3, 0)
-  large = cam.enlarge(ramp, (6, 50))
+  large = scaling.enlarge(ramp, (6, 50))
   at = (np.arange(50) + 0.5) / 10 - 0.5
   np.testing.assert_allclose(
     large, np.clip(at, 0, 4)[None].repeat(6, 0), atol=1e-5
   )
-  np.testing.assert_array_equal(cam.enlarge(ramp, (3, 5)), ramp)
-  assert cam.enlarge(np.ones((1, 1)), (4, 4)).min() == 1
+  np.testing.assert_array_equal(scaling.enlarge(ramp, (3, 5)), ramp)
+  assert scaling.enlarge(np.ones((1, 1)), (4, 4)).min() == 1

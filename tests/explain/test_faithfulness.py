@@ -8,7 +8,7 @@ from scipy import sparse
 from scipy.sparse import linalg
 
 from iqa_jax import models
-from iqa_jax.explain import cam, faithfulness, perturbation, road
+from iqa_jax.explain import faithfulness, perturbation, road, scaling
 
 _SIZE = 32
 # The score is the mean brightness of the top left quarter, and nothing else.
@@ -346,7 +346,7 @@ def test_baselines():
 
 
 def test_energy_of_a_uniform_map_is_the_share_of_the_area():
-  maps = cam.enlarge(np.ones((2, 7, 7)), (_SIZE, _SIZE))
+  maps = scaling.enlarge(np.ones((2, 7, 7)), (_SIZE, _SIZE))
   np.testing.assert_allclose(
     faithfulness.energy(maps, _maps(_REGION)), _REGION.mean(), rtol=1e-6
   )

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from iqa_jax.explain import cam, overlay, panel
+from iqa_jax.explain import overlay, panel, scaling
 from iqa_jax.photograph import geometry
 from iqa_jax.photograph.placement import Placement
 from tests.export import export_material as material
@@ -100,7 +100,7 @@ def test_a_cell_is_drawn_where_it_looks():
     )[:, 112:]
     found = _brightest(small, np.zeros_like(small, int)) * 2
     assert np.abs(found - expected).max() < 2.5
-  laid = cam.enlarge(shown, (224, 224), looks)
+  laid = scaling.enlarge(shown, (224, 224), looks)
   y, x = np.unravel_index(laid.argmax(), laid.shape)
   assert (x, y) == (128, 96)
 

@@ -21,7 +21,7 @@ from PIL import Image
 import pytest
 
 from iqa_jax import inference, models, run_directory, runtimes, trained
-from iqa_jax.explain import cam
+from iqa_jax.explain import cam, scaling
 from iqa_jax.export import crew, manifest, messages, worker
 from iqa_jax.export import run as export
 from iqa_jax.export.journal import ManifestError
@@ -159,7 +159,7 @@ def test_says_what_the_network_says(done, workdir, photographs):
     np.testing.assert_array_equal(saved['affine'], prepared.affine)
     assert (saved['cell_offset'], saved['cell_stride']) == (0.5, 32)
     large = np.maximum(
-      cam.enlarge(raw, (48, 48), loaded.model.placement('stage4')), 0
+      scaling.enlarge(raw, (48, 48), loaded.model.placement('stage4')), 0
     )
     assert row['layer'] == 'stage4' and row['operating_point'] == '0.555'
     size = (int(row['width']), int(row['height']))
@@ -492,11 +492,11 @@ def test_list_can_neither_write_outside_nor_collide(workdir, tmp_path):
 def test_explains_a_criterion_of_many_colours(workdir, photographs, tmp_path):
   weights = tmp_path / 'run'
   material.make_run(weights, task='criteria', size=32)
-  for scaling, method, layer in (
+  for how, method, layer in (
     ('logit', 'hirescam', 'stage4'),
     ('dataset', 'layercam', 'stage3'),
   ):
-    output = tmp_path / scaling
+    output = tmp_path / how
     run(
       options(
         weights,
@@ -505,7 +505,7 @@ def test_explains_a_criterion_of_many_colours(workdir, photographs, tmp_path):
         target='focus',
         method=method,
         layer=layer,
-        scaling=scaling,
+        scaling=how,
         outputs=('overlay', 'npz'),
         max_side=60,
       )

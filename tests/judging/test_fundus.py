@@ -7,7 +7,7 @@ from PIL import Image
 import pytest
 
 from iqa_jax import errors
-from iqa_jax.judging import fundus
+from iqa_jax.judging import familiar, features, fundus
 from iqa_jax.photograph import prepare
 from iqa_jax.simulation import cameras, photograph, strangers
 
@@ -23,7 +23,7 @@ def rows_of(seeds, kind=cameras.FAMILIAR, **options):
     image, inside, _ = cameras.retake(
       drawn.image, drawn.inside, cameras.draw(rng, kind), rng
     )
-    rows.append(fundus.features(image, inside))
+    rows.append(features.features(image, inside))
   return np.stack(rows)
 
 
@@ -36,8 +36,8 @@ def test_features_are_finite_whatever_is_seen():
     rng.integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8),
   ):
     for inside in (whole, np.zeros_like(whole)):
-      row = fundus.features(image, inside)
-      assert row.shape == (len(fundus.NAMES),) and row.dtype == np.float32
+      row = features.features(image, inside)
+      assert row.shape == (len(features.NAMES),) and row.dtype == np.float32
       assert np.isfinite(row).all()
 
 
@@ -46,8 +46,8 @@ def test_features_are_what_they_are_called():
   image[:] = (180, 90, 45)
   image[: SIZE // 2] = (180, 90, 45)
   image[:, SIZE // 2 :] //= 2
-  row = fundus.features(image, np.ones((SIZE, SIZE), bool))
-  value = dict(zip(fundus.NAMES, row, strict=True))
+  row = features.features(image, np.ones((SIZE, SIZE), bool))
+  value = dict(zip(features.NAMES, row, strict=True))
   assert value['red_mean'] == pytest.approx(np.log(2), abs=0.08)
   assert value['light_mean'] == pytest.approx(0.75 * 105 / 255, abs=0.02)
   assert value['light_x'] > 0.05 > 0.01 > value['light_y']
@@ -55,7 +55,7 @@ def test_features_are_what_they_are_called():
 
 def test_a_scorer_survives_its_file():
   rng = np.random.default_rng(0)
-  k = len(fundus.NAMES)
+  k = len(features.NAMES)
   scorer = fundus.NotFundus(
     rng.normal(size=k).astype(np.float32),
     np.ones(k, np.float32),
@@ -79,18 +79,18 @@ def test_a_scorer_survives_its_file():
 
 def test_what_is_familiar():
   rows = rows_of(range(40), style=0)
-  record = fundus.fit_familiar(rows, flagged=0.05)
+  record = familiar.fit(rows, flagged=0.05)
   fresh = rows_of(range(40, 60), style=0)
-  shares = [fundus.unlike_training(row, record) for row in fresh]
+  shares = [familiar.unlike(row, record) for row in fresh]
   assert np.mean([flag for _, flag in shares]) <= 0.25
   blue = fresh[0].copy()
-  blue[fundus.NAMES.index('blue_mean')] += 3
-  share, flag = fundus.unlike_training(blue, record)
+  blue[features.NAMES.index('blue_mean')] += 3
+  share, flag = familiar.unlike(blue, record)
   assert flag and share > 1
   with pytest.raises(errors.InvalidValue, match='20 are needed'):
-    fundus.fit_familiar(rows[:10])
+    familiar.fit(rows[:10])
   with pytest.raises(errors.InvalidValue, match='other statistics'):
-    fundus.unlike_training(blue, record | {'names': ['x']})
+    familiar.unlike(blue, record | {'names': ['x']})
 
 
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason='no scorer in the package')

@@ -6,7 +6,7 @@ from scipy import special
 
 from iqa_jax import errors
 from iqa_jax.judging import operating_points, recalibration
-from iqa_jax.judging.verdicts import OperatingRecord
+from iqa_jax.judging.operating_record import OperatingRecord
 
 SAVED = OperatingRecord(
   {'method': 'platt', 'scale': 1.5, 'offset': -0.5},

@@ -10,7 +10,7 @@ import pytest
 
 from iqa_jax.data.records import DataError
 from iqa_jax.photograph import prepare
-from iqa_jax.studies import label_table, photographs
+from iqa_jax.studies import label_table, photographs, places
 from tests.explain import constructed
 
 
@@ -127,7 +127,7 @@ def test_the_disc_is_found_where_it_can_be_seen():
   found = photographs.drawn(24, 128).take(slice(0, None, 2))
   near = 0
   for i in range(len(found)):
-    x, y = photographs.estimate_disc(found.images[i], found.inside[i])
+    x, y = places.estimate_disc(found.images[i], found.inside[i])
     away = np.hypot(x - found.landmarks[i, 0], y - found.landmarks[i, 1])
     near += away < 0.5 * found.landmarks[i, 2]
   assert near >= 10

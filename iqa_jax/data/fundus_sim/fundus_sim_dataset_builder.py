@@ -78,8 +78,10 @@ class Config(tfds.core.BuilderConfig):
 class Builder(tfds.core.GeneratorBasedBuilder):
   """Simulated photographs, drawn here; nothing is downloaded."""
 
-  VERSION = tfds.core.Version('2.1.0')
+  VERSION = tfds.core.Version('2.2.0')
   RELEASE_NOTES = {
+    '2.2.0': 'cameras: fine vessels, sheen and mottled choroids. Others: no '
+    'change.',
     '2.1.0': 'Faults nearer to real Rejects: darker, greyer; murk is new. '
     'Records name a site (here none).',
     '2.0.0': 'Drawn anew, nearer to EyePACS photographs: every byte changed.',

@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 
 from iqa_jax import errors, labels
-from iqa_jax.judging.verdicts import OperatingRecord
+from iqa_jax.judging.operating_record import OperatingRecord
 
 PLATT = {'method': 'platt', 'scale': 2.0, 'offset': -1.0}
 MODEL = {

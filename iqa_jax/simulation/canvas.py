@@ -1,0 +1,86 @@
+"""A field of view to draw faults into: coordinates, soft edges, noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image, ImageDraw, ImageFilter
+
+
+class Frame:
+  """Coordinates of a field of view: unit circle, y downwards."""
+
+  def __init__(self, inside: np.ndarray):
+    h, w = inside.shape
+    rows = np.flatnonzero(inside.any(1))
+    columns = np.flatnonzero(inside.any(0))
+    if not len(rows):
+      rows, columns = np.array([0, h - 1]), np.array([0, w - 1])
+    # The wider side is the circle's diameter; cut fields are less high.
+    self.radius = float(max(np.ptp(rows), np.ptp(columns)) / 2 + 0.5)
+    cy = float(rows[0] + rows[-1]) / 2
+    cx = float(columns[0] + columns[-1]) / 2
+    self.shape = (h, w)
+    self.centre = (cx, cy)
+    self.x = ((np.arange(w, dtype=np.float32) - cx) / self.radius)[None, :]
+    self.y = ((np.arange(h, dtype=np.float32) - cy) / self.radius)[:, None]
+
+  @functools.cached_property
+  def r(self) -> np.ndarray:
+    return np.hypot(self.x, self.y)
+
+  def ones(self) -> np.ndarray:
+    return np.ones(self.shape, np.float32)
+
+  def pixel(self, x: float, y: float) -> tuple[float, float]:
+    return (
+      self.centre[0] + x * self.radius,
+      self.centre[1] + y * self.radius,
+    )
+
+  def along(self, angle: float) -> np.ndarray:
+    """Returns the coordinate in a direction, -1..1 across the field."""
+    return self.x * float(np.cos(angle)) + self.y * float(np.sin(angle))
+
+
+def smooth_noise(
+  rng: Generator, shape: tuple[int, int], cells: int
+) -> np.ndarray:
+  """Returns float32 noise in about -1..1 with `cells` bumps across."""
+  coarse = rng.uniform(-1, 1, (cells + 1, cells + 1)).astype(np.float32)
+  image = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC)
+  return np.asarray(image)
+
+
+def rise(x: np.ndarray, width: float) -> np.ndarray:
+  """Returns a smooth step from 0 to 1 about x = 0."""
+  t = np.clip(x / width + 0.5, 0, 1)
+  return t * t * (3 - 2 * t)
+
+
+def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
+  """Returns a uint8 image blurred by sigma pixels, as float32."""
+  blur = ImageFilter.GaussianBlur(float(sigma))
+  return np.asarray(Image.fromarray(image).filter(blur), np.float32)
+
+
+def drawn(
+  shape: tuple[int, int],
+  paint: Callable[[ImageDraw.ImageDraw], None],
+  blur: float,
+) -> np.ndarray:
+  """Returns what `paint(draw)` paints in 'L', blurred, as float32 0..1."""
+  canvas = Image.new('L', shape[::-1])
+  paint(ImageDraw.Draw(canvas))
+  if blur > 0:
+    canvas = canvas.filter(ImageFilter.GaussianBlur(float(blur)))
+  return np.asarray(canvas, np.float32) / 255
+
+
+def within(rng: Generator, radius: float) -> tuple[float, float]:
+  """Returns a random point (x, y) of the circle of a radius."""
+  angle, r = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.random())
+  return float(r * np.cos(angle)), float(r * np.sin(angle))

@@ -1,0 +1,56 @@
+"""Tests of what the network that learns from drawings is shown."""
+
+import jax
+import numpy as np
+import pytest
+
+from iqa_jax.experiments import drawings
+
+
+@pytest.fixture(scope='module')
+def shown():
+  parts = [drawings.show(seed, 3, 96, 16, unseen=False) for seed in range(5)]
+  return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def test_what_is_shown_says_what_is_wrong_and_where(shown):
+  assert shown['image'].shape == (15, 96, 96, 4)
+  assert shown['fault'].shape == (15, 16, 16, 3)
+  faulty = shown['cause'] == 2
+  assert {*np.unique(shown['cause'])} == {0, 2}  # some good, some bad
+  np.testing.assert_array_equal(shown['quality'], faulty.any(1))
+  # A mask for every cause; where there is none, at most a fault's soft rim.
+  most = shown['fault'].max((1, 2))
+  assert most[faulty].min() > 60
+  assert most[~faulty].max() < 160
+  # Faults lie in the field of view, but for what resizing smears.
+  field = shown['image'][..., 3].reshape(15, 16, 6, 16, 6).max((2, 4)) > 0
+  assert shown['fault'][~field].max() < 64
+
+
+def test_the_same_seed_shows_the_same(shown):
+  again = drawings.show(1, 3, 96, 16, unseen=False)
+  for name, values in again.items():
+    np.testing.assert_array_equal(values, shown[name][3:6])
+  other = drawings.show(1, 3, 96, 16, unseen=True)
+  assert not np.array_equal(other['image'], again['image'])
+
+
+def test_a_batch_turns_photograph_and_faults_together():
+  rng = np.random.default_rng(0)
+  image = np.zeros((1, 32, 32, 4), np.uint8)
+  spot = rng.integers(0, 8, 2)
+  image[0, 4 * spot[0] : 4 * spot[0] + 4, 4 * spot[1] : 4 * spot[1] + 4] = 200
+  fault = np.zeros((1, 8, 8, 3), np.uint8)
+  fault[0, spot[0], spot[1], 2] = 255
+  held = {
+    'image': image,
+    'fault': fault,
+    'cause': np.array([[0, 0, 2]], np.int8),
+    'quality': np.array([1], np.int32),
+  }
+  batch = drawings._batch(held, np.zeros(64, int), jax.random.key(0))
+  lit = np.asarray(batch['image'])[0, ..., 0].reshape(64, 8, 4, 8, 4) > 0
+  places = np.asarray(batch['fault'])[0, ..., 2] > 0
+  np.testing.assert_array_equal(lit.all((2, 4)), places)
+  assert len(np.unique(places.reshape(64, -1), axis=0)) == 4
