@@ -131,6 +131,13 @@ _MEMORY = flags.DEFINE_float(
   'photographs kept decoded until they are drawn, by all workers together; '
   'beyond that they are decoded twice',
 )
+_RUNTIME = flags.DEFINE_enum(
+  'runtime',
+  'jax',
+  ['jax', 'onnxruntime', 'openvino', 'openvino_bfloat16'],
+  'what computes: jax, or on a processor another that may be faster (extras '
+  'onnx and openvino); openvino_bfloat16 gives other numbers',
+)
 _SHARD = flags.DEFINE_integer('shard_index', 0, 'which shard to do')
 _SHARDS = flags.DEFINE_integer('num_shards', 1, 'how many shards there are')
 _MERGE = flags.DEFINE_bool(
@@ -201,6 +208,7 @@ def main() -> None:
     overwrite=_OVERWRITE.value,
     progress=_PROGRESS.value,
     compilation_cache=_CACHE.value,
+    runtime=_RUNTIME.value,
   )
   if _MERGE.value:
     count = run.merge(options)

@@ -48,9 +48,12 @@ class Grader:
     language: of advice, one of advice.LANGUAGES.
     check_fundus: whether pictures of something else than a fundus get the
       status 'not_fundus' and no verdict.
+    runtime: of runtimes.NAMES, what computes.
 
   Raises:
-    InvalidValue: no member, or members of different tasks.
+    InvalidValue: no member, members of different tasks, or no such runtime.
+    UserError: the runtime is not installed, or can't compute the maps that the
+      run's configuration asks for.
   """
 
   def __init__(
@@ -60,6 +63,7 @@ class Grader:
     batch_size: int = 0,
     language: str = 'en',
     check_fundus: bool = True,
+    runtime: str = 'jax',
   ):
     if not members:
       raise errors.InvalidValue('a grader needs at least one trained model')
@@ -77,6 +81,9 @@ class Grader:
       weakref.WeakKeyDictionary()
     )
     self._batch_size = batch_size
+    self.runtime = runtime
+    if runtime != 'jax':
+      self._explainer(0).prepare()
 
   @property
   def threshold(self) -> float:
@@ -177,6 +184,7 @@ class Grader:
     Raises:
       ImageError: a photograph can't be used.
       InvalidValue: no such method, layer, target or placement.
+      UserError: the runtime can't compute this map.
     """
     if isinstance(photos, _ONE):
       [found] = self.explain(
@@ -312,6 +320,7 @@ class Grader:
         target=key[3],
         placement=placement,
         batch_size=self._batch_size,
+        runtime=self.runtime,
       )
     return self._explainers[key]
 
@@ -322,6 +331,7 @@ def load(
   batch_size: int = 0,
   language: str = 'en',
   check_fundus: bool = True,
+  runtime: str = 'jax',
 ) -> Grader:
   """Loads a trained model, or an ensemble.
 
@@ -332,9 +342,11 @@ def load(
     batch_size: see Grader.
     language: see Grader.
     check_fundus: see Grader.
+    runtime: see Grader.
 
   Raises:
     RunDirectoryError: there is no trained model, or it is damaged.
+    UserError: see Grader.
   """
   if workdir is None:
     workdir = run_directory.bundled()
@@ -346,6 +358,7 @@ def load(
     batch_size=batch_size,
     language=language,
     check_fundus=check_fundus,
+    runtime=runtime,
   )
 
 

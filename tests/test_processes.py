@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from iqa_jax import errors, processes
+from iqa_jax import devices, errors, processes
 from tests.training import spawn
 
 
@@ -173,33 +173,39 @@ def test_two_processes_of_two_devices_train_as_one_of_one(
   # where it is all but zero.
   monkeypatch.setenv('DRIVER_OPTIMIZER', 'sgd')
   cache = tmp_path / 'cache'
-  (tmp_path / 'one').mkdir()
-  (tmp_path / 'two').mkdir()
+  for name in ('one', *devices.WAYS):
+    (tmp_path / name).mkdir()
   code, output = spawn.finish(spawn.start(tmp_path / 'one', cache=cache))
   assert code == 0, output
-  for process in start_several(tmp_path / 'two', cache):
-    code, output = spawn.finish(process)
-    assert code == 0, output
-  one, two = (
-    [
-      json.loads(line)
-      for line in (tmp_path / name / 'history.jsonl').read_text().splitlines()
-    ]
-    for name in ('one', 'two')
-  )
-  assert len(one) == len(two) == 5
-  for a, b in zip(one, two, strict=True):
-    assert a['phase'] == b['phase']
-    for key in ('train_loss', 'validation_loss', 'validation_auc'):
-      assert a[key] == pytest.approx(b[key], abs=1e-5), (key, a, b)
   expected = read(tmp_path / 'one' / 'end0.npz')
-  for number in (0, 1):
-    found = read(tmp_path / 'two' / f'end{number}.npz')
-    assert set(found) == set(expected)
-    for key in found:
-      np.testing.assert_allclose(
-        found[key], expected[key], rtol=1e-5, atol=1e-5, err_msg=key
-      )
+  one = history(tmp_path / 'one')
+  for way in devices.WAYS:
+    monkeypatch.setenv('IQA_PARALLEL', way)
+    for process in start_several(tmp_path / way, cache):
+      code, output = spawn.finish(process)
+      assert code == 0, output
+    two = history(tmp_path / way)
+    assert len(one) == len(two) == 5
+    for a, b in zip(one, two, strict=True):
+      assert a['phase'] == b['phase']
+      for key in ('train_loss', 'validation_loss', 'validation_auc'):
+        assert a[key] == pytest.approx(b[key], abs=1e-5), (way, key, a, b)
+    for number in (0, 1):
+      found = read(tmp_path / way / f'end{number}.npz')
+      assert set(found) == set(expected)
+      for key in found:
+        np.testing.assert_allclose(
+          found[key],
+          expected[key],
+          rtol=1e-5,
+          atol=1e-5,
+          err_msg=f'{way} {key}',
+        )
+
+
+def history(folder):
+  lines = (folder / 'history.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
 
 
 @pytest.fixture(scope='module')

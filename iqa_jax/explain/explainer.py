@@ -19,13 +19,14 @@ import jax.numpy as jnp
 from jaxtyping import Float, Integer, Real, UInt8
 import numpy as np
 
-from iqa_jax import devices, errors, labels, models
+from iqa_jax import devices, errors, labels, models, runtimes
 from iqa_jax.aliases import Variables
 from iqa_jax.explain import additive, cam
 from iqa_jax.judging import cause as cause_lib
 from iqa_jax.judging.verdict import Criterion
 from iqa_jax.photograph import prepare
 from iqa_jax.photograph.placement import Placement
+from iqa_jax.runtimes import sessions
 from iqa_jax.trained import Trained
 
 _IN_FLIGHT = 1  # batches computed while the host prepares the next one
@@ -113,9 +114,11 @@ class Explainer:
     placement: of placement.NAMES, how maps lie on the photographs.
     batch_size: photographs at a time, over all devices; 0 for
       devices.batch_size.
+    runtime: of runtimes.NAMES, what computes `look` and `logits`.
 
   Raises:
-    InvalidValue: no such method, layer, target or placement.
+    InvalidValue: no such method, layer, target, placement or runtime.
+    UserError: the runtime is not installed.
   """
 
   def __init__(
@@ -127,7 +130,10 @@ class Explainer:
     target: str = 'predicted',
     placement: str = 'network',
     batch_size: int = 0,
+    runtime: str = 'jax',
   ):
+    runtimes.check(runtime)
+    self.runtime = runtime
     self.trained = trained
     self.methods = tuple(methods)
     self.layer = layer or trained.model.default_layer
@@ -144,6 +150,14 @@ class Explainer:
         f'target {target!r} is none of predicted, '
         f'{", ".join(trained.task.targets)}'
       )
+
+  def prepare(self) -> None:
+    """Makes what `look` runs.
+
+    Raises:
+      UserError: the runtime can't compute the map that was asked for.
+    """
+    _ = self._look
 
   @property
   def criteria(self) -> tuple[str, ...]:
@@ -251,7 +265,7 @@ class Explainer:
       x = models.normalize(images)
       return trained.judged(variables, x, trained.model.apply(variables, x))
 
-    return devices.parallel(predict, in_axes=(None, 0))
+    return self._parallel(predict)
 
   @functools.cached_property
   def _maps(self) -> Callable[..., Any]:
@@ -292,7 +306,17 @@ class Explainer:
         seen |= {'evidence': jax.nn.softplus(cells), 'field_share': share}
       return seen
 
-    return devices.parallel(look, in_axes=(None, 0))
+    return self._parallel(look)
+
+  def _parallel(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    trained = self.trained
+    channels = 4 if trained.model.takes_field else 3
+    return sessions.parallel(
+      function,
+      self.runtime,
+      trained.variables,
+      (trained.image_size, trained.image_size, channels),
+    )
 
   def _explain(
     self, variables: Variables, x: jax.Array, targets: cam.Targets

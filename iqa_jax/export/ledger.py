@@ -5,7 +5,8 @@ from __future__ import annotations
 import pathlib
 import time
 
-from iqa_jax.export import manifest, records
+from iqa_jax.export import journal as journal_lib
+from iqa_jax.export import records
 
 _SYNC_SECONDS = 1.0  # between writes of the journal
 
@@ -17,7 +18,7 @@ class Ledger:
     failed: how many were not ok.
   """
 
-  def __init__(self, output: pathlib.Path, journal: manifest.Journal):
+  def __init__(self, output: pathlib.Path, journal: journal_lib.Journal):
     self.failed = 0
     self._output = output
     self._journal = journal
@@ -32,7 +33,7 @@ class Ledger:
     if record != before:
       self._finished.append(record)
     if record['status'] != 'ok':
-      manifest.remove(self._output, before)
+      journal_lib.remove(self._output, before)
     if time.perf_counter() - self._synced > _SYNC_SECONDS:
       self.sync()
 

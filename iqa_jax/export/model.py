@@ -40,6 +40,7 @@ class Model:
     criterion_thresholds: from which on such a fault is called.
     familiar: what it learned from, see fundus.look; None where unknown.
     scaling: one of options.SCALINGS.
+    runtime: of runtimes.NAMES, what computes.
   """
 
   def __init__(self, options: Options):
@@ -79,6 +80,7 @@ class Model:
     self.familiar: dict[str, Any] | None = record.get('familiar')
     self.scaling = options.scaling or self._usual_scaling(record)
     self.judged: dict[str, Any] = {key: record.get(key) for key in FIELDS}
+    self.runtime = options.runtime
     self._options = options
 
   def _usual_scaling(self, record: dict[str, Any]) -> str:
@@ -105,6 +107,7 @@ class Model:
 
     Raises:
       InvalidValue: it does not have the target or layer, or maps that add up.
+      UserError: the runtime can't compute the maps.
       ExportError: the model was replaced since its record was read.
     """
     _ = self._explainer
@@ -134,14 +137,17 @@ class Model:
           f'--scaling=logit needs maps that add up to the logit: {why}; or '
           'another --scaling'
         )
-    return explainer.Explainer(
+    made = explainer.Explainer(
       loaded,
       methods=(self.method,),
       layer=self.layer,
       target=self.target,
       placement=options.placement,
       batch_size=options.batch_size,
+      runtime=options.runtime,
     )
+    made.prepare()
+    return made
 
   @property
   def targets(self) -> tuple[str, ...]:

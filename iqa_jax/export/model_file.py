@@ -216,14 +216,14 @@ def _onnx(
 ) -> bytes:
   import onnx
 
-  from iqa_jax.export import onnx_graph
+  from iqa_jax.runtimes import onnx_builder, onnx_graph
 
   try:
     with layers.portable():
       made = onnx_graph.convert(
         function, spec, input_name=INPUT, output_names=OUTPUTS
       )
-  except onnx_graph.Unsupported as error:
+  except onnx_builder.Unsupported as error:
     raise errors.UserError(
       f'{error}: give a --layer nearer to the output, another --method, or '
       '--format=stablehlo'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from iqa_jax import errors
+from iqa_jax import errors, runtimes
 from iqa_jax.explain import overlay
 from iqa_jax.export import manifest
 from iqa_jax.judging import advice
@@ -65,6 +65,7 @@ class Options:
       no longer named.
     progress: whether to show a bar.
     compilation_cache: folder of compiled programs; '' for none.
+    runtime: of runtimes.NAMES, what computes.
   """
 
   workdir: str
@@ -95,6 +96,7 @@ class Options:
   overwrite: bool = False
   progress: bool = True
   compilation_cache: str = ''
+  runtime: str = 'jax'
 
 
 @dataclasses.dataclass
@@ -140,6 +142,7 @@ def check(options: Options) -> None:
     raise errors.InvalidValue(
       f'--placement={options.placement} is none of {", ".join(placement.NAMES)}'
     )
+  runtimes.check(options.runtime)
   for name, low, high in (
     ('opacity', 0, 1),
     ('quality', 1, 95),

@@ -46,6 +46,7 @@ def judged(
     'method': model.method,
     'layer': model.layer_name,
     'checkpoint': model.digest,
+    'runtime': model.runtime,
     'operating_point': model.threshold,
     'source': list(prepared.source),
   }
@@ -121,6 +122,7 @@ def failed(key: str, answer: messages.Failed, model: Model) -> Record:
     'status': answer.status,
     'reason': answer.reason,
     'checkpoint': model.digest,
+    'runtime': model.runtime,
   }
 
 
@@ -185,6 +187,7 @@ def drawing(
       'layer': record['layer'],
       'method': model.method,
       'checkpoint': model.digest,
+      'runtime': model.runtime,
       **_cells(found),
     },
   )

@@ -1,6 +1,6 @@
 """Many photographs -> maps, pictures, a manifest and a contact sheet.
 
-What is finished goes into a journal (manifest.py), from which the same command
+What is finished goes into a journal (journal.py), from which the same command
 goes on after whatever ended it. Memory doesn't grow with the number of
 photographs.
 """
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
-import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -21,10 +19,11 @@ from typing import Any
 from absl import logging
 import tqdm
 
-from iqa_jax import machine
 from iqa_jax.export import contact_sheet, manifest, messages, records, scale
+from iqa_jax.export import journal as journal_lib
 from iqa_jax.export import ledger as ledger_lib
 from iqa_jax.export import options as options_lib
+from iqa_jax.export import settings as settings_lib
 from iqa_jax.export.model import Model
 from iqa_jax.export.options import ExportError, Options, Summary
 from iqa_jax.export.pool import Done, Judged, Pool
@@ -78,21 +77,23 @@ def merge(options: Options) -> int:
     ManifestError: a shard is unfinished.
   """
   output = pathlib.Path(options.output)
-  journals, settings = manifest.open_finished(output, options.num_shards)
+  journals, settings = journal_lib.open_finished(output, options.num_shards)
   with contextlib.ExitStack() as stack:
     for journal in journals:
       stack.enter_context(journal)
     try:
       count = manifest.write(
         output / 'manifest.csv',
-        manifest.merged(journals),
+        journal_lib.merged(journals),
         settings['logits'],
         settings.get('criteria', ()),
       )
     except OSError as error:
       raise ExportError(f'{output} cannot be written to: {error}') from error
     if options.contact_sheet:
-      _write_sheet(options, lambda: manifest.merged(journals), settings, count)
+      _write_sheet(
+        options, lambda: journal_lib.merged(journals), settings, count
+      )
   return count
 
 
@@ -123,14 +124,18 @@ class _Export:
     options, model, listing = self._options, self._model, self._listing
     try:
       self._output.mkdir(parents=True, exist_ok=True)
-      settings = _worker_settings(options, model, self._temporary)
-      self._pool = stack.enter_context(Pool(settings, _workers(options), model))
+      settings = settings_lib.of_workers(options, model, self._temporary)
+      self._pool = stack.enter_context(
+        Pool(settings, settings_lib.workers(options), model)
+      )
       self._scale = scale.choose(
         options, model, self._pool, listing.root, listing.keys
       )
-      self._settings = _settings(options, model, listing.root, self._scale.top)
+      self._settings = settings_lib.of_outputs(
+        options, model, listing.root, self._scale.top
+      )
       self._journal = stack.enter_context(
-        manifest.Journal(
+        journal_lib.Journal(
           self._output,
           options.shard_index,
           self._settings,
@@ -164,7 +169,7 @@ class _Export:
       except OSError:
         pass  # can't be seen now; what is known of it stays in the journal
     if there and not self._options.overwrite:
-      raise manifest.ManifestError(
+      raise journal_lib.ManifestError(
         f'{self._output} holds {len(there)} photographs that '
         f'--images={self._options.images} does not name ({there[0]}'
         f'{", ..." if len(there) > 1 else ""}): name them too, give another '
@@ -308,7 +313,7 @@ class _Export:
           self._gone[0],
         )
       for key in self._gone:
-        manifest.remove(self._output, self._journal.read(key))
+        journal_lib.remove(self._output, self._journal.read(key))
       self._journal.forget(self._gone)
       self._journal.finish()
     except OSError as error:
@@ -329,61 +334,6 @@ class _Export:
       self._settings,
       len(known),
     )
-
-
-def _workers(options: Options) -> int:
-  return options.workers or machine.cpu_count()
-
-
-def _worker_settings(
-  options: Options, model: Model, temporary: pathlib.Path
-) -> messages.Settings:
-  return messages.Settings(
-    output=os.path.abspath(options.output),
-    temporary=os.path.abspath(temporary),
-    outputs=options.outputs,
-    size=model.size,
-    field=model.takes_field,
-    check_fundus=options.check_fundus,
-    familiar=model.familiar,
-    colors=options.colors,
-    opacity=options.opacity,
-    quality=options.quality,
-    max_side=options.max_side,
-    budget=int(options.memory_gb * 2**30 / _workers(options)),
-  )
-
-
-def _settings(
-  options: Options, model: Model, root: str, color_max: float
-) -> dict[str, Any]:
-  """Returns all that the outputs depend on, as JSON values."""
-  text = json.dumps(model.judged, sort_keys=True)
-  knows = {}
-  if model.criteria:
-    knows = {'criteria': list(model.criteria), 'language': options.language}
-  return knows | {
-    'checkpoint': model.digest,
-    'root': root,
-    'logits': list(model.outputs),
-    'image_size': model.size,
-    'calibration': hashlib.sha256(text.encode()).hexdigest()[:16],
-    'operating_point': model.threshold,
-    'method': model.method,
-    'layer': model.layer or 'default',
-    'target': model.target,
-    'placement': options.placement,
-    'scaling': model.scaling,
-    'color_max': color_max,
-    'outputs': sorted(options.outputs),
-    'colors': options.colors,
-    'opacity': options.opacity,
-    'quality': options.quality,
-    'max_side': options.max_side,
-    'contact_sheet': options.contact_sheet,
-    'num_shards': options.num_shards,
-    'check_fundus': options.check_fundus,
-  }
 
 
 def _write_sheet(

@@ -39,6 +39,12 @@ _WAITING = flags.DEFINE_integer(
   'max_waiting', 64, 'requests under way; more are told to come back', 1, 10_000
 )
 _BATCH = flags.DEFINE_integer('batch_size', 0, 'photographs at a time; 0: auto')
+_RUNTIME = flags.DEFINE_enum(
+  'runtime',
+  'jax',
+  ['jax', 'onnxruntime', 'openvino', 'openvino_bfloat16'],
+  'what computes, see export_heatmaps',
+)
 _LOCAL = ('127.0.0.1', 'localhost', '::1')
 
 
@@ -60,7 +66,9 @@ def main() -> None:
     token = '' if alone else secrets.token_urlsafe(16)
   if not alone and not token:
     raise app.UsageError('--token= is for this machine alone; see --host')
-  grader = grader_lib.load(_WORKDIR.value or None, batch_size=_BATCH.value)
+  grader = grader_lib.load(
+    _WORKDIR.value or None, batch_size=_BATCH.value, runtime=_RUNTIME.value
+  )
   name = ', '.join(os.path.basename(os.path.abspath(w)) for w in _WORKDIR.value)
   application = web.create(
     grader,

@@ -177,6 +177,7 @@ class _Server:
       'outputs': list(self._grader.outputs),
       'threshold': self._grader.threshold,
       'image_size': self._grader.image_size,
+      'runtime': self._grader.runtime,
       'upload_limit': self._limits.upload,
     }
 

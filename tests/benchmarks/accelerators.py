@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import pathlib
 import re
@@ -39,6 +40,9 @@ _DEVICES = {
 }
 _LAST = {'resnet50': 'stage4+head', 'vgg16': 'block5+head'}
 _PATIENCE = 1800
+_BYTES = {'bf16': 2, 'f16': 2, 'pred': 1, 's8': 1, 'u8': 1, 's64': 8, 'u64': 8}
+# What moves nothing.
+_FREE = ('bitcast', 'constant', 'get-tuple-element', 'parameter', 'tuple')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +97,10 @@ def run(
   ]
   rows = []
   print(
-    '| compiled, not run | memory a device: temporary + arguments (GB) | TFLOP '
-    '| GB moved | GB all-reduced | at least (ms) | compiled in (CPU s) |\n'
-    '| --- | --- | --- | --- | --- | --- | --- |'
+    '| compiled, not run | memory a device: temporary + arguments (GB) | '
+    'largest batch a device, about | TFLOP | GB moved | GB all-reduced | at '
+    'least (ms) | compiled in (CPU s) |\n'
+    '| --- | --- | --- | --- | --- | --- | --- | --- |'
   )
   for cell in cells[: 0 if smoke else None]:
     rows.append(dataclasses.asdict(cell) | _in_a_process(cell))
@@ -112,17 +117,23 @@ def line(cell: Cell, row: dict[str, Any]) -> str:
     f'{cell.dtype}, {cell.batch} a device'
   )
   if 'failed' in row:
-    return f'| {what} | **{row["failed"]}** | | | | | |'
+    return f'| {what} | **{row["failed"]}** | | | | | | |'
   limits = _DEVICES[cell.target.partition(':')[0]]
   memory = row['temporary'] + row['arguments']
   fits = '' if memory <= limits[0] else f' **of {limits[0] / 1e9:.0f}**'
   seconds = roofline(row, limits)
   return (
     f'| {what} | {row["temporary"] / 1e9:.2f} + {row["arguments"] / 1e9:.2f}'
-    f'{fits} | {row["flops"] / 1e12:.3f} | {row["bytes"] / 1e9:.1f} | '
+    f'{fits} | {largest_batch(cell, row, limits[0])} | '
+    f'{row["flops"] / 1e12:.3f} | {row["bytes"] / 1e9:.1f} | '
     f'{row["exchanged"] / 1e9:.3f} | {1e3 * seconds:.1f} | '
     f'{row["compile_seconds"]:.0f} |'
   )
+
+
+def largest_batch(cell: Cell, row: dict[str, Any], memory: float) -> int:
+  """Returns the images a device that fit, as temporary memory grows by them."""
+  return int((memory - row['arguments']) / (row['temporary'] / cell.batch))
 
 
 def roofline(row: dict[str, Any], limits: tuple[float, ...]) -> float:
@@ -180,8 +191,9 @@ def compiled(cell: Cell) -> dict[str, Any]:
     'device': there[0].device_kind,
     'temporary': memory.temp_size_in_bytes,
     'arguments': memory.argument_size_in_bytes,
-    'flops': cost.get('flops', float('nan')),
-    'bytes': cost.get('bytes accessed', float('nan')),
+    # A GPU's compiler says neither; and bytes are what binds.
+    'flops': cost.get('flops', 0.0),
+    'bytes': cost.get('bytes accessed') or moved(text),
     'exchanged': all_reduced(text),
     'copies': len(re.findall(r' (?:copy|transpose)\(', text)),
     'compile_seconds': seconds,
@@ -191,14 +203,31 @@ def compiled(cell: Cell) -> dict[str, Any]:
 
 def all_reduced(text: str) -> int:
   """Returns the bytes that a compiled program sums over its devices."""
-  sizes = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'pred': 1}
+  found = re.findall(r'= (.*?) all-reduce(?:-start)?\(', text)
+  return sum(map(_size, found))
+
+
+def moved(text: str) -> int:
+  """Returns the bytes that a compiled program's kernels read and write."""
+  sizes: dict[str, int] = {}
   total = 0
-  for shapes in re.findall(r'= (.*?) all-reduce(?:-start)?\(', text):
-    for dtype, dimensions in re.findall(r'(\w+)\[([\d,]*)\]', shapes):
-      count = 1
-      for dimension in filter(None, dimensions.split(',')):
-        count *= int(dimension)
-      total += sizes.get(dtype, 4) * count
+  entry = text[text.index('\nENTRY ') :]
+  for name, shapes, kind, rest in re.findall(
+    r'^ +(?:ROOT )?(%[\w.-]+) = (.+?) ([\w-]+)\((.*)$', entry, re.M
+  ):
+    sizes[name] = _size(shapes)
+    if kind not in _FREE:
+      read = re.findall(r'%[\w.-]+', rest.partition('), ')[0])
+      total += sizes[name] + sum(sizes.get(one, 0) for one in read)
+  return total
+
+
+def _size(shapes: str) -> int:
+  """Returns the bytes of one or several shapes as XLA writes them."""
+  total = 0
+  for dtype, dimensions in re.findall(r'(\w+)\[([\d,]*)\]', shapes):
+    sides = map(int, filter(None, dimensions.split(',')))
+    total += _BYTES.get(dtype, 4) * math.prod(sides)
   return total
 
 

@@ -55,6 +55,8 @@ _PACKAGES = (
   'flax',
   'optax',
   'numpy',
+  'onnxruntime',
+  'openvino',
   'pillow',
   'tensorflow-cpu',
   'tensorflow-datasets',

@@ -5,16 +5,20 @@ OpenCV: photograph by photograph, both cores to the network. Both write JPEGs of
 quality 90 at the photograph's own size, coloured by jet; ours also finds the
 field of view, and keeps a journal and a manifest. Loading and compiling are
 outside the timed part (see `startup`), starting the processes that decode is
-inside.
+inside. Ours is computed by each runtime in turn (--computed).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
 import os
 import pathlib
 import sys
 import tempfile
 
+from iqa_jax import errors, runtimes
 from tests.benchmarks import _material, common
 
 _STAGES = ('decode', 'prepare', 'network', 'render', 'encode')
@@ -27,10 +31,22 @@ def run(
   sides: str = '1024,3000',
   images: int = 40,
   repeats: int = 3,
+  computed: str = ','.join(runtimes.NAMES),
 ) -> list[common.Row]:
-  """Measures both networks at 224 px on photographs of every longest side."""
+  """Measures both networks at 224 px on photographs of every longest side.
+
+  Args:
+    smoke: smallest sizes.
+    models: networks.
+    sides: longest sides of the photographs, in pixels.
+    images: photographs.
+    repeats: of each, in turn.
+    computed: runtimes, the first is what others are compared with; those that
+      are not installed are left out.
+  """
   if smoke:
     sides, images, repeats = '256', 4, 1
+  names = [name for name in computed.split(',') if _installed(name)]
   rows = []
   with tempfile.TemporaryDirectory() as folder:
     for name in models.split(','):
@@ -39,65 +55,86 @@ def run(
       for side in map(int, sides.split(',')):
         photographs = pathlib.Path(folder) / f'{side}'
         _photographs(photographs, images, side)
-        rows += _measure(name, side, workdir, photographs, images, repeats)
+        rows += _measure(
+          name, side, workdir, photographs, images, repeats, names
+        )
   return rows
 
 
+def _installed(runtime: str) -> bool:
+  try:
+    runtimes.check(runtime)
+  except errors.UserError as reason:
+    if runtime not in runtimes.NAMES:
+      raise
+    print(f'{reason}; left out', file=sys.stderr)
+    return False
+  return True
+
+
 def _photographs(folder: pathlib.Path, count: int, side: int) -> None:
-  """Writes JPEGs whose noise makes them as large as a camera's."""
+  """Writes simulated JPEGs whose noise makes them as large as a camera's."""
   import numpy as np
   from PIL import Image
+
+  from iqa_jax.simulation import photograph
 
   if folder.exists():
     return
   folder.mkdir(parents=True)
   height = side * 2 // 3
-  y, x = np.mgrid[:height, :side]
-  radius = np.hypot(x - side / 2, y - height / 2) / height
+  eyes = [
+    Image.fromarray(photograph.draw(i, 512, distractors=False).image)
+    for i in range(min(count, 8))
+  ]
   for number in range(count):
-    rng = np.random.default_rng(number)
-    colour = np.array([190, 95, 45]) * rng.uniform(0.7, 1.2)
-    waves = np.sin(x / side * rng.uniform(40, 90)) * np.cos(
-      y / side * rng.uniform(40, 90)
-    )
-    light = (radius < 0.48) * (1.1 - radius + 0.15 * waves)
-    noise = rng.normal(0, 3, (height, side, 1))
-    image = light[..., None] * colour + noise
-    Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(
-      folder / f'{number}.jpg', quality=90
-    )
+    frame = Image.new('RGB', (side, height))
+    eye = eyes[number % len(eyes)].resize((height, height))
+    frame.paste(eye, ((side - height) // 2, 0))
+    noise = np.random.default_rng(number).normal(0, 3, (height, side, 1))
+    image = np.clip(np.asarray(frame) + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(image).save(folder / f'{number}.jpg', quality=90)
 
 
-def _measure(name, side, workdir, photographs, images, repeats):
+def _measure(
+  name: str,
+  side: int,
+  workdir: pathlib.Path,
+  photographs: pathlib.Path,
+  images: int,
+  repeats: int,
+  names: Sequence[str],
+) -> list[common.Row]:
   from iqa_jax.export import run
   from iqa_jax.export.model import Model
   from iqa_jax.export.options import Options
 
+  stages: dict[str, dict[str, list[float]]] = {}
+  functions: dict[str, Callable[[], None]] = {}
   with tempfile.TemporaryDirectory() as written:
     numbers = iter(range(10**6))
-    stages: dict[str, list[float]] = {stage: [] for stage in _STAGES}
-    options = Options(
-      str(workdir),
-      str(photographs),
-      '',
-      outputs=('overlay',),
-      colors='jet',
-      opacity=0.5,
-      contact_sheet=False,
-      progress=False,
-    )
-    model = Model(options)
 
-    def ours():
-      from dataclasses import replace
-
+    def ours(options: Options, model: Model) -> None:
       output = os.path.join(written, f'ours{next(numbers)}')
-      summary = run.run(replace(options, output=output), model)
+      summary = run.run(dataclasses.replace(options, output=output), model)
       assert summary.statuses == {'ok': images}, summary.statuses
       for stage in _STAGES:
-        stages[stage].append(summary.seconds[stage])
+        stages[options.runtime][stage].append(summary.seconds[stage])
 
-    functions = {'ours': ours}
+    for runtime in names:
+      options = Options(
+        str(workdir),
+        str(photographs),
+        '',
+        outputs=('overlay',),
+        colors='jet',
+        opacity=0.5,
+        contact_sheet=False,
+        progress=False,
+        runtime=runtime,
+      )
+      stages[runtime] = {stage: [] for stage in _STAGES}
+      functions[runtime] = functools.partial(ours, options, Model(options))
     absent = ''
     peer = None
     try:
@@ -105,8 +142,8 @@ def _measure(name, side, workdir, photographs, images, repeats):
         'peer_export', packages=('torch', 'pytorch_grad_cam', 'cv2')
       )
       peer('prepare', model=name, threads=len(os.sched_getaffinity(0)))
-      functions['peer'] = lambda: peer(
-        'export', photographs=str(photographs), output=f'{written}/peer'
+      functions['peer'] = functools.partial(
+        peer, 'export', photographs=str(photographs), output=f'{written}/peer'
       )
     except common.PeerAbsent as reason:
       absent = str(reason)
@@ -116,15 +153,33 @@ def _measure(name, side, workdir, photographs, images, repeats):
   label = f'{name}, {side} px'
   rows = [
     common.Row(
-      f'export, {label}',
-      common.rates(images, times['ours']),
+      f'export, {label}, {runtime}, {_processor()}',
+      common.rates(images, times[runtime]),
       'images/s',
       'PyTorch + pytorch-grad-cam + OpenCV',
       common.rates(images, times['peer']) if 'peer' in times else (),
-      'at least 3x',
+      'at least 3x' if runtime == 'jax' else '',
       absent or f'{images} photographs',
     )
+    for runtime in names
   ]
+  for runtime in names[1:]:
+    rows.append(
+      common.Row(
+        f'export, {label}: {runtime} over {names[0]}',
+        [a / b for a, b in zip(times[names[0]], times[runtime], strict=True)],
+        'x',
+        note='pair by pair',
+      )
+    )
+  return rows + _work(label, stages[names[0]], repeats)
+
+
+def _work(
+  label: str, stages: dict[str, list[float]], repeats: int
+) -> list[common.Row]:
+  """Returns how the processor's time is shared by the stages."""
+  rows = []
   measured = list(zip(*(stages[s][-repeats:] for s in _STAGES), strict=True))
   for i, stage in enumerate(_STAGES):
     shares = [100 * m[i] / sum(m) for m in measured]
@@ -140,6 +195,13 @@ def _measure(name, side, workdir, photographs, images, repeats):
     )
   )
   return rows
+
+
+def _processor() -> str:
+  """Returns its name, and whether it multiplies matrices of bfloat16."""
+  flags = pathlib.Path('/proc/cpuinfo').read_text().split()
+  found = 'with' if 'amx_bf16' in flags else 'without'
+  return f'{common.machine()["processor"]} {found} AMX'
 
 
 if __name__ == '__main__':

@@ -24,12 +24,13 @@ def make_run(
   size: int = 48,
   task: str = 'quality',
   head: str = 'linear',
+  network: str = 'resnet50',
   head_scale: float = 1.0,
   **record,
 ) -> str:
   """Saves a tiny untrained model as a run directory; returns its digest."""
   config = config_lib.default()
-  config.model.name = 'resnet50'
+  config.model.name = network
   config.model.width = 0.125
   config.model.depth = 0.34
   config.model.head = head

@@ -20,10 +20,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from iqa_jax import inference, models, run_directory, trained
+from iqa_jax import inference, models, run_directory, runtimes, trained
 from iqa_jax.explain import cam, scaling
 from iqa_jax.export import crew, manifest, messages, worker
 from iqa_jax.export import run as export
+from iqa_jax.export.journal import ManifestError
 from iqa_jax.export.model import Model
 from iqa_jax.export.options import (
   DEFAULT_OUTPUTS,
@@ -249,7 +250,7 @@ def test_a_head_of_evidence_says_the_cause(tmp_path):
   # What the colours mean is the same in all photographs.
   settings = json.loads(next((output / 'journal').iterdir()).open().readline())
   assert settings['settings']['scaling'] == 'logit'
-  with pytest.raises(manifest.ManifestError, match='language'):
+  with pytest.raises(ManifestError, match='language'):
     run(dataclasses.replace(some, language='en'))
 
 
@@ -369,7 +370,7 @@ def test_again_does_nothing_and_changes_are_done_again(
   assert rows['c.jpg']['width'] == '200'
   for row in rows.values():
     Image.open(output / row['overlay']).verify()
-  with pytest.raises(manifest.ManifestError, match='colors'):
+  with pytest.raises(ManifestError, match='colors'):
     run(options(workdir, root, output, outputs=('overlay',), colors='jet'))
   assert read(output / 'manifest.csv') == rows
 
@@ -418,7 +419,7 @@ def test_another_list_does_not_drop_the_first_in_silence(workdir, tmp_path):
 
   run(some('first'))
   before = (output / 'manifest.csv').read_bytes(), pictures(output)
-  with pytest.raises(manifest.ManifestError, match=r'1 .*\(a\.jpg.*overwrite'):
+  with pytest.raises(ManifestError, match=r'1 .*\(a\.jpg.*overwrite'):
     run(some('second'))
   assert before == ((output / 'manifest.csv').read_bytes(), pictures(output))
   assert run(some('all')).skipped == 2
@@ -442,7 +443,7 @@ def test_shards_merge_to_the_whole(workdir, photographs, done, tmp_path):
       shard_index=shard,
       num_shards=3,
     )
-    with pytest.raises(manifest.ManifestError, match='has not run'):
+    with pytest.raises(ManifestError, match='has not run'):
       export.merge(some)
     run(some)
   assert export.merge(some) == 14
@@ -893,6 +894,7 @@ def test_flags_offer_what_there_is():
   assert tuple(defined['method'][1]) == cam.METHODS
   assert tuple(defined['colors'][1]) == overlay.COLORS
   assert tuple(defined['scaling'][1]) == SCALINGS
+  assert tuple(defined['runtime'][1]) == runtimes.NAMES
   assert tuple(defined['language'][1]) == tuple(advice.LANGUAGES)
   assert tuple(defined['outputs'][0]) == DEFAULT_OUTPUTS
   defaults = {f.name: f.default for f in dataclasses.fields(Options)}

@@ -7,6 +7,7 @@ import csv
 import pytest
 
 from iqa_jax.export import manifest
+from iqa_jax.export.journal import Journal, ManifestError, merged, open_finished
 
 SETTINGS = {'checkpoint': 'abc', 'num_shards': 1, 'logits': ['a', 'b']}
 
@@ -20,7 +21,7 @@ def journal_file(folder):
 
 
 def test_goes_on_where_it_was_cut(tmp_path):
-  with manifest.Journal(tmp_path, 0, SETTINGS) as journal:
+  with Journal(tmp_path, 0, SETTINGS) as journal:
     journal.append([row('a'), row('b\udcff')])
     journal.append([row('a', width=3)])
   path = journal_file(tmp_path)
@@ -28,49 +29,49 @@ def test_goes_on_where_it_was_cut(tmp_path):
   first = len(whole.splitlines(keepends=True)[0])
   for cut in range(len(whole)):
     path.write_bytes(whole[:cut])
-    with manifest.Journal(tmp_path, 0, SETTINGS) as journal:
+    with Journal(tmp_path, 0, SETTINGS) as journal:
       known = whole[:cut].count(b'\n') - 1
       assert len(journal) == max(min(known, 2), 0)
       journal.append([row('c', note='x')])
       assert journal.read('c')['note'] == 'x'
       if cut == len(whole) - 1:
         assert journal.read('a') == row('a')
-    with manifest.Journal(tmp_path, 0, SETTINGS) as journal:
+    with Journal(tmp_path, 0, SETTINGS) as journal:
       assert 'c' in journal
     assert path.stat().st_size >= first
 
 
 def test_damaged_line_costs_only_itself(tmp_path):
-  with manifest.Journal(tmp_path, 0, SETTINGS) as journal:
+  with Journal(tmp_path, 0, SETTINGS) as journal:
     journal.append([row('a'), row('b'), row('c')])
   path = journal_file(tmp_path)
   lines = path.read_bytes().splitlines(keepends=True)
   lines[2] = b'\x00' * 5 + b'[[[\n'
   path.write_bytes(b''.join(lines))
-  with manifest.Journal(tmp_path, 0, SETTINGS) as journal:
+  with Journal(tmp_path, 0, SETTINGS) as journal:
     assert journal.keys() == ['a', 'c']
     assert journal.read('c') == row('c')
 
 
 def test_other_settings_are_refused_or_replaced(tmp_path):
-  with manifest.Journal(tmp_path, 0, SETTINGS) as journal:
+  with Journal(tmp_path, 0, SETTINGS) as journal:
     journal.append([row('a')])
   other = {**SETTINGS, 'checkpoint': 'xyz'}
-  with pytest.raises(manifest.ManifestError, match="'abc' there, 'xyz' now"):
-    manifest.Journal(tmp_path, 0, other)
-  with manifest.Journal(tmp_path, 0, SETTINGS) as journal:
+  with pytest.raises(ManifestError, match="'abc' there, 'xyz' now"):
+    Journal(tmp_path, 0, other)
+  with Journal(tmp_path, 0, SETTINGS) as journal:
     assert 'a' in journal  # the refusal has not harmed it
-  with manifest.Journal(tmp_path, 0, other, overwrite=True) as journal:
+  with Journal(tmp_path, 0, other, overwrite=True) as journal:
     assert not len(journal)
     journal.append([row('b')])
-  with manifest.Journal(tmp_path, 0, other, overwrite=True) as journal:
+  with Journal(tmp_path, 0, other, overwrite=True) as journal:
     assert 'b' in journal  # and goes on, if stopped, without starting anew
 
 
 def test_replaced_export_leaves_nothing_behind(tmp_path):
   """Whatever comes next, even a kill: no row, page or picture of before."""
   output = tmp_path / 'out'
-  with manifest.Journal(output, 0, SETTINGS) as journal:
+  with Journal(output, 0, SETTINGS) as journal:
     journal.append(
       [
         row('a', files={'overlay': ['overlay/a.jpg', 1]}),
@@ -85,62 +86,62 @@ def test_replaced_export_leaves_nothing_behind(tmp_path):
     (output / name).parent.mkdir(exist_ok=True)
     (output / name).write_text('x')
   other = {**SETTINGS, 'checkpoint': 'xyz'}
-  with pytest.raises(manifest.ManifestError):
-    manifest.Journal(output, 0, other)
+  with pytest.raises(ManifestError):
+    Journal(output, 0, other)
   assert all((output / name).exists() for name in (*gone, *stays))
-  manifest.Journal(output, 0, other, overwrite=True).close()
+  Journal(output, 0, other, overwrite=True).close()
   assert [name for name in gone if (output / name).exists()] == []
   assert all((output / name).exists() for name in stays)
 
 
 def test_other_number_of_shards_is_other_settings(tmp_path):
-  manifest.Journal(tmp_path, 0, SETTINGS).close()
+  Journal(tmp_path, 0, SETTINGS).close()
   two = {**SETTINGS, 'num_shards': 2}
-  with pytest.raises(manifest.ManifestError, match='num_shards'):
-    manifest.Journal(tmp_path, 1, two)
-  manifest.Journal(tmp_path, 1, two, overwrite=True).close()
+  with pytest.raises(ManifestError, match='num_shards'):
+    Journal(tmp_path, 1, two)
+  Journal(tmp_path, 1, two, overwrite=True).close()
   assert len(list((tmp_path / 'journal').iterdir())) == 1
 
 
 def test_one_writer_a_shard(tmp_path):
   with (
-    manifest.Journal(tmp_path, 0, SETTINGS),
-    pytest.raises(manifest.ManifestError, match='in use'),
+    Journal(tmp_path, 0, SETTINGS),
+    pytest.raises(ManifestError, match='in use'),
   ):
-    manifest.Journal(tmp_path, 0, SETTINGS)
-  manifest.Journal(tmp_path, 0, SETTINGS).close()
+    Journal(tmp_path, 0, SETTINGS)
+  Journal(tmp_path, 0, SETTINGS).close()
 
 
 def test_merge_wants_every_shard_finished(tmp_path):
   settings = {**SETTINGS, 'num_shards': 2}
-  with pytest.raises(manifest.ManifestError, match='shard 0 of 2 has not run'):
-    manifest.open_finished(tmp_path, 2)
-  with manifest.Journal(tmp_path, 0, settings) as journal:
+  with pytest.raises(ManifestError, match='shard 0 of 2 has not run'):
+    open_finished(tmp_path, 2)
+  with Journal(tmp_path, 0, settings) as journal:
     journal.append([row('b')])
     journal.finish()
-  with pytest.raises(manifest.ManifestError, match='shard 1 of 2 has not run'):
-    manifest.open_finished(tmp_path, 2)
-  with manifest.Journal(tmp_path, 1, settings) as journal:
+  with pytest.raises(ManifestError, match='shard 1 of 2 has not run'):
+    open_finished(tmp_path, 2)
+  with Journal(tmp_path, 1, settings) as journal:
     journal.append([row('a')])
-  with pytest.raises(manifest.ManifestError, match='shard 1 of 2 is unfinish'):
-    manifest.open_finished(tmp_path, 2)
-  with manifest.Journal(tmp_path, 1, settings) as journal:
+  with pytest.raises(ManifestError, match='shard 1 of 2 is unfinish'):
+    open_finished(tmp_path, 2)
+  with Journal(tmp_path, 1, settings) as journal:
     journal.finish()
-  journals, found = manifest.open_finished(tmp_path, 2)
+  journals, found = open_finished(tmp_path, 2)
   assert found == settings
-  assert [r['path'] for r in manifest.merged(journals)] == ['a', 'b']
+  assert [r['path'] for r in merged(journals)] == ['a', 'b']
   for journal in journals:
     journal.close()
-  with manifest.Journal(tmp_path, 1, settings) as journal:
+  with Journal(tmp_path, 1, settings) as journal:
     journal.forget(['a'])
     assert not journal.finished
 
 
 def test_forgotten_stays_forgotten(tmp_path):
-  with manifest.Journal(tmp_path, 0, SETTINGS) as journal:
+  with Journal(tmp_path, 0, SETTINGS) as journal:
     journal.append([row('a'), row('b')])
     journal.forget(['a', 'never'])
-  with manifest.Journal(tmp_path, 0, SETTINGS) as journal:
+  with Journal(tmp_path, 0, SETTINGS) as journal:
     assert journal.keys() == ['b']
 
 
@@ -166,4 +167,4 @@ def test_manifest_of_hostile_names(tmp_path):
     assert found['empty_map'] == '1'
   header = list(rows[0])
   assert len(header) == len(set(header))
-  assert header[0] == 'path' and header[-1] == 'checkpoint'
+  assert header[0] == 'path' and header[-1] == 'runtime'

@@ -1,0 +1,198 @@
+"""Other runtimes say what JAX says of the same photographs."""
+
+import csv
+import importlib.util
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import iqa_jax as iqa
+from iqa_jax import errors, runtimes
+from iqa_jax.export import run as export
+from iqa_jax.export.options import Options
+from iqa_jax.models import layers
+from iqa_jax.photograph.placement import Window
+from iqa_jax.runtimes import sessions
+from tests.export import export_material
+
+pytest.importorskip('onnx', reason='the extra onnx is not installed')
+
+# Maps without a gradient, with Grad-CAM's, and with a pool's in between.
+MODELS = {
+  'evidence': {'head': 'evidence', 'size': 48},
+  'linear': {'head': 'linear', 'size': 48},
+  'vgg16': {'head': 'mlp', 'network': 'vgg16', 'size': 48},
+}
+OTHERS = ('onnxruntime', 'openvino')
+
+
+def needs(runtime):
+  # Importing it here would be no use of ours: see the test of reports.
+  if not importlib.util.find_spec(runtime):
+    pytest.skip(f'{runtime} is not installed')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('runtimes')
+  rng = np.random.default_rng(5)
+  for number in range(3):
+    export_material.save(folder / 'photographs' / f'{number}.jpg', rng)
+  for name, about in MODELS.items():
+    export_material.make_run(
+      folder / name,
+      head_scale=30.0 if name == 'linear' else 1.0,
+      operating_point={'threshold': 0.5, 'flip_tta': name == 'vgg16'},
+      calibration={'method': 'platt', 'scale': 0.8, 'offset': -0.1},
+      **about,
+    )
+  return folder
+
+
+@pytest.fixture(scope='module')
+def said(folder):
+  """Returns what JAX says: {model: explanations}."""
+  return {name: explained(folder, name, 'jax') for name in MODELS}
+
+
+def explained(folder, name, runtime):
+  grader = iqa.load(folder / name, check_fundus=False, runtime=runtime)
+  photographs = sorted((folder / 'photographs').iterdir())
+  found = grader.explain(photographs)
+  for verdict, one in zip(grader.judge(photographs), found, strict=True):
+    assert verdict.verdict == one.verdict.verdict
+    assert verdict.p_inadequate == pytest.approx(
+      one.verdict.p_inadequate, rel=1e-5
+    )
+  return found
+
+
+def assert_close(found, expected):
+  np.testing.assert_allclose(
+    found, expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+  )
+
+
+@pytest.mark.parametrize('runtime', OTHERS)
+@pytest.mark.parametrize('name', MODELS)
+def test_says_what_jax_says(folder, said, name, runtime):
+  needs(runtime)
+  found = explained(folder, name, runtime)
+  assert len(found) == len(said[name]) == 3
+  for one, expected in zip(found, said[name], strict=True):
+    row, wanted = one.verdict.to_dict(), expected.verdict.to_dict()
+    assert row.keys() == wanted.keys()
+    for key, value in wanted.items():
+      if isinstance(value, float):
+        assert row[key] == pytest.approx(value, rel=1e-5), key
+      else:
+        assert row[key] == value, key
+    assert one.target == expected.target
+    assert np.abs(expected.raw).max() > 0
+    assert_close(one.raw, expected.raw)
+    for criterion, cells in expected.cells.items():
+      assert_close(one.cells[criterion], cells)
+
+
+@pytest.mark.parametrize('runtime', OTHERS)
+def test_a_pools_gradient_goes_to_the_first_of_the_largest(runtime):
+  needs(runtime)
+
+  def gradient(weight, images):
+    def score(x):
+      return (weight * layers.max_pool(x, Window(2, 2, 0)) ** 2).sum()
+
+    return jax.grad(score)(images.astype(jnp.float32))
+
+  images = np.random.default_rng(0).integers(1, 4, (4, 2, 5, 7, 3), 'u1')
+  weight = jnp.float32(2)
+  expected, found = (
+    sessions.parallel(gradient, name, weight, images.shape[2:])(weight, images)
+    for name in ('jax', runtime)
+  )
+  assert np.asarray(expected).any()
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_an_export_is_the_same_and_says_what_computed(folder, tmp_path):
+  needs('onnxruntime')
+  tables = []
+  for runtime in ('jax', 'onnxruntime'):
+    options = Options(
+      str(folder / 'evidence'),
+      str(folder / 'photographs'),
+      str(tmp_path / runtime),
+      outputs=('npz',),
+      workers=1,
+      check_fundus=False,
+      progress=False,
+      runtime=runtime,
+    )
+    assert export.run(options).statuses == {'ok': 3}
+    with open(tmp_path / runtime / 'manifest.csv', encoding='utf-8') as file:
+      tables.append(list(csv.DictReader(file)))
+    assert {row.pop('runtime') for row in tables[-1]} == {runtime}
+  for ours, theirs in zip(*tables, strict=True):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+      try:
+        number = float(value)
+      except ValueError:
+        assert theirs[name] == value, name
+      else:
+        assert float(theirs[name]) == pytest.approx(number, rel=1e-5), name
+
+
+def test_nothing_is_reported_to_anybody():
+  """Importing openvino would start a process that calls a server."""
+  needs('openvino')
+  code = (
+    'import os, sys\nimport jax.numpy as jnp\nimport numpy as np\n'
+    'os.register_at_fork(before=lambda: os._exit(3))\n'
+    'from iqa_jax.runtimes import sessions\n'
+    'run = sessions.parallel(lambda w, x: x * w, "openvino", '
+    'jnp.float32(2), (2,))\n'
+    'print(run, sys.modules["openvino_telemetry"])'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.strip().endswith('None')
+
+
+def test_ensembles_are_computed_too(folder):
+  needs('onnxruntime')
+  members = [folder / 'linear', folder / 'vgg16']
+  photograph = folder / 'photographs' / '0.jpg'
+  ours, theirs = (
+    iqa.load(members, check_fundus=False, runtime=runtime).judge(photograph)
+    for runtime in ('jax', 'onnxruntime')
+  )
+  assert theirs.spread > 0
+  assert theirs.p_inadequate == pytest.approx(ours.p_inadequate, rel=1e-5)
+
+
+def test_what_a_runtime_cannot_do_is_one_sentence(folder, monkeypatch):
+  needs('onnxruntime')
+  with pytest.raises(errors.UserError, match="'tensorrt' is none of jax"):
+    iqa.load(folder / 'linear', runtime='tensorrt')
+  grader = iqa.load(folder / 'linear', runtime='onnxruntime')
+  with pytest.raises(errors.UserError, match='onnxruntime cannot compute'):
+    grader.explain(folder / 'photographs' / '0.jpg', method='eigencam')
+  monkeypatch.setattr(runtimes, '_EXTRAS', {'nothing': 'nothing'})
+  monkeypatch.setattr(runtimes, 'NAMES', ('jax', 'nothing'))
+  with pytest.raises(errors.UserError, match='not installed'):
+    iqa.load(folder / 'linear', runtime='nothing')
+
+
+def test_weights_that_are_not_finite_are_not_computed(tmp_path):
+  """A ReLU of theirs could take NaN for 0."""
+  needs('onnxruntime')
+  export_material.make_run(tmp_path, head_scale=float('nan'))
+  with pytest.raises(errors.UserError, match='not finite'):
+    iqa.load(tmp_path, runtime='onnxruntime')
