@@ -6,11 +6,9 @@ counts them says what an export of such photographs will do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
+from iqa_jax.aliases import Record
 from iqa_jax.data import pipeline
 from iqa_jax.data import plan as plan_lib
 from iqa_jax.data.source import Source
@@ -25,8 +23,8 @@ def measure(
   source: Source,
   indices: np.ndarray,
   image_size: int,
-  familiar: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+  familiar: Record | None,
+) -> Record:
   """Returns `not_fundus` and `unlike_training`, entries of metrics.json.
 
   Shares of the photographs, with 95 % intervals clustered by patient; of more
@@ -52,7 +50,7 @@ def measure(
       seen.append(fundus.look(image[..., :3], inside, familiar))
   patient = source.table['patient_id'][some]
 
-  def share(hits: list[bool]) -> dict[str, Any]:
+  def share(hits: list[bool]) -> Record:
     value, low, high = intervals.proportion(np.array(hits), patient)
     return {**assessment.entry(value, low, high), 'n': len(hits)}
 
