@@ -86,7 +86,7 @@ def replacement_curves(
   ends: tuple[Float[np.ndarray, ' n'], Float[np.ndarray, ' n']],
   steps: int = 4,
   seed: int = 0,
-) -> tuple[Float[np.ndarray, 'n steps+1'], Float[np.ndarray, 'n steps+1']]:
+) -> tuple[Float[np.ndarray, 'n points'], Float[np.ndarray, 'n points']]:
   """Returns the scores while pixels are deleted, and while they are inserted.
 
   RISE's (Petsiuk et al. 2018) deletion replaces those of the photograph by a
