@@ -70,46 +70,18 @@ def show(seed: int, times: int, size: int, cells: int, unseen: bool) -> Shown:
     local criterion cover; 'cause' int8 [times, 3], 2 where there is one; and
     'quality' int32 [times].
   """
-  from iqa_jax.data import planting
   from iqa_jax.photograph import prepare
-  from iqa_jax.simulation import (
-    cameras,
-    faults,
-    lesions,
-    photograph,
-    procedural,
-  )
+  from iqa_jax.simulation import cameras
 
   rng = np.random.default_rng([seed, 7])
-  several = rng.random() < 0.2
-  broken = _SEVERAL[rng.integers(len(_SEVERAL))] if several else ()
-  drawn = photograph.draw(seed, _SIZE, broken=broken)
-  pixels, inside = drawn.image, drawn.inside
-  if rng.random() < 0.65:
-    pixels = lesions.apply(pixels, inside, rng)
-  masks = np.zeros((*inside.shape, 3), np.float32)
-  for kind, mask in drawn.defects.items():
-    if drawn.severities[kind] >= faults.THRESHOLD:
-      plane = masks[..., labels.LOCAL_CRITERIA.index(faults.CRITERION[kind])]
-      np.maximum(plane, mask, out=plane)
-  kinds = [(name, False) for name in labels.LOCAL_CRITERIA]
-  kinds += [(name, True) for name in procedural.CRITERIA]
-  shares = [0.2, 0.2, 0.2, *(0.4 * np.array([*procedural.CRITERIA.values()]))]
+  pixels, inside, masks = _draw(seed, rng)
   out: dict[str, list[Any]] = {n: [] for n in ('image', 'fault', 'cause')}
+  often = 0.3 if masks.any() else 0.5
   for _ in range(times):
     seen, where = pixels, masks.copy()
-    planted = rng.random() < (0.3 if several else 0.5)
+    planted = rng.random() < often
     for _ in range(planted * (2 if rng.random() < 0.2 else 1)):
-      name, unnamed = kinds[rng.choice(len(kinds), p=shares)]
-      seen, mask = planting.plant(
-        seen,
-        inside,
-        labels.CRITERIA.index(name),
-        int(rng.integers(2**32)),
-        unnamed,
-      )
-      plane = where[..., labels.LOCAL_CRITERIA.index(name)]
-      np.maximum(plane, mask, out=plane)
+      seen = _plant(seen, inside, where, rng)
     field, planes = inside, np.rint(255 * where).astype(np.uint8)
     if rng.random() < 0.95:
       kind = cameras.UNSEEN if unseen else cameras.FAMILIAR
@@ -124,6 +96,47 @@ def show(seed: int, times: int, size: int, cells: int, unseen: bool) -> Shown:
   arrays: Shown = {name: np.stack(values) for name, values in out.items()}
   arrays['quality'] = np.asarray((arrays['cause'] > 0).any(1), np.int32)
   return arrays
+
+
+def _draw(
+  seed: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns pixels, field of view and a mask for each criterion's faults."""
+  from iqa_jax.simulation import faults, lesions, photograph
+
+  several = rng.random() < 0.2
+  broken = _SEVERAL[rng.integers(len(_SEVERAL))] if several else ()
+  drawn = photograph.draw(seed, _SIZE, broken=broken)
+  pixels, inside = drawn.image, drawn.inside
+  if rng.random() < 0.65:
+    pixels = lesions.apply(pixels, inside, rng)
+  masks = np.zeros((*inside.shape, 3), np.float32)
+  for kind, mask in drawn.defects.items():
+    if drawn.severities[kind] >= faults.THRESHOLD:
+      plane = masks[..., labels.LOCAL_CRITERIA.index(faults.CRITERION[kind])]
+      np.maximum(plane, mask, out=plane)
+  return pixels, inside, masks
+
+
+def _plant(
+  pixels: np.ndarray,
+  inside: np.ndarray,
+  masks: np.ndarray,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """Returns pixels with one fault more, and adds it to the masks."""
+  from iqa_jax.data import planting
+  from iqa_jax.simulation import procedural
+
+  kinds = [(name, False) for name in labels.LOCAL_CRITERIA]
+  kinds += [(name, True) for name in procedural.CRITERIA]
+  shares = [0.2, 0.2, 0.2, *(0.4 * np.array([*procedural.CRITERIA.values()]))]
+  name, unnamed = kinds[rng.choice(len(kinds), p=shares)]
+  criterion, seed = labels.CRITERIA.index(name), int(rng.integers(2**32))
+  pixels, mask = planting.plant(pixels, inside, criterion, seed, unnamed)
+  plane = masks[..., labels.LOCAL_CRITERIA.index(name)]
+  np.maximum(plane, mask, out=plane)
+  return pixels
 
 
 def _errand(job: tuple[range, int, int, int, bool]) -> Shown:
@@ -235,49 +248,13 @@ def main() -> None:
   import jax
   import jax.numpy as jnp
 
-  from iqa_jax import config as config_lib
-  from iqa_jax import devices, models, run_directory, tasks
-  from iqa_jax.training import phases
+  from iqa_jax import run_directory
   from iqa_jax.training import step as step_lib
 
   config = _config()
-  size, cells = config.data.image_size, config.model.cells
-  rounds = _rounds(size, cells)  # processes draw while the step compiles
-  model = models.create(
-    config.model.name,
-    2,
-    head='evidence',
-    width=config.model.width,
-    taps=tuple(config.model.taps),
-    cells=cells,
-    cell_units=config.model.cell_units,
-    dtype='bfloat16' if jax.default_backend() != 'cpu' else 'float32',
-    axis_name=devices.AXIS,
-  )
-  validation = next(rounds)
-  first = next(rounds)
-  variables = models.init(model, jax.random.key(_SEED.value), size)
-  variables = _on_one_scale(model, variables, first['image'][:256])
-  learning = phases.learning(
-    config_lib.phase(
-      learning_rate=1e-3,
-      schedule='cosine',
-      epochs=1,
-      warmup_epochs=0.05,
-      weight_decay=0.01,
-    ),
-    variables['params'],
-    model.stages,
-    steps_per_epoch=_UPDATES.value,
-    clip_norm=1.0,
-  )
-  update = step_lib.make_train_step(
-    model, tasks.Task.from_config(config), learning, ema_decay=0.998
-  )
-  state = step_lib.begin_phase(
-    step_lib.create_state(variables), learning, ema=True
-  )
-  state = devices.place(state)
+  rounds = _rounds(config.data.image_size, config.model.cells)
+  validation, first = next(rounds), next(rounds)
+  model, update, state = _begin(config, first['image'][:256])
   held = _Held(_HELD.value)
   draw = jax.jit(_batch)
   order = np.random.default_rng([_SEED.value, 8])
@@ -305,6 +282,45 @@ def main() -> None:
     run_directory.save_model(_OUTPUT.value, weights, record)
   bar.close()
   print(f'a network that knows drawings, in {pathlib.Path(_OUTPUT.value)}')
+
+
+def _begin(
+  config: ml_collections.ConfigDict, images: np.ndarray
+) -> tuple[Any, Any, Any]:
+  """Returns the model, its training step and the state to begin with."""
+  import jax
+
+  from iqa_jax import config as config_lib
+  from iqa_jax import devices, models, tasks
+  from iqa_jax.training import phases
+  from iqa_jax.training import step as step_lib
+
+  fast = jax.default_backend() != 'cpu'
+  config = config.copy_and_resolve_references()
+  config.model.dtype = 'bfloat16' if fast else 'float32'
+  model = models.from_config(config, 2, axis_name=devices.AXIS)
+  variables = models.init(
+    model, jax.random.key(_SEED.value), config.data.image_size
+  )
+  variables = _on_one_scale(model, variables, images)
+  learning = phases.learning(
+    config_lib.phase(
+      learning_rate=1e-3,
+      schedule='cosine',
+      epochs=1,
+      warmup_epochs=0.05,
+      weight_decay=0.01,
+    ),
+    variables['params'],
+    model.stages,
+    steps_per_epoch=_UPDATES.value,
+    clip_norm=1.0,
+  )
+  task = tasks.Task.from_config(config)
+  update = step_lib.make_train_step(model, task, learning, ema_decay=0.998)
+  state = step_lib.create_state(variables)
+  state = step_lib.begin_phase(state, learning, ema=True)
+  return model, update, devices.place(state)
 
 
 def _on_one_scale(model: Any, variables: Any, images: np.ndarray) -> Any:
