@@ -494,7 +494,7 @@ def test_a_killed_shard_takes_its_workers_along_and_goes_on(workdir, tmp_path):
     assert time.monotonic() < until, 'a worker outlives its export'
     time.sleep(0.05)
   run(shards[1])
-  with pytest.raises(manifest.ManifestError, match=r'0 of 2 is unfinished'):
+  with pytest.raises(ManifestError, match=r'0 of 2 is unfinished'):
     export.merge(shards[0])
   assert run(shards[0]).skipped < 30
   export.merge(shards[0])
