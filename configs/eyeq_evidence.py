@@ -10,10 +10,9 @@ its own, so all passes through it once. --config.data.learn_inadequate=False
 learns from the Good photographs and those faults alone.
 
 On a sample of EyeQ (161 train, 68 test photographs, 17 of them not Good) with a
-VGG16 trunk trained for edges, seeds 0 to 2: AUC 0.965 (0.950 to 0.974); planted
-faults' pixel AUC 0.943 of kinds trained on (lashes least, 0.90) and 0.853 of
-unfamiliar ones, two of them not found (fingerprint 0.58, double exposure 0.56;
-tests/benchmarks/evidence.py).
+VGG16 trunk trained for edges, seeds 0 to 2: AUC 0.959 to 0.964; planted faults'
+pixel AUC 0.951 of kinds trained on (dust least, 0.91) and 0.895 of unfamiliar
+ones, one of them hardly found (double exposure, 0.60; tests/benchmarks/evidence.py).
 """
 
 from iqa_jax import config as config_lib
