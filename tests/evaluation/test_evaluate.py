@@ -272,8 +272,10 @@ def test_scores_that_are_not_numbers_are_counted_not_hidden(
     rows['logits'][:7] = np.nan
     return rows
 
-  monkeypatch.setattr(inference, 'predict', broken)
-  result = evaluate.run(config, folder, source, splits)
+  # Undone before the fixture's own, which otherwise would stay for good.
+  with monkeypatch.context() as patched:
+    patched.setattr(inference, 'predict', broken)
+    result = evaluate.run(config, folder, source, splits)
   test = result['splits']['test']
   assert test['n_not_finite'] == 7
   assert test['verdict']['n'] == test['n'] - 7

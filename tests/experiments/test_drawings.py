@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from iqa_jax.experiments import drawings
+from iqa_jax.experiments import shown as shown_lib
 
 
 @pytest.fixture(scope='module')
 def shown():
-  parts = [drawings.show(seed, 3, 96, 16, unseen=False) for seed in range(5)]
+  parts = [shown_lib.show(seed, 3, 96, 16, unseen=False) for seed in range(5)]
   return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
@@ -29,10 +29,10 @@ def test_what_is_shown_says_what_is_wrong_and_where(shown):
 
 
 def test_the_same_seed_shows_the_same(shown):
-  again = drawings.show(1, 3, 96, 16, unseen=False)
+  again = shown_lib.show(1, 3, 96, 16, unseen=False)
   for name, values in again.items():
     np.testing.assert_array_equal(values, shown[name][3:6])
-  other = drawings.show(1, 3, 96, 16, unseen=True)
+  other = shown_lib.show(1, 3, 96, 16, unseen=True)
   assert not np.array_equal(other['image'], again['image'])
 
 
@@ -49,7 +49,7 @@ def test_a_batch_turns_photograph_and_faults_together():
     'cause': np.array([[0, 0, 2]], np.int8),
     'quality': np.array([1], np.int32),
   }
-  batch = drawings._batch(held, np.zeros(64, int), jax.random.key(0))
+  batch = shown_lib.batch(held, np.zeros(64, int), jax.random.key(0))
   lit = np.asarray(batch['image'])[0, ..., 0].reshape(64, 8, 4, 8, 4) > 0
   places = np.asarray(batch['fault'])[0, ..., 2] > 0
   np.testing.assert_array_equal(lit.all((2, 4)), places)

@@ -1,0 +1,139 @@
+"""What a network that learns from drawings is shown (drawings.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from iqa_jax import labels
+
+_SIZE = 320  # drawn, before the network's own size
+_SEVERAL = (
+  ('focus',),
+  ('illumination',),
+  ('focus', 'illumination'),
+  ('illumination', 'artifacts'),
+  ('focus', 'artifacts'),
+  ('focus', 'illumination', 'artifacts'),
+)
+
+Shown = dict[str, np.ndarray]
+
+
+def show(seed: int, times: int, size: int, cells: int, unseen: bool) -> Shown:
+  """Draws one photograph and shows it several times.
+
+  Args:
+    seed: of the drawing and of everything that is done with it.
+    times: that it is shown.
+    size: side of what is shown, in pixels.
+    cells: side of the grid of the faults' masks.
+    unseen: by cameras outside the ranges of training.
+
+  Returns:
+    'image' uint8 [times, size, size, 4], the field of view last; 'fault' uint8
+    [times, cells, cells, 3], the share of a cell, of 255, that faults of each
+    local criterion cover; 'cause' int8 [times, 3], 2 where there is one; and
+    'quality' int32 [times].
+  """
+  from iqa_jax.photograph import prepare
+  from iqa_jax.simulation import cameras
+
+  rng = np.random.default_rng([seed, 7])
+  pixels, inside, masks = _draw(seed, rng)
+  out: dict[str, list[Any]] = {n: [] for n in ('image', 'fault', 'cause')}
+  often = 0.3 if masks.any() else 0.5
+  for _ in range(times):
+    seen, where = pixels, masks.copy()
+    planted = rng.random() < often
+    for _ in range(planted * (2 if rng.random() < 0.2 else 1)):
+      seen = _plant(seen, inside, where, rng)
+    field, planes = inside, np.rint(255 * where).astype(np.uint8)
+    if rng.random() < 0.95:
+      kind = cameras.UNSEEN if unseen else cameras.FAMILIAR
+      seen, field, planes = cameras.retake(
+        seen, inside, cameras.draw(rng, kind), rng, planes
+      )
+    whole = np.concatenate([seen, 255 * field[..., None].astype(np.uint8)], -1)
+    out['image'].append(prepare.resize(whole, size))
+    out['fault'].append(prepare.resize(planes, cells))
+    causes = np.asarray(2 * (planes > 127).any((0, 1)), np.int8)
+    out['cause'].append(causes)
+  arrays: Shown = {name: np.stack(values) for name, values in out.items()}
+  arrays['quality'] = np.asarray((arrays['cause'] > 0).any(1), np.int32)
+  return arrays
+
+
+def _draw(
+  seed: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns pixels, field of view and a mask for each criterion's faults."""
+  from iqa_jax.simulation import faults, lesions, photograph
+
+  several = rng.random() < 0.2
+  broken = _SEVERAL[rng.integers(len(_SEVERAL))] if several else ()
+  drawn = photograph.draw(seed, _SIZE, broken=broken)
+  pixels, inside = drawn.image, drawn.inside
+  if rng.random() < 0.65:
+    pixels = lesions.apply(pixels, inside, rng)
+  masks = np.zeros((*inside.shape, 3), np.float32)
+  for kind, mask in drawn.defects.items():
+    if drawn.severities[kind] >= faults.THRESHOLD:
+      plane = masks[..., labels.LOCAL_CRITERIA.index(faults.CRITERION[kind])]
+      np.maximum(plane, mask, out=plane)
+  return pixels, inside, masks
+
+
+def _plant(
+  pixels: np.ndarray,
+  inside: np.ndarray,
+  masks: np.ndarray,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """Returns pixels with one fault more, and adds it to the masks."""
+  from iqa_jax.data import planting
+  from iqa_jax.simulation import procedural
+
+  kinds = [(name, False) for name in labels.LOCAL_CRITERIA]
+  kinds += [(name, True) for name in procedural.CRITERIA]
+  shares = [0.2, 0.2, 0.2, *(0.4 * np.array([*procedural.CRITERIA.values()]))]
+  name, unnamed = kinds[rng.choice(len(kinds), p=shares)]
+  criterion, seed = labels.CRITERIA.index(name), int(rng.integers(2**32))
+  pixels, mask = planting.plant(pixels, inside, criterion, seed, unnamed)
+  plane = masks[..., labels.LOCAL_CRITERIA.index(name)]
+  np.maximum(plane, mask, out=plane)
+  return pixels
+
+
+def batch(held: dict[str, Any], at: Any, key: Any) -> dict[str, Any]:
+  """Returns a batch of those held, each mirrored, turned and tinted by chance.
+
+  To be compiled. Turned by half, as indirect lenses do; a tint scales the
+  channels by up to a tenth.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  b = at.shape[0]
+  image, fault = held['image'][at], held['fault'][at]
+  keys = jax.random.split(key, 3)
+  for axes, chosen in zip(((2,), (1, 2)), keys[:2], strict=True):
+    turned = jax.random.bernoulli(chosen, 0.5, (b, 1, 1, 1))
+    image = jnp.where(turned, jnp.flip(image, axes), image)
+    fault = jnp.where(turned, jnp.flip(fault, axes), fault)
+  tint = jax.random.uniform(keys[2], (b, 1, 1, 3), minval=0.9, maxval=1.1)
+  pixels = jnp.clip(jnp.rint(image[..., :3] * tint), 0, 255)
+  made = {
+    'image': jnp.concatenate([pixels.astype(jnp.uint8), image[..., 3:]], -1),
+    'fault': fault,
+    'cause': held['cause'][at].astype(jnp.int32),
+    'quality': held['quality'][at],
+    'grade': jnp.full(b, labels.UNKNOWN, jnp.int32),
+    'criteria': jnp.full((b, len(labels.CRITERIA)), labels.UNKNOWN, jnp.int32),
+    'mask': jnp.ones(b, jnp.float32),
+    'index': at.astype(jnp.int32),
+  }
+  # Of one device.
+  made = {name: value[None] for name, value in made.items()}
+  return {**made, 'stop': jnp.zeros(1, jnp.float32)}
