@@ -85,6 +85,23 @@ def batches(
     yield {**filled, **targets(source, plan, at, share)}
 
 
+def with_fields(
+  source: Source, plan: Plan, image_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields each photograph, uint8 [s, s, 3], and its field, bool [s, s].
+
+  The field of view is looked for in what the network gets.
+
+  Args:
+    source: the data.
+    plan: what comes when.
+    image_size: side of the images in pixels.
+  """
+  for batch in batches(source, plan, image_size=image_size, batch_size=16):
+    for image in batch['image'][batch['mask'] > 0]:
+      yield image, prepare.with_field(image)[..., 3] > 0
+
+
 def _shapes(
   image_size: int, field: bool, cells: int
 ) -> dict[str, tuple[int, ...]]:

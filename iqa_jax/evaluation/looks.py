@@ -14,7 +14,6 @@ from iqa_jax.data import plan as plan_lib
 from iqa_jax.data.source import Source
 from iqa_jax.evaluation import assessment, intervals
 from iqa_jax.judging import fundus
-from iqa_jax.photograph import prepare
 
 _MOST = 1000  # photographs; each takes a hundredth of a second
 
@@ -38,16 +37,10 @@ def measure(
     familiar: of familiar.fit, of the model's record.
   """
   some = indices[:: -(-len(indices) // _MOST)]
-  seen = []
-  for batch in pipeline.batches(
-    source,
-    plan_lib.plan_eval(source, some),
-    image_size=image_size,
-    batch_size=16,
-  ):
-    for image in batch['image'][batch['mask'] > 0]:
-      inside = prepare.with_field(image[..., :3])[..., 3] > 0
-      seen.append(fundus.look(image[..., :3], inside, familiar))
+  shown = pipeline.with_fields(
+    source, plan_lib.plan_eval(source, some), image_size
+  )
+  seen = [fundus.look(*one, familiar) for one in shown]
   patient = source.table['patient_id'][some]
 
   def share(hits: list[bool]) -> Record:

@@ -7,12 +7,12 @@ with another fault, by another camera, and its cells are taught where every
 fault is. Nothing is stored: the last few thousand shown are held in memory,
 from which the updates draw their batches. The output is a run directory that
 `--config.model.pretrained` takes (configs/bundled.py). Made for a GPU and many
-cores; on a few cores it takes hours. Reproducible for one number of devices.
+cores, it uses one device; on a few cores it takes hours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import concurrent.futures
 import json
 import multiprocessing
@@ -93,11 +93,15 @@ class _Held:
   """The photographs shown last, on the device, as a ring."""
 
   def __init__(self, capacity: int):
+    import jax
+
     self.capacity, self.count, self._next = capacity, 0, 0
     self.arrays: dict[str, Any] = {}
+    self._put = jax.jit(
+      lambda held, at, shown: held.at[at].set(shown), donate_argnums=0
+    )
 
   def add(self, shown: Shown) -> None:
-    import jax
     import jax.numpy as jnp
 
     n = len(shown['quality'])
@@ -108,9 +112,9 @@ class _Held:
         for name, x in shown.items()
       }
     at = (self._next + np.arange(n)) % self.capacity
-    put = jax.jit(lambda held, i, x: held.at[i].set(x), donate_argnums=0)
     self.arrays = {
-      name: put(held, at, shown[name]) for name, held in self.arrays.items()
+      name: self._put(held, at, shown[name])
+      for name, held in self.arrays.items()
     }
     self._next = int((at[-1] + 1) % self.capacity)
     self.count = min(self.count + n, self.capacity)
@@ -130,7 +134,7 @@ def main() -> None:
   validation, first = next(rounds), next(rounds)
   model, update, state = _begin(config, first['image'][:256])
   held = _Held(_HELD.value)
-  draw = jax.jit(shown_lib.batch)
+  draw, judge = jax.jit(shown_lib.batch), _judge(model)
   order = np.random.default_rng([_SEED.value, 8])
   count = -(-_DRAWINGS.value // (_JOB * _ERRANDS))
   log: list[dict[str, float]] = []
@@ -147,7 +151,7 @@ def main() -> None:
       losses.append(metrics['loss'])
       done += 1
       bar.update()
-    told = _validate(model, step_lib.evaluated(state), validation)
+    told = _validate(judge, step_lib.evaluated(state), validation)
     log.append({'updates': done, 'loss': float(np.mean(losses)), **told})
     tqdm.tqdm.write(json.dumps(log[-1]))
     # Every round, so that what was learned outlives an interruption.
@@ -200,9 +204,9 @@ def _begin(
 def _on_one_scale(model: Any, variables: Any, images: np.ndarray) -> Any:
   """Returns variables whose cells see features of mean 0 and deviation 1."""
   import jax
-  import jax.numpy as jnp
 
   from iqa_jax import models
+  from iqa_jax.training import standardization
 
   @jax.jit
   def moments(v: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -211,27 +215,32 @@ def _on_one_scale(model: Any, variables: Any, images: np.ndarray) -> Any:
     mean = (x * share).sum((0, 1, 2)) / share.sum()
     return mean, ((x - mean) ** 2 * share).sum((0, 1, 2)) / share.sum()
 
-  mean, var = moments(variables, images)
-  scale = {'mean': mean, 'var': jnp.where(var > 1e-8, var, 1.0)}
-  stats = {'neck': {'evidence': scale}}
-  return {**variables, 'batch_stats': {**variables['batch_stats'], **stats}}
+  return standardization.placed(
+    variables, ('neck', 'evidence'), *moments(variables, images)
+  )
 
 
-def _validate(model: Any, variables: Any, shown: Shown) -> dict[str, float]:
-  """Returns AUCs of verdict and cells on cameras outside those of training."""
+def _judge(model: Any) -> Callable[[Any, np.ndarray], tuple[Any, Any]]:
+  """Returns what gives logits and intermediates of pictures, compiled."""
   import jax
-  from sklearn.metrics import roc_auc_score
 
   from iqa_jax import models
 
-  judge = _VALIDATORS.setdefault(
-    id(model),
-    jax.jit(
-      lambda v, images: model.apply(
-        v, models.normalize(images), mutable=['intermediates']
-      )
-    ),
+  return jax.jit(
+    lambda variables, images: model.apply(
+      variables, models.normalize(images), mutable=['intermediates']
+    )
   )
+
+
+def _validate(
+  judge: Callable[[Any, np.ndarray], tuple[Any, Any]],
+  variables: Any,
+  shown: Shown,
+) -> dict[str, float]:
+  """Returns AUCs of verdict and cells on cameras outside those of training."""
+  from sklearn.metrics import roc_auc_score
+
   odds, maps, share = [], [], []
   for begin in range(0, len(shown['image']), 60):
     logits, kept = judge(variables, shown['image'][begin : begin + 60])
@@ -250,8 +259,6 @@ def _validate(model: Any, variables: Any, shown: Shown) -> dict[str, float]:
     )
   return figures
 
-
-_VALIDATORS: dict[int, Any] = {}
 
 if __name__ == '__main__':
   command.run(main)

@@ -18,7 +18,6 @@ from iqa_jax.data import pipeline
 from iqa_jax.data import plan as plan_lib
 from iqa_jax.data import source as source_lib
 from iqa_jax.judging import familiar, features
-from iqa_jax.photograph import prepare
 
 FIELD = 'familiar'  # of model.json
 _COUNT = 400  # photographs; their features take a hundredth of a second each
@@ -59,14 +58,7 @@ def _features(
     field.name: getattr(plan, field.name)[:_COUNT]
     for field in dataclasses.fields(plan)
   }
-  rows = []
-  for batch in pipeline.batches(
-    source,
-    plan_lib.Plan(**some),
-    image_size=config.data.image_size,
-    batch_size=16,
-  ):
-    for image in batch['image'][batch['mask'] > 0]:
-      inside = prepare.with_field(image)[..., 3] > 0
-      rows.append(features.features(image, inside))
-  return np.stack(rows)
+  shown = pipeline.with_fields(
+    source, plan_lib.Plan(**some), config.data.image_size
+  )
+  return np.stack([features.features(*one) for one in shown])

@@ -9,13 +9,14 @@ step, and stay fixed (a data-dependent initialisation, as by Salimans & Kingma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from numpy.typing import ArrayLike
 
 from iqa_jax import devices, models, processes
 from iqa_jax.aliases import Variables
@@ -87,9 +88,28 @@ def fit(
   inputs = 'features' if cache else 'image'
   first, second, count = _summed(moments, variables, batches, inputs)
   mean = first / count
-  # A channel that never lights up keeps its scale.
+  # Rounding may leave less than nothing of a channel that is constant.
   variance = np.maximum(second / count - mean**2, 0.0)
-  variance = np.where(variance > 1e-8, variance, 1.0)
+  return placed(variables, owner, mean, variance)
+
+
+def placed(
+  variables: Variables,
+  owner: Sequence[str],
+  mean: ArrayLike,
+  variance: ArrayLike,
+) -> Variables:
+  """Returns `variables` whose head sees features of this mean and variance.
+
+  A channel that never lights up keeps its scale.
+
+  Args:
+    variables: a model's.
+    owner: where the statistics lie in 'batch_stats'.
+    mean: [c], of every channel.
+    variance: [c], likewise.
+  """
+  variance = np.where(np.asarray(variance) > 1e-8, variance, 1.0)
   flat = phases.flatten(variables['batch_stats'])
   path = '/'.join(owner)
   flat[f'{path}/mean'] = jnp.asarray(mean, jnp.float32)
