@@ -6,8 +6,8 @@ stand for all the others. A region (blob, polygon, stripes, strokes, specks,
 ring, side) and a change (colour, texture, ridges, noise, blocks, blur, tone,
 displaced retina, lens) are drawn independently of each other, after DRAEM
 (Zavrtanik et al. 2021, section 3.2) and CutPaste (Li et al. 2021), and for
-fundus photographs' own ways of failing: a change of focus is a fault of focus, a
-large smooth change of light one of illumination, anything else an artifact.
+fundus photographs' own ways of failing: a change of focus is a fault of focus,
+a large smooth change of light one of illumination, anything else an artifact.
 """
 
 from __future__ import annotations
