@@ -27,7 +27,7 @@ MOMENTUM = 0.9
 # Pixels times channels in and out, from which _convolve's own gradient is
 # faster (measured with jax 0.10 on 2 cores).
 _LARGE = 10**8
-_PORTABLE = contextvars.ContextVar('portable', default=False)
+_AS_ON = contextvars.ContextVar[str | None]('as_on', default=None)
 
 Mask = jax.Array | None
 
@@ -65,31 +65,36 @@ def conv(
 
 
 @contextlib.contextmanager
-def portable() -> Iterator[None]:
-  """What is traced in here has nothing that is tuned for the CPU.
+def portable(platform: str = '') -> Iterator[None]:
+  """What is traced in here has nothing that is tuned for a platform.
 
   For formats that have no word for a choice by platform.
+
+  Args:
+    platform: has what is tuned for 'cpu' or 'tpu' nevertheless, wherever it
+      runs.
   """
-  token = _PORTABLE.set(True)
+  token = _AS_ON.set(platform)
   try:
     yield
   finally:
-    _PORTABLE.reset(token)
+    _AS_ON.reset(token)
 
 
 def _by_platform(
-  cpu: Callable[..., jax.Array],
-  default: Callable[..., jax.Array],
-  *arguments: jax.Array,
-) -> jax.Array:
-  """Returns `cpu` of the arguments in programs for a CPU, else `default`.
+  default: Callable[..., Any],
+  *arguments: Any,
+  **tuned: Callable[..., Any],
+) -> Any:
+  """Returns `default` of the arguments, or what is tuned for a platform.
 
   Chosen when a program is lowered, for the platform that it is lowered for: no
-  trace of the other is left in it, nor in its gradient.
+  trace of the others is left in it, nor in its gradient.
   """
-  if _PORTABLE.get():
-    return default(*arguments)
-  return lax.platform_dependent(*arguments, cpu=cpu, default=default)
+  platform = _AS_ON.get()
+  if platform is not None:
+    return tuned.get(platform, default)(*arguments)
+  return lax.platform_dependent(*arguments, default=default, **tuned)
 
 
 def _convolve(
@@ -147,7 +152,7 @@ def _convolve(
 
   remembering = jax.custom_vjp(convolve)
   remembering.defvjp(lambda x, k: (convolve(x, k), (x, k)), backward)
-  return _by_platform(remembering, convolve, x, kernel)
+  return _by_platform(convolve, x, kernel, cpu=remembering)
 
 
 class Pointwise(nn.Module):
@@ -167,32 +172,50 @@ class Pointwise(nn.Module):
   stride: int
   dtype: jnp.dtype
 
-  @nn.compact
   def __call__(
     self, x: Float[jax.Array, 'b h w c']
   ) -> Float[jax.Array, 'b rows columns d']:
-    shape = (1, 1, x.shape[-1], self.features)
-    kernel = self.param(
+    return _pointwise(x, self.kernel(x.shape[-1]), self.stride, self.dtype)
+
+  @nn.compact
+  def kernel(self, channels: int) -> Float[jax.Array, '1 1 c d']:
+    """Returns the parameter, for maps of so many channels."""
+    shape = (1, 1, channels, self.features)
+    return self.param(
       'kernel', nn.initializers.lecun_normal(), shape, jnp.float32
     )
 
-    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-      x = x[:, :: self.stride, :: self.stride]
-      flat = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-      return flat.reshape(*x.shape[:-1], self.features)
 
-    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-      return lax.conv_general_dilated(
-        x,
-        kernel,
-        (self.stride, self.stride),
-        'VALID',
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      )
+def _pointwise(
+  x: jax.Array, kernel: jax.Array, stride: int, dtype: jnp.dtype
+) -> jax.Array:
+  def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    x = x[:, ::stride, ::stride]
+    flat = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
-    return _by_platform(
-      product, convolution, x.astype(self.dtype), kernel.astype(self.dtype)
+  def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+      x,
+      kernel,
+      (stride, stride),
+      'VALID',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
+
+  return _by_platform(
+    convolution, x.astype(dtype), kernel.astype(dtype), cpu=product
+  )
+
+
+def relu(x: Float[jax.Array, 'b *place c']) -> Float[jax.Array, 'b *place c']:
+  """Returns max(x, 0); on a TPU the gradient looks at the result.
+
+  That one is kept anyway, what it was made of is not.
+  """
+  from_result = jax.custom_jvp(nn.relu)
+  from_result.defjvps(lambda change, y, x: jnp.where(y > 0, change, 0))
+  return _by_platform(nn.relu, x, tpu=from_result)
 
 
 def max_pool(
@@ -229,7 +252,7 @@ def max_pool(
         best = jnp.where((here > best) | jnp.isnan(here), here, best)
     return best
 
-  return _by_platform(running, pool, x)
+  return _by_platform(pool, x, cpu=running)
 
 
 def adaptive_average(
@@ -281,9 +304,18 @@ class BatchNorm(nn.Module):
     *,
     train: bool = False,
     mask: Mask = None,
-  ) -> Float[jax.Array, 'b *place c']:
-    """Normalises x [b, h, w, c]; `mask` [b] leaves examples out (0)."""
-    shape = x.shape[-1:]
+    conv: Pointwise | None = None,
+  ) -> Float[jax.Array, 'b *cells d']:
+    """Normalises x [b, h, w, c]; `mask` [b] leaves examples out (0).
+
+    Of `conv`, x's convolution by it is normalised. In training on a TPU, which
+    is bound by bytes, that one is never seen: its statistics follow from the
+    products of x's channels, and normalising is part of the kernel.
+    """
+    kernel, shape, stride = None, x.shape[-1:], 1
+    if conv is not None:
+      kernel, shape = conv.kernel(x.shape[-1]), (conv.features,)
+      stride = conv.stride
     scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
     running_mean = self.variable(
@@ -292,39 +324,95 @@ class BatchNorm(nn.Module):
     running_var = self.variable(
       'batch_stats', 'var', jnp.ones, shape, jnp.float32
     )
-    if train:
-      mean, var, count = self._batch_statistics(
-        x, mask, running_mean.value, running_var.value
-      )
-      if not self.is_initializing():
-        unbiased = var * count / jnp.maximum(count - 1, 1)
-        # A batch of nothing but padding says nothing.
-        weight = jnp.where(count > 0, 1 - MOMENTUM, 0.0)
-        running_mean.value += weight * (mean - running_mean.value)
-        running_var.value += weight * (unbiased - running_var.value)
-    else:
-      mean, var = running_mean.value, running_var.value
-    factor = scale * lax.rsqrt(var + EPSILON)
-    offset = bias - mean * factor
-    return (x * factor + offset).astype(self.dtype)
-
-  def _batch_statistics(
-    self, x: jax.Array, mask: Mask, shift: jax.Array, known_var: jax.Array
-  ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x = x.astype(jnp.float32)
+    known = running_mean.value, running_var.value
     weights = jnp.ones(x.shape[:1]) if mask is None else mask
     weights = weights.astype(jnp.float32)[:, None, None, None]
-    # One pass over the map; shifted by the running mean, which is near, so
-    # that the difference of the two sums doesn't cancel.
-    centred = x - lax.stop_gradient(shift)
-    total = (centred * weights).sum((0, 1, 2))
-    square = (centred**2 * weights).sum((0, 1, 2))
-    count = weights.sum() * x.shape[1] * x.shape[2]
+
+    def plain(x: jax.Array, kernel: Any, scale: Any, bias: Any) -> Any:
+      y = x if kernel is None else _pointwise(x, kernel, stride, self.dtype)
+      statistics = *known, jnp.zeros(())
+      if train:
+        statistics = self._statistics(_sums(y, weights, known[0]), *known)
+      factor, offset = _affine(scale, bias, *statistics[:2])
+      return (y * factor + offset).astype(self.dtype), statistics
+
+    def folded(x: jax.Array, kernel: Any, scale: Any, bias: Any) -> Any:
+      x = x[:, ::stride, ::stride]
+      sums = _sums_of_product(x, kernel[0, 0], weights, known[0])
+      statistics = self._statistics(sums, *known)
+      factor, offset = _affine(scale, bias, *statistics[:2])
+      y = _pointwise(x, kernel * factor, 1, self.dtype)
+      return (y + offset).astype(self.dtype), statistics
+
+    arguments = x, kernel, scale, bias
+    if train and kernel is not None:
+      y, statistics = _by_platform(plain, *arguments, tpu=folded)
+    else:
+      y, statistics = plain(*arguments)
+    if train and not self.is_initializing():
+      mean, var, count = statistics
+      unbiased = var * count / jnp.maximum(count - 1, 1)
+      # A batch of nothing but padding says nothing.
+      weight = jnp.where(count > 0, 1 - MOMENTUM, 0.0)
+      running_mean.value += weight * (mean - running_mean.value)
+      running_var.value += weight * (unbiased - running_var.value)
+    return y
+
+  def _statistics(
+    self,
+    sums: tuple[jax.Array, jax.Array, jax.Array],
+    shift: jax.Array,
+    known_var: jax.Array,
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns mean, variance and count over all devices, of `_sums`."""
     if self.axis_name is not None:
-      total, square, count = lax.psum((total, square, count), self.axis_name)
+      sums = lax.psum(sums, self.axis_name)
+    total, square, count = sums
     divisor = jnp.maximum(count, 1)
     offset = total / divisor
     var = jnp.maximum(square / divisor - offset**2, 0.0)
     # A part of nothing but padding is normalised by what is known: a variance
     # of 0 would enlarge it three hundredfold in every layer.
     return shift + offset, jnp.where(count > 0, var, known_var), count
+
+
+def _affine(
+  scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  factor = scale * lax.rsqrt(var + EPSILON)
+  return factor, bias - mean * factor
+
+
+def _sums(
+  x: jax.Array, weights: jax.Array, shift: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns the sums of x - shift and of its squares [c], and the count."""
+  # One pass over the map; shifted by the running mean, which is near, so
+  # that the difference of the two sums doesn't cancel.
+  centred = x.astype(jnp.float32) - lax.stop_gradient(shift)
+  total = (centred * weights).sum((0, 1, 2))
+  square = (centred**2 * weights).sum((0, 1, 2))
+  return total, square, weights.sum() * x.shape[1] * x.shape[2]
+
+
+def _sums_of_product(
+  x: jax.Array, kernel: jax.Array, weights: jax.Array, shift: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns `_sums` of x @ kernel, without the product."""
+  exact = lax.Precision.HIGHEST
+  real = x * weights.astype(x.dtype)
+  count = weights.sum() * x.shape[1] * x.shape[2]
+  mean = real.astype(jnp.float32).sum((0, 1, 2)) / jnp.maximum(count, 1)
+  half = jnp.einsum(
+    'bhwi,bhwj->ij',
+    lax.stop_gradient(real),
+    x,
+    precision=exact,
+    preferred_element_type=jnp.float32,
+  )
+  # Of equal value; in this form the gradient is one product and not two.
+  products = half + half.T - lax.stop_gradient(half)
+  spread = products - count * mean[:, None] * mean
+  centre = jnp.dot(mean, kernel, precision=exact) - lax.stop_gradient(shift)
+  square = (kernel * jnp.dot(spread, kernel, precision=exact)).sum(0)
+  return count * centre, square + count * centre**2, count

@@ -156,20 +156,25 @@ class _Block(nn.Module):
     ) -> jax.Array:
       return layers.conv(features, window, dtype=self.dtype, name=name)(x)
 
-    def norm(x: jax.Array, name: str) -> jax.Array:
+    def norm(
+      x: jax.Array, name: str, conv: layers.Pointwise | None = None
+    ) -> jax.Array:
       layer = layers.BatchNorm(self.axis_name, self.dtype, name=name)
-      return layer(x, train=train, mask=mask)
+      return layer(x, train=train, mask=mask, conv=conv)
+
+    def widening(stride: int, name: str) -> layers.Pointwise:
+      return layers.Pointwise(wide, stride, self.dtype, name=name)
 
     wide = self.channels * _EXPANSION
     y = conv(x, self.channels, _POINTWISE, 'conv1')
     y = nn.relu(norm(y, 'norm1'))
     y = conv(y, self.channels, _middle(self.stride), 'conv2')
     y = nn.relu(norm(y, 'norm2'))
-    y = norm(conv(y, wide, _POINTWISE, 'conv3'), 'norm3')
+    y = norm(y, 'norm3', widening(1, 'conv3'))
     if self.stride != 1 or x.shape[-1] != wide:
-      x = conv(x, wide, Window(1, self.stride), 'shortcut_conv')
-      x = norm(x, 'shortcut_norm')
-    return nn.relu(y + x)
+      shortcut = widening(self.stride, 'shortcut_conv')
+      x = norm(x, 'shortcut_norm', shortcut)
+    return layers.relu(y + x)
 
 
 _TORCH = (

@@ -156,6 +156,112 @@ def test_a_1x1_convolution_is_the_same_product_everywhere(stride):
   )
 
 
+def normalised(stride, dtype, platform, devices=1):
+  """Returns what a normalised 1x1 convolution is where tuned for a platform.
+
+  That is (results, statistics, gradients) of examples of which some are
+  padding that must not be seen.
+  """
+  rng = np.random.default_rng(0)
+  # As after a ReLU, and far from 0, where sums of squares would cancel.
+  x = np.maximum(rng.normal(3, 2, (8, 7, 5, 6)), 0).astype(np.float32)
+  mask = np.ones(8, np.float32)
+  mask[[3, 4, 5]] = 0  # of four devices the third has nothing else
+  x[mask == 0] = 1e4
+  axis = None if devices == 1 else 'batch'
+  conv = layers.Pointwise(4, stride, dtype)
+  layer = layers.BatchNorm(axis, dtype)
+
+  def apply(params, stats, x, mask):
+    kernel = conv.bind({'params': params['conv']})
+    return layer.apply(
+      {'params': params['norm'], 'batch_stats': stats},
+      x,
+      train=True,
+      mask=mask,
+      conv=kernel,
+      mutable=['batch_stats'],
+    )
+
+  params = {
+    'conv': {'kernel': rng.normal(size=(1, 1, 6, 4)).astype(np.float32)},
+    'norm': {
+      'scale': rng.normal(size=4).astype(np.float32),
+      'bias': rng.normal(size=4).astype(np.float32),
+    },
+  }
+  stats = {'mean': np.full(4, 20.0, np.float32), 'var': np.ones(4, np.float32)}
+  y_shape = (8, -(-7 // stride), -(-5 // stride), 4)
+  weight = rng.normal(size=y_shape).astype(np.float32)
+  weight *= mask[:, None, None, None]
+
+  def run(x, mask, weight):
+    def loss(params, x):
+      y, new = apply(params, stats, x, mask)
+      return (y * weight).sum(), (y, new['batch_stats'])
+
+    gradient = jax.grad(loss, (0, 1), has_aux=True)
+    (to_params, to_x), (y, new) = gradient(params, x)
+    if axis:
+      to_params = jax.lax.psum(to_params, axis)
+    return y, new, to_params, to_x
+
+  arguments = x.astype(dtype), mask, weight
+  with layers.portable(platform):
+    if not axis:
+      found = jax.jit(run)(*arguments)
+    else:
+      split = [a.reshape(devices, -1, *a.shape[1:]) for a in arguments]
+      y, new, to_params, to_x = jax.pmap(run, axis_name=axis)(*split)
+      new, to_params = jax.tree.map(lambda a: a[0], (new, to_params))
+      joined = [a.reshape(-1, *a.shape[2:]) for a in (y, to_x)]
+      found = joined[0], new, to_params, joined[1]
+  return jax.tree.map(np.float32, found), (x, mask, params)
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_a_tpu_normalises_unseen_convolutions_to_the_same_numbers(
+  stride, dtype, devices
+):
+  found, (x, mask, params) = normalised(stride, dtype, 'tpu', devices)
+  expected, _ = normalised(stride, dtype, '')
+  tolerance = 2e-5 if dtype == jnp.float32 else 3e-2
+
+  def close(found, expected):
+    scale = np.abs(expected[mask > 0] if len(expected) == 8 else expected).max()
+    found, expected = found / scale, expected / scale
+    np.testing.assert_allclose(found, expected, atol=tolerance)
+
+  real = mask > 0
+  close(found[0][real], expected[0][real])
+  jax.tree.map(close, found[1:3], expected[1:3])
+  close(found[3], expected[3])
+  # By hand, in float64, from the real examples alone.
+  y = np.float64(x)[real, ::stride, ::stride] @ params['conv']['kernel'][0, 0]
+  norm, flat = params['norm'], y.reshape(-1, 4)
+  y = (y - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
+  close(found[0][real], y * norm['scale'] + norm['bias'])
+  close(found[1]['mean'], 18 + 0.1 * flat.mean(0))
+  close(found[1]['var'], 0.9 + 0.1 * flat.var(0, ddof=1))
+
+
+def test_wide_convolutions_stay_unseen_in_a_tpus_training_only():
+  _, shapes = built('resnet50')
+  names = jax.tree_util.tree_flatten_with_path(shapes['params'])[0]
+  wide = [p for p, _ in names if p[-2].key in ('conv3', 'shortcut_conv')]
+  traced = training('resnet50', 'all')
+  with layers.portable():
+    plain = lowered(training('resnet50', 'all'), 'cuda')
+  assert lowered(traced, 'cuda') == plain
+  # The products of a map's channels and their gradient.
+  extra = lowered(traced, 'tpu')['dot_general'] - plain['dot_general']
+  assert len(wide) == 8 and extra >= 2 * len(wide)
+  predict = predicting('resnet50')
+  assert lowered(predict, 'tpu') == lowered(predict, 'cuda')
+
+
 def test_portable_programs_leave_no_choice():
   layer = layers.conv(4, Window(1), dtype=jnp.float32)
   x = jnp.ones((1, 3, 3, 2))
