@@ -19,14 +19,10 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.models import evidence, filters, heads, layers, resnet, vgg
+from iqa_jax.models import evidence, heads, layers, resnet, vgg
 from iqa_jax.models.classifier import Classifier
 
-_BACKBONES = {
-  'filters': filters.Filters,
-  'resnet50': resnet.ResNet,
-  'vgg16': vgg.VGG,
-}
+_BACKBONES = {'resnet50': resnet.ResNet, 'vgg16': vgg.VGG}
 
 # Of ImageNet's training images, RGB in [0, 1]; what the published weights and
 # every fine-tuned model expect.
