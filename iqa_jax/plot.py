@@ -7,7 +7,9 @@ scikit-learn's displays. They draw the curves of the evaluation's report.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from iqa_jax.aliases import Record
 
 if TYPE_CHECKING:
   from collections.abc import Callable, Iterable
@@ -178,7 +180,7 @@ def _rows(
   """Returns what is drawn, and where."""
   from iqa_jax.evaluation import api
 
-  given: dict[str, Any] = dict(options)
+  given: Record = dict(options)
   ax = given.pop('ax', None) or _axis()
   given.pop('resamples', None)
   rows = api.collect(labels, verdicts, **given)[0]

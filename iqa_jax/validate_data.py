@@ -47,17 +47,8 @@ _ALLOW_MISSING = flags.DEFINE_bool(
 )
 
 COLUMNS = (
-  'image_id',
-  'split',
-  'patient_id',
-  'camera',
-  'label',
-  'status',
-  'reason',
-  'path',
-  'width',
-  'height',
-  'field_found',
+  *('image_id', 'split', 'patient_id', 'camera', 'label', 'status', 'reason'),
+  *('path', 'width', 'height', 'field_found'),
 )
 
 _NOTICES = {
@@ -72,10 +63,6 @@ def examine(split: str, entry: Entry) -> tuple[Record, np.ndarray | None]:
   """Returns a row (COLUMNS) on a photograph, and its code (data/duplicates.py).
 
   The code is None where the photograph can't be read.
-
-  Args:
-    split: the builder's split.
-    entry: a records.Entry.
   """
   from iqa_jax import labels
   from iqa_jax.data import duplicates, records

@@ -72,7 +72,7 @@ class Entry:
     return self.metadata['image_id']
 
 
-def features() -> Any:
+def features() -> tfds.features.FeaturesDict:
   """Returns the tfds features of a prepared photograph.
 
   image: encoded; image_id, patient_id, camera, site (where it was taken), eye

@@ -7,7 +7,7 @@ colours, told apart by the colour-blind).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 from sklearn import metrics as sk
 
 from iqa_jax import labels
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import intervals, metrics
 
 STYLE: dict[Any, Any] = {
@@ -45,7 +46,7 @@ STYLE: dict[Any, Any] = {
 BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#868c97'
 DARK = '#222831'
 GRID = np.linspace(0, 1, 201)  # where the bands of curves are given
-_UNIT: dict[str, Any] = {
+_UNIT: Record = {
   'xlim': (-0.01, 1.01),
   'ylim': (-0.01, 1.01),
   'aspect': 'equal',
@@ -298,7 +299,7 @@ def dot(ax: Axes, x: float, y: float, label: str = 'operating point') -> None:
   )
 
 
-def value_label(title: str, measure: Mapping[str, Any]) -> str:
+def value_label(title: str, measure: Record) -> str:
   """Returns 'AUC 0.975 (0.972-0.977)' of an entry of assessment."""
   if measure['low'] is None:
     return f'{title} {measure["value"]:.3f}'

@@ -49,13 +49,10 @@ def draw(
 ) -> dict[str, Drawn]:
   """Returns the figures of an evaluation, by file name.
 
-  Figures that the images can't give (one class only) are left out.
+  `result` is what metrics.json holds, `tables` the predictions of every split
+  in it, `history` the lines of history.jsonl.
 
-  Args:
-    result: what metrics.json holds.
-    tables: the predictions of every split in it.
-    history: lines of history.jsonl.
-    resamples: of the bands.
+  Figures that the images can't give (one class only) are left out.
   """
   split = main_split(tables)
   measured = result['splits'][split]

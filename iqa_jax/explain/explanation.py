@@ -136,15 +136,9 @@ class Explanation:
 
   def draw_ruler(self, picture: Image.Image) -> None:
     """Draws disc, fovea and distances onto the photograph at any size."""
-    view = self.verdict.field
-    if view is None:
-      return
-    sx, sy = (
-      picture.width / self.photo.width,
-      picture.height / self.photo.height,
-    )
-    marks = self.landmarks * [sx, sy, (sx * sy) ** 0.5, sx, sy]
-    ruler.draw(picture, marks, view.scaled(sx, sy))
+    if self.verdict.field is not None:
+      size = self.photo.image.size
+      ruler.draw(picture, self.landmarks, self.verdict.field, size)
 
   def to_dict(self) -> Record:
     """Returns the verdict's row and what the map is, without its values."""

@@ -63,19 +63,16 @@ def palette(colors: str) -> UInt8[np.ndarray, '256 3']:
   Raises:
     ValueError: there is no such colour map.
   """
+  errors.one_of('colour map', colors, COLORS)
   at = np.arange(256) / 255
   if colors == 'jet':
     middle = np.array([3, 2, 1])
     rgb = np.clip(1.5 - np.abs(4 * at[:, None] - middle), 0, 1) * 255
-  elif colors in _ANCHORS:
+  else:
     anchors = np.frombuffer(bytes.fromhex(_ANCHORS[colors]), np.uint8)
     anchors = anchors.reshape(-1, 3)
     places = np.linspace(0, 1, len(anchors))
     rgb = np.stack([np.interp(at, places, c) for c in anchors.T], axis=1)
-  else:
-    raise errors.InvalidValue(
-      f'colour map {colors!r} is none of {", ".join(COLORS)}'
-    )
   return np.rint(rgb).astype(np.uint8)
 
 
@@ -254,15 +251,7 @@ def _laid(
 def _span(
   first: float, end: float, side: int, count: int, placement: Placement | None
 ) -> tuple[float, float]:
-  """Returns from where to where prepared pixels go, in cells of a map's axis.
-
-  Args:
-    first: prepared pixel.
-    end: likewise.
-    side: of the prepared image.
-    count: cells along the axis.
-    placement: see `overlay`.
-  """
+  """Returns from where to where prepared pixels go, in cells of the map."""
   place = placement or placement_lib.evenly(side, count)
   low, high = (place.cells(np.asarray(at)) for at in (first, end))
   return float(low), float(high)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import textwrap
-from typing import Any
 
 from jaxtyping import Bool, Float
 import numpy as np
 from PIL import Image, ImageDraw
 
+from iqa_jax.aliases import Record
 from iqa_jax.explain import overlay
 from iqa_jax.explain.overlay import AMBER, INK, PALE, PAPER, TEAL, typeface
 from iqa_jax.photograph.placement import Placement
@@ -105,7 +105,7 @@ def draw(
   """
   shrink = min(_SIDE / photograph.height, 1.5 * _SIDE / photograph.width, 1)
   plain, to_plain = _resized(photograph, shrink)
-  look: dict[str, Any] = {
+  look: Record = {
     'colors': colors,
     'opacity': opacity,
     'within': within,
@@ -186,7 +186,7 @@ def _strip(
   affine: np.ndarray,
   prepared_size: int,
   criteria: tuple[Criterion, ...],
-  look: dict[str, Any],
+  look: Record,
 ) -> Image.Image | None:
   """Returns the criteria side by side, or None without any."""
   if not criteria:

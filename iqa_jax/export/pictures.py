@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from iqa_jax.aliases import Record
 from iqa_jax.explain import overlay, panel, ruler
 from iqa_jax.export.messages import Drawing, Settings
 from iqa_jax.photograph import geometry
@@ -44,7 +44,7 @@ class Pictures:
     self._held = held
     self._drawing = drawing
     self._settings = settings
-    self._look: dict[str, Any] = {
+    self._look: Record = {
       'placement': drawing.placement,
       'colors': settings.colors,
       'opacity': settings.opacity,
@@ -69,10 +69,8 @@ class Pictures:
   def _measured(self, picture: Image.Image) -> Image.Image:
     """Draws landmarks and distances, if there are any."""
     held = self._held
-    sx, sy = picture.width / held.width, picture.height / held.height
-    stretch = [sx, sy, (sx * sy) ** 0.5, sx, sy]
-    marks = self._drawing.landmarks * stretch
-    ruler.draw(picture, marks, held.field.scaled(sx, sy))
+    size = held.width, held.height
+    ruler.draw(picture, self._drawing.landmarks, held.field, size)
     return picture
 
   def contour(self) -> Image.Image:
@@ -99,7 +97,7 @@ class Pictures:
       **self._look,
     )
 
-  def npz(self) -> dict[str, Any]:
+  def npz(self) -> Record:
     """Returns the raw map, and how it lies on the photograph."""
     drawing, held, size = self._drawing, self._held, self._settings.size
     columns = drawing.raw.shape[1]

@@ -56,10 +56,7 @@ def apply(
   Raises:
     ValueError: no such kind, or a severity out of range.
   """
-  if kind not in CRITERION:
-    raise errors.InvalidValue(
-      f'fault {kind!r} is none of {", ".join(CRITERION)}'
-    )
+  errors.one_of('fault', kind, CRITERION)
   if not 0 <= severity <= 1:
     raise errors.InvalidValue(f'severity {severity} is not within 0 to 1')
   pixels, weight = _FAULTS[kind](image, Frame(inside), float(severity), rng)

@@ -37,8 +37,7 @@ def apply(
   Raises:
     ValueError: no such kind.
   """
-  if kind not in _FAULTS:
-    raise errors.InvalidValue(f'fault {kind!r} is none of {", ".join(KINDS)}')
+  errors.one_of('fault', kind, KINDS)
   frame = Frame(inside)
   changed, weight = _FAULTS[kind](image.astype(np.float32), frame, rng)
   pixels = canvas.finished(changed, image, inside)
