@@ -11,9 +11,7 @@ objects; the numbers are the same (tests/test_grader.py).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-import concurrent.futures
 import itertools
 import os
 from typing import TypeAlias, overload
@@ -242,26 +240,12 @@ class Grader:
 
   def _judge(self, photos: Iterable[photo.Source]) -> Iterator[Verdict]:
     """Yields verdicts in order; photographs are prepared ahead by threads."""
-    sources = iter(photos)
-    waiting: deque[concurrent.futures.Future[Ready | Verdict]] = deque()
-    workers = machine.cpu_count()
     size = self.batch_size
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-      while True:
-        ahead = size + workers - len(waiting)
-        waiting.extend(
-          pool.submit(self._prepare, source)
-          for source in itertools.islice(sources, ahead)
-        )
-        if not waiting:
-          return
-        count = min(size, len(waiting))
-        found = [waiting.popleft().result() for _ in range(count)]
-        waiting.extend(
-          pool.submit(self._prepare, source)
-          for source in itertools.islice(sources, count)
-        )
-        yield from self._verdicts(found)
+    ready = machine.in_threads(
+      self._prepare, photos, size + machine.cpu_count()
+    )
+    while found := list(itertools.islice(ready, size)):
+      yield from self._verdicts(found)
 
   def _prepare(self, source: photo.Source) -> Ready | Verdict:
     """Returns a photograph prepared for all members, or what is wrong."""

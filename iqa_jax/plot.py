@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 from iqa_jax.aliases import Record
 
 if TYPE_CHECKING:
-  from collections.abc import Callable, Iterable
+  from collections.abc import Iterable
 
   from matplotlib.axes import Axes
   from PIL.Image import Image
@@ -57,18 +57,14 @@ def roc(
   Raises:
     ValueError: one class only, or see `iqa.evaluate`.
   """
-  from iqa_jax.evaluation import displays
-
-  return _curve(displays.roc, labels, verdicts, options)
+  return _curve('roc', labels, verdicts, options)
 
 
 def pr(
   labels: Iterable[object], verdicts: Scores, **options: Unpack[Options]
 ) -> Display:
   """Draws precision over recall; arguments as of `roc`."""
-  from iqa_jax.evaluation import displays
-
-  return _curve(displays.precision_recall, labels, verdicts, options)
+  return _curve('precision_recall', labels, verdicts, options)
 
 
 def calibration(
@@ -137,7 +133,7 @@ def _picture(picture: Image, ax: Axes | None) -> Axes:
 
 
 def _curve(
-  draw: Callable[..., Display],
+  kind: str,
   labels: Iterable[object],
   verdicts: Scores,
   options: Options,
@@ -153,25 +149,14 @@ def _curve(
       f'{len(rows)} photographs of one class have no curve'
     )
   measured = api.measure(rows, resamples=resamples)['metrics']
-  of_roc, of_pr = resampling.roc_band(
+  bands = resampling.roc_band(
     rows.quality,
     rows.ranks,
     resampling.Resamples(rows.patient_id, resamples),
     displays.GRID,
   )
-  name, metric, band = (
-    ('AUC', 'auc', of_roc)
-    if draw is displays.roc
-    else ('AP', 'average_precision', of_pr)
-  )
-  return draw(
-    ax,
-    rows.quality,
-    rows.ranks,
-    called=rows.verdict == 1,
-    band=band,
-    label=displays.value_label(name, measured[metric]),
-  )
+  band = bands[0] if kind == 'roc' else bands[1]
+  return displays.curve(ax, kind, rows, measured, band)
 
 
 def _rows(

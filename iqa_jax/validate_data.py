@@ -259,7 +259,7 @@ def validate(
   """
   import tqdm
 
-  from iqa_jax.data import records
+  from iqa_jax import machine
 
   problems: list[str] = []
   more = {'columns': columns} if columns else {}
@@ -267,7 +267,7 @@ def validate(
   jobs = [(name, e) for name, entries in splits.items() for e in entries]
   examined = list(
     tqdm.tqdm(
-      records.in_parallel(lambda job: examine(*job), jobs),
+      machine.in_threads(lambda job: examine(*job), jobs),
       'reading photographs',
       len(jobs),
       unit='photograph',

@@ -104,15 +104,9 @@ class Explanation:
       colors: one of overlay.COLORS.
       opacity: of the strongest evidence, 0 to 1.
     """
+    look = pictures.Look(self.placement, colors, opacity, self.inside)
     picture = pictures.overlay(
-      self.photo.image,
-      self.shown(),
-      self.affine,
-      self.size,
-      placement=self.placement,
-      colors=colors,
-      opacity=opacity,
-      within=self.inside,
+      self.photo.image, self.shown(), self.affine, self.size, look
     )
     self.draw_ruler(picture)
     return picture
@@ -126,11 +120,8 @@ class Explanation:
       self.shown(),
       self.affine,
       self.size,
+      pictures.Look(self.placement, colors, opacity, self.inside),
       caption=self._caption(),
-      placement=self.placement,
-      colors=colors,
-      opacity=opacity,
-      within=self.inside,
       decorate=self.draw_ruler,
     )
 

@@ -150,14 +150,8 @@ def drop_and_increase(
 ) -> tuple[Float[np.ndarray, ' n'], Float[np.ndarray, ' n']]:
   """Returns what keeping only the explained part does (Chattopadhay 2018).
 
-  Args:
-    ask: the network; a probability.
-    images: [n, h, w, c] of 0..255.
-    targets: int [n].
-    maps: [n, h, w]; as shares of their maximum they say how much of the
-      photograph is kept.
-    other: what is seen instead of what is not kept.
-    before: the scores [n] of `images`.
+  Arguments as of `replacement_curves`: maps, as shares of their maximum, say
+  how much of the photograph is kept; `before` are the scores [n] of `images`.
 
   Returns:
     The relative fall of the score [n], 0 where it rises, and whether it rises.

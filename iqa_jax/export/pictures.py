@@ -44,13 +44,13 @@ class Pictures:
     self._held = held
     self._drawing = drawing
     self._settings = settings
-    self._look: Record = {
-      'placement': drawing.placement,
-      'colors': settings.colors,
-      'opacity': settings.opacity,
+    self._look = overlay.Look(
+      drawing.placement,
+      settings.colors,
+      settings.opacity,
       # Networks that take the field find nothing outside.
-      'within': held.inside if settings.field else None,
-    }
+      held.inside if settings.field else None,
+    )
 
   def _map(self) -> tuple[np.ndarray, np.ndarray, int]:
     """Returns what overlays take: map, affine, prepared size."""
@@ -79,12 +79,7 @@ class Pictures:
     if note:
       return overlay.noted(self._measured(self._photograph.copy()), note)
     return self._measured(
-      overlay.contour(
-        self._photograph,
-        *self._map(),
-        placement=self._drawing.placement,
-        colors=self._settings.colors,
-      )
+      overlay.contour(self._photograph, *self._map(), self._look)
     )
 
   def panel(self) -> Image.Image:
@@ -92,9 +87,9 @@ class Pictures:
     return panel.draw(
       self._photograph,
       *self._map(),
+      self._look,
       caption=self._drawing.caption,
       decorate=self._measured,
-      **self._look,
     )
 
   def npz(self) -> Record:
@@ -117,7 +112,7 @@ class Pictures:
     shown = self._drawing.shown
     if self._drawing.caption.note:
       shown = np.zeros_like(shown)
-    return overlay.thumbnail(self._held.prepared, shown, **self._look)
+    return overlay.thumbnail(self._held.prepared, shown, self._look)
 
   def overlay(self) -> Image.Image:
     """Returns the photograph under the map; draws on the photograph itself."""
@@ -125,7 +120,5 @@ class Pictures:
     if note:
       return overlay.noted(self._measured(self._photograph), note)
     return self._measured(
-      overlay.overlay(
-        self._photograph, *self._map(), **self._look, in_place=True
-      )
+      overlay.overlay(self._photograph, *self._map(), self._look, in_place=True)
     )

@@ -63,17 +63,16 @@ def judged(
   landmarks = ruler.to_original(found.landmarks, prepared.affine, model.size)
   record |= ruler.columns(landmarks, prepared.field)
   p, verdict, uncertain = model.judge(float(found.p_inadequate))
-  calibrated = model.judges.calibration is not None
-  has_band = model.judges.uncertain_band is not None
+  judges = model.judges
   for i, name in enumerate(model.outputs):
     record[f'logit_{name}'] = float(found.logits[i])
     record[f'p_{name}'] = float(found.probabilities[i])
   record |= _cause(found, verdict, model, language)
   return record | {
     'p_inadequate': float(found.p_inadequate),
-    'p_calibrated': p if calibrated else None,
+    'p_calibrated': p if judges.calibration is not None else None,
     'verdict': verdict,
-    'uncertain': uncertain if has_band else None,
+    'uncertain': uncertain if judges.uncertain_band is not None else None,
     'target': model.explainer.trained.task.targets[int(found.targets)],
     'raw_min': float(found.raw.min()),
     'raw_max': float(found.raw.max()),

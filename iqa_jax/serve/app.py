@@ -117,11 +117,7 @@ def create(
 
   checked = [fastapi.Depends(allowed)]
 
-  @app.get('/', include_in_schema=False)
-  def page() -> responses.HTMLResponse:
-    return responses.HTMLResponse(
-      _page(), headers={'Content-Security-Policy': _POLICY}
-    )
+  app.get('/', include_in_schema=False)(_page)
 
   @app.get('/v1/model', dependencies=checked)
   def model() -> Record:
@@ -285,15 +281,8 @@ def _transparent(
   stretch = np.array(
     [[size[0] / found.photo.width], [size[1] / found.photo.height]]
   )
-  return overlay.layer(
-    size,
-    shown,
-    found.affine * stretch,
-    found.size,
-    placement=placement,
-    opacity=1.0,
-    within=found.inside,
-  )
+  look = overlay.Look(placement, opacity=1.0, within=found.inside)
+  return overlay.layer(size, shown, found.affine * stretch, found.size, look)
 
 
 def _url(picture: Image.Image, kind: str) -> str:
@@ -362,8 +351,11 @@ _POLICY = (
 )
 
 
-def _page() -> str:
+def _page() -> responses.HTMLResponse:
   folder = importlib.resources.files('iqa_jax') / 'serve'
   texts = json.loads((folder / 'texts.json').read_text(encoding='utf-8'))
   page = (folder / 'page.html').read_text(encoding='utf-8')
-  return page.replace('/*TEXTS*/', json.dumps(texts, ensure_ascii=False))
+  page = page.replace('/*TEXTS*/', json.dumps(texts, ensure_ascii=False))
+  return responses.HTMLResponse(
+    page, headers={'Content-Security-Policy': _POLICY}
+  )

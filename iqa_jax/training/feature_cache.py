@@ -335,20 +335,15 @@ class _Maps:
       x = x if base else models.normalize(x)
       return self.model.apply(variables, x, start=start, stop=prefix)
 
+    def given(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+      return devices.shard({k: batch[k] for k in (key, 'mask')})[key]
+
     function = devices.parallel(apply, in_axes=(None, 0))
     variables, size = devices.place(self.variables), self.config.eval.batch_size
     for plan in self.plans:
       done = 0
       batches = read(self.source, plan, self.config, base, batch_size=size)
-      begun = (
-        (
-          b,
-          function(
-            variables, devices.shard({k: b[k] for k in (key, 'mask')})[key]
-          ),
-        )
-        for b in batches
-      )
+      begun = ((batch, function(variables, given(batch))) for batch in batches)
       for batch, maps in devices.ahead(begun, 1):
         computed = _collect(batch, maps)
         yield plan, done, computed

@@ -40,8 +40,7 @@ def fit(
 
   Args:
     model: the classifier.
-    variables: its variables; unchanged if its head has no such statistics, or
-      has them from another run.
+    variables: unchanged if its head has no statistics, or another run's.
     source: see data/pipeline.py.
     indices: the training examples, used as they are, without augmentation.
     config: the run's.
@@ -83,8 +82,8 @@ def fit(
     cache,
     batch_size=config.eval.batch_size,
   )
-  inputs = 'features' if cache else 'image'
-  first, second, count = _summed(moments, variables, batches, inputs)
+  key = 'features' if cache else 'image'
+  first, second, count = _summed(moments, variables, batches, key)
   mean = first / count
   # Rounding may leave less than nothing of a channel that is constant.
   variance = np.maximum(second / count - mean**2, 0.0)
