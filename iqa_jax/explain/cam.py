@@ -25,7 +25,7 @@ from jaxtyping import Float
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.aliases import Variables
+from iqa_jax.aliases import Record, Variables
 from iqa_jax.explain import methods as methods_lib
 from iqa_jax.models import evidence, heads
 from iqa_jax.models.classifier import Classifier
@@ -174,7 +174,7 @@ def _pass(
 ) -> _Pass:
   """Passes through the network, differentiable from point `order[0]` on."""
   # Which maps don't carry on.
-  field = images[..., 3] if images.shape[-1] > 3 else None
+  extra: Record = {'field': images[..., 3]} if images.shape[-1] > 3 else {}
   _, state = model.apply(
     variables, images, stop=order[0], mutable=['intermediates']
   )
@@ -192,7 +192,7 @@ def _pass(
         start=below,
         stop=point,
         mutable=['intermediates'],
-        field=field,
+        **extra,
       )
       result = out if point else task.scores(out)
       return result, (out, heads.found(kept))
