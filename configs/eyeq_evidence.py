@@ -31,6 +31,7 @@ def get_config():
   c.task.class_weights = 'balanced'
   c.model.name = 'vgg16'
   c.model.head = 'evidence'
+  c.model.cell_spread = (0.0, 0.8, 1.7)
   c.model.pretrained = 'vgg16.tv_in1k'
   c.train.batch_size = 16
   c.train.cache_gb = 16.0

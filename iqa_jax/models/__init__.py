@@ -53,6 +53,7 @@ def create(
   taps: tuple[str, ...] = (),
   cells: int = 28,
   cell_units: int = 128,
+  cell_spread: tuple[float, ...] = (),
   independent: bool = False,
   field_pooling: bool = False,
 ) -> Classifier:
@@ -73,6 +74,7 @@ def create(
       own choice. What lies beyond the last of them is left out.
     cells: side of the grid of evidence.
     cell_units: hidden units of a cell.
+    cell_spread: how far a cell shares its evidence (evidence.shared_around).
     independent: the outputs are criteria, each judged by itself.
     field_pooling: the last map is averaged inside the field of view only.
 
@@ -93,11 +95,15 @@ def create(
     _check_points('tap', taps, backbone.points)
     taps = tuple(sorted(taps, key=backbone.points.index))
     num_maps = num_outputs if independent else len(evidence.LOCAL)
+    if min(cell_spread, default=0.0) < 0:
+      raise errors.InvalidValue(f'cell_spread={cell_spread} is less than 0')
     return Classifier(
       backbone,
       evidence.Head(num_outputs, num_maps, independent),
       taps[-1],
-      evidence.Neck(taps, cells, cell_units, num_maps, jnp.dtype(dtype)),
+      evidence.Neck(
+        taps, cells, cell_units, num_maps, jnp.dtype(dtype), cell_spread
+      ),
     )
   _check_points('last', (last,) if last else (), backbone.points)
   kinds = heads.KINDS | {'imagenet': backbone.imagenet_head}
@@ -156,6 +162,7 @@ def from_config(
     taps=tuple(c.taps),
     cells=c.cells,
     cell_units=c.cell_units,
+    cell_spread=tuple(c.cell_spread),
     independent=config.task.name == 'criteria',
     field_pooling=c.field_pooling,
   )
