@@ -3,11 +3,12 @@
 A detector that learns from named faults (faults.py) knows those and is blind
 to the next one: dust it has learned says little about a hair. These faults
 stand for all the others. A region (blob, polygon, stripes, strokes, specks,
-ring, side) and a change (colour, texture, ridges, noise, blocks, blur, tone,
-displaced retina, lens) are drawn independently of each other, after DRAEM
-(Zavrtanik et al. 2021, section 3.2) and CutPaste (Li et al. 2021), and for
-fundus photographs' own ways of failing: a change of focus is a fault of focus,
-a large smooth change of light one of illumination, anything else an artifact.
+ring, side) and a change (colour, coloured light, texture, ridges, noise,
+blocks, blur, tone, displaced or second retina, lens, held rows) are drawn
+independently of each other, after DRAEM (Zavrtanik et al. 2021, section 3.2)
+and CutPaste (Li et al. 2021), and for fundus photographs' own ways of failing:
+a change of focus is a fault of focus, a large smooth change of light one of
+illumination, anything else an artifact.
 """
 
 from __future__ import annotations
