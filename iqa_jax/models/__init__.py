@@ -49,6 +49,7 @@ def create(
   taps: tuple[str, ...] = (),
   cells: int = 28,
   cell_units: int = 128,
+  cell_spread: tuple[float, ...] = (),
   independent: bool = False,
   field_pooling: bool = False,
 ) -> Classifier:
@@ -69,6 +70,7 @@ def create(
       own choice. What lies beyond the last of them is left out.
     cells: side of the grid of evidence.
     cell_units: hidden units of a cell.
+    cell_spread: how far a cell shares its evidence (evidence.shared_around).
     independent: the outputs are criteria, each judged by itself.
     field_pooling: the last map is averaged inside the field of view only.
 
@@ -86,7 +88,11 @@ def create(
       errors.one_of('tap', tap, backbone.points)
     taps = tuple(sorted(taps, key=backbone.points.index))
     num_maps = num_outputs if independent else len(evidence.LOCAL)
-    neck = evidence.Neck(taps, cells, cell_units, num_maps, jnp.dtype(dtype))
+    if min(cell_spread, default=0.0) < 0:
+      raise errors.InvalidValue(f'cell_spread={cell_spread} is less than 0')
+    neck = evidence.Neck(
+      taps, cells, cell_units, num_maps, jnp.dtype(dtype), cell_spread
+    )
     top = evidence.Head(num_outputs, num_maps, independent)
     return Classifier(backbone, top, taps[-1], neck)
   if last:
@@ -131,6 +137,7 @@ def from_config(
     **{name: c[name] for name in same},
     axis_name=axis_name,
     taps=tuple(c.taps),
+    cell_spread=tuple(c.cell_spread),
     independent=config.task.name == 'criteria',
   )
 

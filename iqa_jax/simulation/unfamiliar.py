@@ -4,8 +4,8 @@ A detector that finds the kinds of faults.py and procedural.py has learned
 them. Whether it finds what it was never shown, these kinds tell. They are used
 by evaluations only (`iqa_jax.evaluate_explanations`, tests); no training code
 may import this module (tested). Once something of the sort is trained on, a
-kind leaves: torn rows, parted colours, fingerprints and moire did
-(procedural.py).
+kind leaves, as torn rows, parted colours, fingerprints and moire did
+(procedural.py), or counts as RELATED, so that figures can be told without it.
 """
 
 from __future__ import annotations
@@ -274,3 +274,5 @@ _FAULTS = {
   )
 }  # fmt: skip
 KINDS = tuple(_FAULTS)
+# procedural.py has relatives of these: ghosts, coloured light, held rows.
+RELATED = ('double_exposure', 'light_leak', 'missing_strip')
