@@ -330,7 +330,9 @@ def _flat(value: Any, prefix: str = '') -> Record:
   return {k: v for key, item in items for k, v in _flat(item, key).items()}
 
 
-def _fill(config: ml_collections.ConfigDict, saved: Any, prefix: str) -> None:
+def _fill(
+  config: ml_collections.ConfigDict, saved: object, prefix: str
+) -> None:
   if not isinstance(saved, dict):
     raise errors.InvalidValue(
       f'configuration field {prefix or "/"!r} is not a mapping'
@@ -357,7 +359,7 @@ def _fill(config: ml_collections.ConfigDict, saved: Any, prefix: str) -> None:
       config[key] = _typed(config[key], value, path)
 
 
-def _typed(old: Any, new: Any, path: str) -> Any:
+def _typed(old: object, new: Any, path: str) -> Any:
   """Returns `new` if it has the type of `old`; a list becomes a tuple."""
   if isinstance(new, list):
     new = tuple(new)

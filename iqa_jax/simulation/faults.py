@@ -25,12 +25,7 @@ THRESHOLD = 0.5
 KINDS = {
   'focus': ('defocus', 'motion', 'partial_defocus'),
   'illumination': (
-    'under',
-    'over',
-    'uneven',
-    'haze',
-    'murk',
-    'rim_flare',
+    *('under', 'over', 'uneven', 'haze', 'murk', 'rim_flare'),
     'pupil_shadow',
   ),
   'artifacts': ('dust', 'lashes', 'reflection', 'stain', 'central_flare'),
@@ -61,15 +56,11 @@ def apply(
   Raises:
     ValueError: no such kind, or a severity out of range.
   """
-  if kind not in CRITERION:
-    raise errors.InvalidValue(
-      f'fault {kind!r} is none of {", ".join(CRITERION)}'
-    )
+  errors.one_of('fault', kind, CRITERION)
   if not 0 <= severity <= 1:
     raise errors.InvalidValue(f'severity {severity} is not within 0 to 1')
   pixels, weight = _FAULTS[kind](image, Frame(inside), float(severity), rng)
-  pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-  pixels[~inside] = image[~inside]
+  pixels = canvas.finished(pixels, image, inside)
   mask = np.where(inside, np.clip(weight, 0, 1), 0).astype(np.float32)
   return pixels, mask
 
@@ -309,19 +300,10 @@ def _central_flare(
 
 
 _FAULTS = {
-  'defocus': _defocus,
-  'motion': _motion,
-  'partial_defocus': _partial_defocus,
-  'under': _under,
-  'over': _over,
-  'uneven': _uneven,
-  'haze': _haze,
-  'murk': _murk,
-  'rim_flare': _rim_flare,
-  'pupil_shadow': _pupil_shadow,
-  'dust': _dust,
-  'lashes': _lashes,
-  'reflection': _reflection,
-  'stain': _stain,
-  'central_flare': _central_flare,
-}
+  fault.__name__.removeprefix('_'): fault
+  for fault in (
+    _defocus, _motion, _partial_defocus, _under, _over, _uneven, _haze,
+    _murk, _rim_flare, _pupil_shadow, _dust, _lashes, _reflection, _stain,
+    _central_flare,
+  )
+}  # fmt: skip

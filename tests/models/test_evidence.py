@@ -291,7 +291,6 @@ def test_field_pooling_averages_inside_the_field(name, head):
   maps = np.asarray(plain.apply(variables, x[..., :3], stop=plain.points[-1]))
   # Torch's padding has ResNet's cells look 15.5 px to the left of even shares.
   first = {
-    'filters': [0, 0, 1, 1, 1, 1, 1, 1],
     'vgg16': [0, 1, 1, 1],
     'resnet50': [0, 0.5 + 0.5 / 32, 1, 1],
   }[name]
