@@ -25,7 +25,12 @@ THRESHOLD = 0.5
 KINDS = {
   'focus': ('defocus', 'motion', 'partial_defocus'),
   'illumination': (
-    *('under', 'over', 'uneven', 'haze', 'murk', 'rim_flare'),
+    'under',
+    'over',
+    'uneven',
+    'haze',
+    'murk',
+    'rim_flare',
     'pupil_shadow',
   ),
   'artifacts': ('dust', 'lashes', 'reflection', 'stain', 'central_flare'),
@@ -300,10 +305,19 @@ def _central_flare(
 
 
 _FAULTS = {
-  fault.__name__.removeprefix('_'): fault
-  for fault in (
-    _defocus, _motion, _partial_defocus, _under, _over, _uneven, _haze,
-    _murk, _rim_flare, _pupil_shadow, _dust, _lashes, _reflection, _stain,
-    _central_flare,
-  )
-}  # fmt: skip
+  'defocus': _defocus,
+  'motion': _motion,
+  'partial_defocus': _partial_defocus,
+  'under': _under,
+  'over': _over,
+  'uneven': _uneven,
+  'haze': _haze,
+  'murk': _murk,
+  'rim_flare': _rim_flare,
+  'pupil_shadow': _pupil_shadow,
+  'dust': _dust,
+  'lashes': _lashes,
+  'reflection': _reflection,
+  'stain': _stain,
+  'central_flare': _central_flare,
+}

@@ -179,6 +179,16 @@ def _mottled(pixels: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
 
 _Kind = Callable[[np.ndarray, Frame, Generator], np.ndarray]
 _KINDS: tuple[_Kind, ...] = (
-  _blood, _exudates, _cotton_wool, _laser_scars, _patch, _tessellation,
-  _nerve_fibres, _fine_vessels, _fine_vessels, _sheen, _mottled, _mottled,
-)  # fmt: skip
+  _blood,
+  _exudates,
+  _cotton_wool,
+  _laser_scars,
+  _patch,
+  _tessellation,
+  _nerve_fibres,
+  _fine_vessels,
+  _fine_vessels,
+  _sheen,
+  _mottled,
+  _mottled,
+)

@@ -266,13 +266,22 @@ def _starburst(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
 
 
 _FAULTS = {
-  fault.__name__.removeprefix('_'): fault
-  for fault in (
-    _hair, _writing, _swab, _drops, _bubbles, _double_exposure,
-    _sensor_columns, _broken_codec, _eyelid, _light_leak, _streaks,
-    _scratches, _condensation, _missing_strip, _starburst,
-  )
-}  # fmt: skip
+  'hair': _hair,
+  'writing': _writing,
+  'swab': _swab,
+  'drops': _drops,
+  'bubbles': _bubbles,
+  'double_exposure': _double_exposure,
+  'sensor_columns': _sensor_columns,
+  'broken_codec': _broken_codec,
+  'eyelid': _eyelid,
+  'light_leak': _light_leak,
+  'streaks': _streaks,
+  'scratches': _scratches,
+  'condensation': _condensation,
+  'missing_strip': _missing_strip,
+  'starburst': _starburst,
+}
 KINDS = tuple(_FAULTS)
 # procedural.py has relatives of these: ghosts, coloured light, held rows.
 RELATED = ('double_exposure', 'light_leak', 'missing_strip')
