@@ -111,10 +111,12 @@ def default() -> ml_collections.ConfigDict:
   c.model.width = 1.0  # multiplies every channel count
   c.model.depth = 1.0  # multiplies the blocks of every stage
   # Of the evidence head: the points looked at, () = the network's own choice;
-  # the side of the grid of cells; the hidden units of a cell.
+  # the side of the grid of cells; the hidden units of a cell; the standard
+  # deviations, in cells, by which cells share evidence with their neighbours.
   c.model.taps = ()
   c.model.cells = 28
   c.model.cell_units = 128
+  c.model.cell_spread = ()
   c.model.dropout = 0.5  # of the mlp and imagenet heads
   c.model.dtype = 'float32'  # compute type; bfloat16 on GPU and TPU
   # A tag (resnet50.tv_in1k), a .safetensors or .pth file, a run directory, or
@@ -328,7 +330,9 @@ def _flat(value: Any, prefix: str = '') -> Record:
   return {k: v for key, item in items for k, v in _flat(item, key).items()}
 
 
-def _fill(config: ml_collections.ConfigDict, saved: Any, prefix: str) -> None:
+def _fill(
+  config: ml_collections.ConfigDict, saved: object, prefix: str
+) -> None:
   if not isinstance(saved, dict):
     raise errors.InvalidValue(
       f'configuration field {prefix or "/"!r} is not a mapping'
@@ -355,7 +359,7 @@ def _fill(config: ml_collections.ConfigDict, saved: Any, prefix: str) -> None:
       config[key] = _typed(config[key], value, path)
 
 
-def _typed(old: Any, new: Any, path: str) -> Any:
+def _typed(old: object, new: Any, path: str) -> Any:
   """Returns `new` if it has the type of `old`; a list becomes a tuple."""
   if isinstance(new, list):
     new = tuple(new)

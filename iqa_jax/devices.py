@@ -9,17 +9,21 @@ environment variable IQA_PARALLEL chooses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import os
-from typing import Any
+from typing import TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
 from iqa_jax import errors
+from iqa_jax.aliases import PyTree
+
+_T = TypeVar('_T')
 
 AXIS = 'batch'
 WAYS = ('pmap', 'shard_map')
@@ -28,12 +32,12 @@ _P = jax.sharding.PartitionSpec
 # Read once: programs of one process are all made the same way.
 _way = os.environ.get('IQA_PARALLEL', 'pmap')
 # Instead of those that JAX finds; see `using`.
-_chosen: Sequence[Any] | None = None
+_chosen: Sequence[jax.Device] | None = None
 
 
 @contextlib.contextmanager
 def using(
-  devices: Sequence[Any] | None = None, *, way: str | None = None
+  devices: Sequence[jax.Device] | None = None, *, way: str | None = None
 ) -> Iterator[None]:
   """Functions made in here are for other devices, or made the other way.
 
@@ -60,10 +64,10 @@ def parallel(
   function: Callable,
   *,
   in_axes: tuple[int | None, ...],
-  out_axes: Any = 0,
+  out_axes: PyTree = 0,
   donate_argnums: int | tuple[int, ...] = (),
   local: bool = True,
-) -> Any:
+) -> Callable[..., PyTree]:
   """Returns `function` run on every device at once, compiled.
 
   Within it AXIS names the devices, for `lax.psum` and its kin.
@@ -84,10 +88,7 @@ def parallel(
   Raises:
     ValueError: IQA_PARALLEL names no way.
   """
-  if _way not in WAYS:
-    raise errors.InvalidValue(
-      f'IQA_PARALLEL={_way!r} is none of {", ".join(WAYS)}'
-    )
+  errors.one_of('IQA_PARALLEL=', _way, WAYS)
   devices = _chosen
   if devices is None:
     devices = jax.local_devices() if local else jax.devices()
@@ -106,14 +107,14 @@ def parallel(
 
 def _shard_mapped(
   function: Callable,
-  devices: Sequence[Any],
+  devices: Sequence[jax.Device],
   in_axes: tuple[int | None, ...],
-  out_axes: Any,
+  out_axes: PyTree,
   donate_argnums: int | tuple[int, ...],
-) -> Any:
+) -> Callable[..., PyTree]:
   """Returns `parallel`'s function as jit of shard_map."""
 
-  def specs(axes: Any) -> Any:
+  def specs(axes: PyTree) -> PyTree:
     return jax.tree.map(
       lambda axis: _P() if axis is None else _P(AXIS),
       axes,
@@ -121,22 +122,16 @@ def _shard_mapped(
     )
 
   def moved(
-    tree: Any, axis: int | None, move: Callable[[jax.Array], jax.Array]
-  ) -> Any:
-    return tree if axis is None else jax.tree.map(move, tree)
+    tree: PyTree, axes: PyTree, move: Callable[[jax.Array], jax.Array]
+  ) -> PyTree:
+    if isinstance(axes, tuple):
+      pairs = zip(tree, axes, strict=True)
+      return tuple(moved(part, axis, move) for part, axis in pairs)
+    return tree if axes is None else jax.tree.map(move, tree)
 
-  def one(*arguments: Any) -> Any:
-    arguments = tuple(
-      moved(a, axis, lambda x: x[0])
-      for a, axis in zip(arguments, in_axes, strict=True)
-    )
-    results = function(*arguments)
-    if not isinstance(out_axes, tuple):
-      return moved(results, out_axes, lambda x: x[None])
-    return tuple(
-      moved(r, axis, lambda x: x[None])
-      for r, axis in zip(results, out_axes, strict=True)
-    )
+  def one(*arguments: PyTree) -> PyTree:
+    results = function(*moved(arguments, in_axes, lambda x: x[0]))
+    return moved(results, out_axes, lambda x: x[None])
 
   mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
   into, out = specs(in_axes), specs(out_axes)
@@ -153,7 +148,7 @@ def _shard_mapped(
     return compiled
 
   @functools.wraps(function)
-  def of_processes(*arguments: Any) -> Any:
+  def of_processes(*arguments: PyTree) -> PyTree:
     if all(d.process_index == jax.process_index() for d in devices):
       return compiled(*jax.device_put(arguments, shardings))
     # Each process gives and gets its own part, as with pmap.
@@ -167,7 +162,7 @@ def _shard_mapped(
   return of_processes
 
 
-def place(tree: Any) -> Any:
+def place(tree: PyTree) -> PyTree:
   """Returns `tree` replicated over this process's devices.
 
   Donating arrays that were never placed fails in runs of several processes.
@@ -176,7 +171,9 @@ def place(tree: Any) -> Any:
   return jax.device_put(tree, jax.sharding.NamedSharding(mesh, _P()))
 
 
-def shard(batch: Mapping[str, Any], *, parts: int = 1) -> dict[str, np.ndarray]:
+def shard(
+  batch: Mapping[str, np.ndarray | jax.Array], *, parts: int = 1
+) -> dict[str, np.ndarray]:
   """Splits a host batch over the local devices.
 
   Args:
@@ -190,7 +187,7 @@ def shard(batch: Mapping[str, Any], *, parts: int = 1) -> dict[str, np.ndarray]:
   devices = local_count()
   extra = -len(batch['mask']) % (devices * parts)
 
-  def split(value: Any) -> np.ndarray:
+  def split(value: np.ndarray | jax.Array) -> np.ndarray:
     value = np.asarray(value)
     if extra:
       padding = np.zeros((extra, *value.shape[1:]), value.dtype)
@@ -200,14 +197,26 @@ def shard(batch: Mapping[str, Any], *, parts: int = 1) -> dict[str, np.ndarray]:
   return {key: split(value) for key, value in batch.items()}
 
 
-def joined(results: Any, count: int) -> Any:
+def joined(results: PyTree, count: int) -> PyTree:
   """Returns the first `count` rows of results [devices, b', ...], as NumPy."""
 
-  def join(result: Any) -> np.ndarray:
-    result = np.asarray(result)
-    return result.reshape(-1, *result.shape[2:])[:count]
+  def join(result: jax.Array) -> np.ndarray:
+    return np.asarray(result).reshape(-1, *result.shape[2:])[:count]
 
   return jax.tree.map(join, results)
+
+
+def ahead(begun: Iterable[_T], count: int) -> Iterator[_T]:
+  """Yields what is being computed, each after `count` more have begun.
+
+  So the host makes the next batches while the devices compute.
+  """
+  waiting: deque[_T] = deque()
+  for one in begun:
+    waiting.append(one)
+    if len(waiting) > count:
+      yield waiting.popleft()
+  yield from waiting
 
 
 def batch_size(asked: int = 0) -> int:

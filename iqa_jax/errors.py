@@ -4,6 +4,7 @@ A command (iqa_jax/command.py) tells of these in one line. Any other exception,
 a library's ValueError included, is a defect and shows its traceback.
 """
 
+from collections.abc import Iterable
 import signal
 
 
@@ -16,6 +17,24 @@ class UserError(Exception):
 
 class InvalidValue(UserError, ValueError):
   """A field, a flag or an argument is none of the values that it may have."""
+
+
+def one_of(what: str, value: str, allowed: Iterable[str]) -> None:
+  """Raises InvalidValue unless a value is one of those allowed.
+
+  >>> one_of('data.name=', 'eyeq', ['brset', 'eyeq'])
+
+  Args:
+    what: it is, for the message; with '=' where a field is named.
+    value: what was given.
+    allowed: what may be.
+  """
+  allowed = list(allowed)
+  if value not in allowed:
+    between = '' if what.endswith('=') else ' '
+    raise InvalidValue(
+      f'{what}{between}{value!r} is none of {", ".join(allowed)}'
+    )
 
 
 class Interrupted(Exception):

@@ -23,11 +23,13 @@ Research use only: a map shows where the network found evidence, not what is
 wrong with a photograph.
 """
 
+import dataclasses
 import os
 
 from absl import app, flags, logging
 
-from iqa_jax import command
+from iqa_jax import command, runtimes
+from iqa_jax.aliases import Record
 
 _WORKDIR = flags.DEFINE_string(
   'workdir',
@@ -38,7 +40,7 @@ _WORKDIR = flags.DEFINE_string(
 _IMAGES = flags.DEFINE_string(
   'images', None, 'folder, file, glob pattern or CSV list'
 )
-_ROOT = flags.DEFINE_string(
+flags.DEFINE_string(
   'root', None, "what a list's paths are relative to (default: its folder)"
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'output directory')
@@ -50,30 +52,30 @@ _OUTPUTS = flags.DEFINE_list(
   'verdict and colour bar), npz (the raw map, and how it lies on the '
   'photograph)',
 )
-_METHOD = flags.DEFINE_enum(
+flags.DEFINE_enum(
   'method',
   None,
   ['gradcam', 'gradcampp', 'hirescam', 'layercam', 'xgradcam', 'eigencam'],
   "how to explain (default: the run's configuration)",
 )
-_LAYER = flags.DEFINE_string(
+flags.DEFINE_string(
   'layer', None, "feature point to explain (default: the run's, or the last)"
 )
-_TARGET = flags.DEFINE_string(
+flags.DEFINE_string(
   'target',
   None,
   'what to explain: predicted (the margin towards the verdict), margin '
   '(inadequate over adequate), adequate_margin (the reverse), or the name '
   "of a class or criterion (default: the run's configuration)",
 )
-_PLACEMENT = flags.DEFINE_enum(
+flags.DEFINE_enum(
   'placement',
   'network',
   ['network', 'pytorch_grad_cam'],
   'where a map lies on its photograph: network (each cell where it looks), or '
   'pytorch_grad_cam (as that library draws it: cells share the picture evenly)',
 )
-_SCALING = flags.DEFINE_enum(
+flags.DEFINE_enum(
   'scaling',
   None,
   ['image', 'logit', 'dataset'],
@@ -84,73 +86,73 @@ _SCALING = flags.DEFINE_enum(
   'layer that a linear head averages, for a class or criterion), dataset (raw '
   'values)',
 )
-_COLOR_MAX = flags.DEFINE_float(
+flags.DEFINE_float(
   'color_max',
   0.0,
   'value at the top of the colour bar of --scaling=logit (0: 5 logits) or '
   'dataset (0: taken from a sample of the photographs)',
 )
-_COLORS = flags.DEFINE_enum(
+flags.DEFINE_enum(
   'colors',
   'viridis',
   ['viridis', 'inferno', 'jet'],
   'colour map; jet covers the whole picture, like the pictures of earlier work',
 )
-_LANGUAGE = flags.DEFINE_enum(
+flags.DEFINE_enum(
   'language',
   'en',
   ['en', 'pt'],
   'of the advice to photographers, from models that know causes',
 )
-_FUNDUS = flags.DEFINE_bool(
+flags.DEFINE_bool(
   'check_fundus',
   True,
   'give pictures that show no fundus a status instead of a verdict',
 )
-_OPACITY = flags.DEFINE_float('opacity', 0.55, 'of the strongest evidence')
-_QUALITY = flags.DEFINE_integer('quality', 90, 'of JPEG files, 1 to 95')
-_MAX_SIDE = flags.DEFINE_integer(
+flags.DEFINE_float('opacity', 0.55, 'of the strongest evidence')
+flags.DEFINE_integer('quality', 90, 'of JPEG files, 1 to 95')
+flags.DEFINE_integer(
   'max_side', 0, "longest side of overlays and contours; 0: the photograph's"
 )
-_SHEET = flags.DEFINE_bool('contact_sheet', True, 'make index.html')
-_SHEET_LIMIT = flags.DEFINE_integer(
+flags.DEFINE_bool('contact_sheet', True, 'make index.html')
+flags.DEFINE_integer(
   'sheet_limit',
   20_000,
   'photographs on the contact sheet; of more it shows a fixed random sample',
 )
-_SHEET_PAGE = flags.DEFINE_integer('sheet_page', 300, 'photographs on a page')
-_BATCH = flags.DEFINE_integer(
+flags.DEFINE_integer('sheet_page', 300, 'photographs on a page')
+flags.DEFINE_integer(
   'batch_size', 0, 'over all devices; 0: 8 a processor, 32 an accelerator'
 )
-_WORKERS = flags.DEFINE_integer(
+flags.DEFINE_integer(
   'workers', 0, 'processes that decode and draw; 0: one a core'
 )
-_MEMORY = flags.DEFINE_float(
+flags.DEFINE_float(
   'memory_gb',
   2.0,
   'photographs kept decoded until they are drawn, by all workers together; '
   'beyond that they are decoded twice',
 )
-_RUNTIME = flags.DEFINE_enum(
+flags.DEFINE_enum(
   'runtime',
   'jax',
-  ['jax', 'onnxruntime', 'openvino', 'openvino_bfloat16'],
+  runtimes.NAMES,
   'what computes: jax, or on a processor another that may be faster (extras '
   'onnx and openvino); openvino_bfloat16 gives other numbers',
 )
-_SHARD = flags.DEFINE_integer('shard_index', 0, 'which shard to do')
-_SHARDS = flags.DEFINE_integer('num_shards', 1, 'how many shards there are')
+flags.DEFINE_integer('shard_index', 0, 'which shard to do')
+flags.DEFINE_integer('num_shards', 1, 'how many shards there are')
 _MERGE = flags.DEFINE_bool(
   'merge', False, 'put the finished shards together: manifest, contact sheet'
 )
-_OVERWRITE = flags.DEFINE_bool(
+flags.DEFINE_bool(
   'overwrite',
   False,
   'replace an export of another model or other settings, or drop photographs '
   'that --images no longer names',
 )
-_PROGRESS = flags.DEFINE_bool('progress', True, 'show a progress bar')
-_CACHE = flags.DEFINE_string(
+flags.DEFINE_bool('progress', True, 'show a progress bar')
+flags.DEFINE_string(
   'compilation_cache',
   os.path.join('~', '.cache', 'iqa_jax', 'xla'),
   'folder of compiled programs, kept between runs; empty for none. Must not be '
@@ -179,36 +181,18 @@ def main() -> None:
       'no --workdir: the bundled model judges, which learned from simulated '
       'photographs only'
     )
+  # Every option is a flag of its name.
+  values: Record = {
+    f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(Options)
+  }
   options = Options(
-    workdir=workdir,
-    images=_IMAGES.value or '',
-    output=os.path.expanduser(_OUTPUT.value or ''),
-    root=_ROOT.value,
-    outputs=tuple(_OUTPUTS.value),
-    method=_METHOD.value,
-    layer=_LAYER.value,
-    target=_TARGET.value,
-    placement=_PLACEMENT.value,
-    scaling=_SCALING.value,
-    color_max=_COLOR_MAX.value,
-    language=_LANGUAGE.value,
-    check_fundus=_FUNDUS.value,
-    colors=_COLORS.value,
-    opacity=_OPACITY.value,
-    quality=_QUALITY.value,
-    max_side=_MAX_SIDE.value,
-    contact_sheet=_SHEET.value,
-    sheet_limit=_SHEET_LIMIT.value,
-    sheet_page=_SHEET_PAGE.value,
-    batch_size=_BATCH.value,
-    workers=_WORKERS.value,
-    memory_gb=_MEMORY.value,
-    shard_index=_SHARD.value,
-    num_shards=_SHARDS.value,
-    overwrite=_OVERWRITE.value,
-    progress=_PROGRESS.value,
-    compilation_cache=_CACHE.value,
-    runtime=_RUNTIME.value,
+    **values
+    | {
+      'workdir': workdir,
+      'images': _IMAGES.value or '',
+      'output': os.path.expanduser(_OUTPUT.value or ''),
+      'outputs': tuple(_OUTPUTS.value),
+    }
   )
   if _MERGE.value:
     count = run.merge(options)

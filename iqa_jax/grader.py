@@ -11,9 +11,7 @@ objects; the numbers are the same (tests/test_grader.py).
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-import concurrent.futures
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import itertools
 import os
 from typing import TypeAlias, overload
@@ -24,7 +22,7 @@ from PIL import Image
 
 from iqa_jax import errors, machine, opinion, run_directory, trained
 from iqa_jax.explain import ruler
-from iqa_jax.explain.explainer import Explainer
+from iqa_jax.explain.explainer import Explainer, Seen
 from iqa_jax.explain.explanation import Explanation
 from iqa_jax.judging.verdict import Verdict
 from iqa_jax.opinion import Ready
@@ -200,53 +198,54 @@ class Grader:
     seen = explainer.look(np.stack([one.input(member).image for one in ready]))
     others = self._logits(ready, first=1)
     constants = explainer.comparable()
-    explanations = []
-    for i, (photograph, one) in enumerate(zip(photographs, ready, strict=True)):
-      shown, target_index = one.input(member), int(seen.targets[i])
-      logits = [seen.logits[i], *(rows[i] for rows in others)]
-      explanations.append(
-        Explanation(
-          photo=photograph,
-          verdict=self._bench.verdict(one, logits, seen[i], explainer),
-          raw=seen.raw[i],
-          method=explainer.methods[0],
-          layer=explainer.layer,
-          target=member.task.targets[target_index],
-          size=member.image_size,
-          affine=shown.affine,
-          placement=explainer.placement,
-          landmarks=ruler.to_original(
-            seen.landmarks[i], shown.affine, member.image_size
-          ),
-          cells=seen[i].cells(),
-          inside=shown.inside if member.model.takes_field else None,
-          constant=constants.get(target_index),
-        )
+    return [
+      self._explanation(
+        photographs[i],
+        one,
+        [seen.logits[i], *(rows[i] for rows in others)],
+        seen[i],
+        explainer,
+        constants,
       )
-    return explanations
+      for i, one in enumerate(ready)
+    ]
+
+  def _explanation(
+    self,
+    photograph: photo.Photo,
+    ready: Ready,
+    logits: Sequence[np.ndarray],
+    seen: Seen,
+    explainer: Explainer,
+    constants: Mapping[int, float],
+  ) -> Explanation:
+    """Returns what all members and the first one's pass say of a photograph."""
+    member, target = self.members[0], int(seen.targets)
+    shown, size = ready.input(member), member.image_size
+    return Explanation(
+      photo=photograph,
+      verdict=self._bench.verdict(ready, logits, seen, explainer),
+      raw=seen.raw,
+      method=explainer.methods[0],
+      layer=explainer.layer,
+      target=member.task.targets[target],
+      size=size,
+      affine=shown.affine,
+      placement=explainer.placement,
+      landmarks=ruler.to_original(seen.landmarks, shown.affine, size),
+      cells=seen.cells(),
+      inside=shown.inside if member.model.takes_field else None,
+      constant=constants.get(target),
+    )
 
   def _judge(self, photos: Iterable[photo.Source]) -> Iterator[Verdict]:
     """Yields verdicts in order; photographs are prepared ahead by threads."""
-    sources = iter(photos)
-    waiting: deque[concurrent.futures.Future[Ready | Verdict]] = deque()
-    workers = machine.cpu_count()
     size = self.batch_size
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-      while True:
-        ahead = size + workers - len(waiting)
-        waiting.extend(
-          pool.submit(self._prepare, source)
-          for source in itertools.islice(sources, ahead)
-        )
-        if not waiting:
-          return
-        count = min(size, len(waiting))
-        found = [waiting.popleft().result() for _ in range(count)]
-        waiting.extend(
-          pool.submit(self._prepare, source)
-          for source in itertools.islice(sources, count)
-        )
-        yield from self._verdicts(found)
+    ready = machine.in_threads(
+      self._prepare, photos, size + machine.cpu_count()
+    )
+    while found := list(itertools.islice(ready, size)):
+      yield from self._verdicts(found)
 
   def _prepare(self, source: photo.Source) -> Ready | Verdict:
     """Returns a photograph prepared for all members, or what is wrong."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import devices, models, processes
-from iqa_jax.aliases import Record, Variables
+from iqa_jax.aliases import PyTree, Record, Variables
 from iqa_jax.models.classifier import Classifier
 from iqa_jax.tasks import Task
 from iqa_jax.trained import Trained
@@ -54,7 +53,7 @@ def make_predictor(
   *,
   start: str | None = None,
   flip_tta: bool = False,
-) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
+) -> Callable[[Variables, jax.Array], tuple[jax.Array, jax.Array]]:
   """Returns (variables, inputs [d, b, ...]) -> (logits, spread), compiled.
 
   Inputs are uint8 images, or the maps of feature point `start`. It runs on
@@ -85,13 +84,16 @@ def predict_with(
 
   Batches hold 'features' where the predictor starts from a feature point.
   """
-  waiting: deque = deque()
   collected: list[dict[str, np.ndarray]] = []
 
-  def collect() -> None:
-    batch, results = waiting.popleft()
-    size = len(batch['mask'])
-    logits, spread = devices.joined(results, size)
+  def begun() -> Iterator[tuple[Record, PyTree]]:
+    for batch in batches:
+      inputs = 'features' if 'features' in batch else 'image'
+      sharded = devices.shard({k: batch[k] for k in (inputs, 'mask')})
+      yield batch, predictor(variables, sharded[inputs])
+
+  for batch, results in devices.ahead(begun(), _IN_FLIGHT):
+    logits, spread = devices.joined(results, len(batch['mask']))
     collected.append(
       {
         'mask': np.asarray(batch['mask']) > 0,
@@ -101,15 +103,6 @@ def predict_with(
         'spread': spread,
       }
     )
-
-  for batch in batches:
-    inputs = 'features' if 'features' in batch else 'image'
-    sharded = devices.shard({k: batch[k] for k in (inputs, 'mask')})
-    waiting.append((batch, predictor(variables, sharded[inputs])))
-    if len(waiting) > _IN_FLIGHT:
-      collect()
-  while waiting:
-    collect()
   if not collected:
     raise ValueError('there is nothing to predict: no batch was given')
   rows = _in_order(collected)

@@ -12,7 +12,7 @@ from iqa_jax import labels
 from iqa_jax.aliases import Record
 from iqa_jax.explain.explainer import Explainer, Seen
 from iqa_jax.judging import advice, fundus, operating_points
-from iqa_jax.judging.verdict import Criterion, Verdict
+from iqa_jax.judging.verdict import Verdict
 from iqa_jax.photograph import geometry
 from iqa_jax.photograph.photo import Photo
 from iqa_jax.trained import Trained
@@ -121,7 +121,8 @@ class Bench:
     ]
     p = float(np.mean(each))
     verdict = labels.QUALITY[int(p >= self.threshold)]
-    cause, criteria = _cause(verdict, seen, explainer)
+    told = ('', {}) if seen is None else explainer.cause(seen, verdict)
+    cause, criteria = told
     task = self.members[0].task
     odds = np.stack([task.log_odds(one[None]) for one in logits])
     return Verdict(
@@ -152,13 +153,3 @@ class Bench:
       return False
     band = np.mean(bands, axis=0).tolist()
     return bool(operating_points.is_uncertain(np.array(p), band))
-
-
-def _cause(
-  verdict: str, seen: Seen | None, explainer: Explainer
-) -> tuple[str, dict[str, Criterion]]:
-  if seen is None:
-    return '', {}
-  judges, names = explainer.trained.judges, explainer.criteria
-  thresholds = {name: judges.criterion_threshold(name) for name in names}
-  return seen.cause(verdict, names, thresholds)

@@ -7,10 +7,12 @@ scikit-learn's displays. They draw the curves of the evaluation's report.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+from iqa_jax.aliases import Record
 
 if TYPE_CHECKING:
-  from collections.abc import Callable, Iterable
+  from collections.abc import Iterable
 
   from matplotlib.axes import Axes
   from PIL.Image import Image
@@ -55,18 +57,14 @@ def roc(
   Raises:
     ValueError: one class only, or see `iqa.evaluate`.
   """
-  from iqa_jax.evaluation import displays
-
-  return _curve(displays.roc, labels, verdicts, options)
+  return _curve('roc', labels, verdicts, options)
 
 
 def pr(
   labels: Iterable[object], verdicts: Scores, **options: Unpack[Options]
 ) -> Display:
   """Draws precision over recall; arguments as of `roc`."""
-  from iqa_jax.evaluation import displays
-
-  return _curve(displays.precision_recall, labels, verdicts, options)
+  return _curve('precision_recall', labels, verdicts, options)
 
 
 def calibration(
@@ -135,7 +133,7 @@ def _picture(picture: Image, ax: Axes | None) -> Axes:
 
 
 def _curve(
-  draw: Callable[..., Display],
+  kind: str,
   labels: Iterable[object],
   verdicts: Scores,
   options: Options,
@@ -151,25 +149,14 @@ def _curve(
       f'{len(rows)} photographs of one class have no curve'
     )
   measured = api.measure(rows, resamples=resamples)['metrics']
-  of_roc, of_pr = resampling.roc_band(
+  bands = resampling.roc_band(
     rows.quality,
     rows.ranks,
     resampling.Resamples(rows.patient_id, resamples),
     displays.GRID,
   )
-  name, metric, band = (
-    ('AUC', 'auc', of_roc)
-    if draw is displays.roc
-    else ('AP', 'average_precision', of_pr)
-  )
-  return draw(
-    ax,
-    rows.quality,
-    rows.ranks,
-    called=rows.verdict == 1,
-    band=band,
-    label=displays.value_label(name, measured[metric]),
-  )
+  band = bands[0] if kind == 'roc' else bands[1]
+  return displays.curve(ax, kind, rows, measured, band)
 
 
 def _rows(
@@ -178,7 +165,7 @@ def _rows(
   """Returns what is drawn, and where."""
   from iqa_jax.evaluation import api
 
-  given: dict[str, Any] = dict(options)
+  given: Record = dict(options)
   ax = given.pop('ax', None) or _axis()
   given.pop('resamples', None)
   rows = api.collect(labels, verdicts, **given)[0]

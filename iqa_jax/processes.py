@@ -36,6 +36,7 @@ import jax
 import numpy as np
 
 from iqa_jax import errors, run_directory
+from iqa_jax.aliases import PyTree
 
 _T = TypeVar('_T')
 
@@ -81,12 +82,13 @@ def initialize(
       return
     logging.info('joining the processes that %s announces', name)
   address, count, number = given
+  rank = os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK')  # its GPU, as in JAX
   try:
     jax.distributed.initialize(
       coordinator_address=address,
       num_processes=count,
       process_id=number,
-      local_device_ids=_local_devices(os.environ) if address else None,
+      local_device_ids=[int(rank)] if address and rank else None,
       cluster_detection_method='deactivate' if address else None,
       heartbeat_timeout_seconds=heartbeat_seconds,
       # The first to fail must not wait minutes for those that hang.
@@ -94,8 +96,7 @@ def initialize(
     )
   except (RuntimeError, ValueError, OSError) as error:
     # JAX asks a TPU's metadata server, which a TPU need not have.
-    alone = isinstance(error, ValueError | OSError)
-    if name == _LOOKS_LIKE_TPU and alone:
+    if name == _LOOKS_LIKE_TPU and isinstance(error, ValueError | OSError):
       logging.warning(
         'this machine has a TPU, but nothing says that it belongs to several '
         '(%s): going on alone. If it does, set %s',
@@ -158,12 +159,6 @@ def _one_machine_of_open_mpi_5(environment: Mapping[str, str]) -> bool:
     and size == environment.get('OMPI_COMM_WORLD_LOCAL_SIZE')
     and 'OMPI_MCA_orte_hnp_uri' not in environment
   )
-
-
-def _local_devices(environment: Mapping[str, str]) -> list[int] | None:
-  """Returns the GPU of a process of Open MPI, as JAX would choose it."""
-  rank = environment.get('OMPI_COMM_WORLD_LOCAL_RANK')
-  return None if rank is None else [int(rank)]
 
 
 @contextlib.contextmanager
@@ -255,7 +250,7 @@ def broadcast_json(value: Any) -> Any:
   return json.loads(received.tobytes().decode())
 
 
-def broadcast(tree: Any) -> Any:
+def broadcast(tree: PyTree) -> PyTree:
   """Returns process 0's arrays in every process; shapes are the same there."""
   if jax.process_count() == 1:
     return tree

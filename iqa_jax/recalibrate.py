@@ -20,6 +20,7 @@ Exit codes: 0 done, 1 an error that the last line explains.
 from absl import app, flags, logging
 
 from iqa_jax import command
+from iqa_jax import labels as labels_lib
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'run directory')
 _IMAGES = flags.DEFINE_string(
@@ -37,7 +38,7 @@ _RATE = flags.DEFINE_float(
 _USABLE = flags.DEFINE_enum(
   'usable',
   'inadequate',
-  ['inadequate', 'adequate', 'exclude'],
+  labels_lib.USABLE,
   "what EyeQ's Usable counts as",
 )
 

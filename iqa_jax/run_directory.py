@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from iqa_jax import errors, remote
-from iqa_jax.aliases import Record, Variables
+from iqa_jax.aliases import PyTree, Record, Variables
 
 MODEL_FORMAT = 1
 
@@ -111,7 +111,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     temporary.write_text(text, encoding='utf-8')
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike, value: object) -> None:
   """Writes `value` to `path` atomically; NaN is refused (not JSON)."""
   write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
 
@@ -208,7 +208,7 @@ def save_halved(workdir: str | os.PathLike, output: str | os.PathLike) -> int:
   """
   saved = load_model(workdir)
 
-  def halved(tree: Any, path: str) -> Any:
+  def halved(tree: PyTree, path: str) -> PyTree:
     if isinstance(tree, dict):
       return {k: halved(v, f'{path}/{k}') for k, v in tree.items()}
     with np.errstate(over='ignore'):
@@ -239,7 +239,7 @@ def save_halved(workdir: str | os.PathLike, output: str | os.PathLike) -> int:
   return weights.stat().st_size
 
 
-def update_model_record(workdir: str | os.PathLike, **fields: Any) -> None:
+def update_model_record(workdir: str | os.PathLike, **fields: object) -> None:
   """Adds fields (operating point, calibration) to a saved model's record."""
   path = pathlib.Path(workdir) / 'model' / 'model.json'
   write_json(path, {**read_json(path), **fields})

@@ -21,6 +21,7 @@ Exit codes: 0 done, 1 an error that the last line explains.
 from absl import app, flags
 
 from iqa_jax import command
+from iqa_jax import labels as labels_lib
 
 _PREDICTIONS = flags.DEFINE_string('predictions', None, 'CSV of scores')
 _LABELS = flags.DEFINE_string('labels', None, 'CSV of labels')
@@ -31,7 +32,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'folder for report and tables')
 _USABLE = flags.DEFINE_enum(
   'usable',
   'inadequate',
-  ['inadequate', 'adequate', 'exclude'],
+  labels_lib.USABLE,
   "what EyeQ's Usable counts as in the binary verdict",
 )
 _THRESHOLD = flags.DEFINE_float(

@@ -85,10 +85,7 @@ class Task:
       raise errors.InvalidValue(f'task {self.name!r} is none of {_NAMES}')
     if self.usable not in L.USABLE:
       raise errors.InvalidValue(f'usable={self.usable!r} is none of {L.USABLE}')
-    if self.loss_name not in ('cross_entropy', 'focal'):
-      raise errors.InvalidValue(
-        f'loss {self.loss_name!r} is none of cross_entropy, focal'
-      )
+    errors.one_of('loss', self.loss_name, ('cross_entropy', 'focal'))
     if self.class_weights and len(self.class_weights) != self._num_weights:
       raise ValueError(
         f'task {self.name} takes {self._num_weights} class weights, '
@@ -113,10 +110,7 @@ class Task:
       ValueError: a field is none of its choices.
     """
     c = config.task
-    if c.class_weights not in ('none', 'balanced'):
-      raise errors.InvalidValue(
-        f'class_weights {c.class_weights!r} is none of none, balanced'
-      )
+    errors.one_of('class_weights', c.class_weights, ('none', 'balanced'))
     task = cls(
       name=c.name,
       usable=c.usable,

@@ -48,11 +48,6 @@ class Trained:
     """How its probabilities become verdicts."""
     return OperatingRecord.from_model(self.record)
 
-  @property
-  def flip_tta(self) -> bool:
-    """Whether the operating point is one of flip-averaged logits."""
-    return self.judges.flip_tta
-
   def judged(self, variables: Variables, x: jax.Array, logits: Any) -> Any:
     """Returns the logits that the operating point is one of.
 

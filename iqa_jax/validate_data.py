@@ -47,17 +47,8 @@ _ALLOW_MISSING = flags.DEFINE_bool(
 )
 
 COLUMNS = (
-  'image_id',
-  'split',
-  'patient_id',
-  'camera',
-  'label',
-  'status',
-  'reason',
-  'path',
-  'width',
-  'height',
-  'field_found',
+  *('image_id', 'split', 'patient_id', 'camera', 'label', 'status', 'reason'),
+  *('path', 'width', 'height', 'field_found'),
 )
 
 _NOTICES = {
@@ -72,10 +63,6 @@ def examine(split: str, entry: Entry) -> tuple[Record, np.ndarray | None]:
   """Returns a row (COLUMNS) on a photograph, and its code (data/duplicates.py).
 
   The code is None where the photograph can't be read.
-
-  Args:
-    split: the builder's split.
-    entry: a records.Entry.
   """
   from iqa_jax import labels
   from iqa_jax.data import duplicates, records
@@ -272,7 +259,7 @@ def validate(
   """
   import tqdm
 
-  from iqa_jax.data import records
+  from iqa_jax import machine
 
   problems: list[str] = []
   more = {'columns': columns} if columns else {}
@@ -280,7 +267,7 @@ def validate(
   jobs = [(name, e) for name, entries in splits.items() for e in entries]
   examined = list(
     tqdm.tqdm(
-      records.in_parallel(lambda job: examine(*job), jobs),
+      machine.in_threads(lambda job: examine(*job), jobs),
       'reading photographs',
       len(jobs),
       unit='photograph',

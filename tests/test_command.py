@@ -95,7 +95,7 @@ def test_arguments_that_are_no_flags_are_refused():
     ),
     ('evaluate_explanations', 'trained.load', ['--workdir=w']),
     ('review_criteria', 'trained.load', ['--workdir=w']),
-    ('validate_data', 'data.records.in_parallel', None),
+    ('validate_data', 'machine.in_threads', None),
   ],
 )
 def test_no_command_hides_a_defect(module, function, arguments, tmp_path):

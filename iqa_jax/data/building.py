@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 import tqdm
 
+from iqa_jax import machine
 from iqa_jax.aliases import Record
 from iqa_jax.data import records
 from iqa_jax.data.records import Entry
@@ -119,7 +120,7 @@ class PhotographBuilder(
 
     there = [e for rows in splits.values() for e in rows if e.path is not None]
     checked = tqdm.tqdm(
-      records.in_parallel(problem, there),
+      machine.in_threads(problem, there),
       'checking photographs',
       len(there),
       unit='photograph',
@@ -167,7 +168,7 @@ class PhotographBuilder(
     )
 
   def _generate_examples(self, entries: Sequence[Entry]) -> Iterator:
-    yield from records.in_parallel(self._record, entries)
+    yield from machine.in_threads(self._record, entries)
 
 
 def fingerprint(splits: Mapping[str, Sequence[Entry]]) -> str:

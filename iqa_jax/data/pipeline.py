@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import math
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -91,11 +91,6 @@ def with_fields(
   """Yields each photograph, uint8 [s, s, 3], and its field, bool [s, s].
 
   The field of view is looked for in what the network gets.
-
-  Args:
-    source: the data.
-    plan: what comes when.
-    image_size: side of the images in pixels.
   """
   for batch in batches(source, plan, image_size=image_size, batch_size=16):
     for image in batch['image'][batch['mask'] > 0]:
@@ -259,6 +254,8 @@ def _decoder(
   shapes: Mapping[str, tuple[int, ...]],
 ) -> Callable[[decoding.Tensor, _Step], dict[str, decoding.Tensor]]:
   """Returns the function from a record and its step of the plan to pictures."""
+  import tensorflow_datasets as tfds
+
   original = bool(source.table['original'][plan.index[order]].any())
   image_size, _, channels = shapes['image']
   through = max(image_size, prepare.SIZE)
@@ -270,7 +267,7 @@ def _decoder(
     record: decoding.Tensor, step: _Step
   ) -> dict[str, decoding.Tensor]:
     example = source.features.deserialize_example(
-      record, decoders={'image': _skip()}
+      record, decoders={'image': tfds.decode.SkipDecoding()}
     )
     image = decoding.decode(tf, example['image'], step['box'], through)
     if original:
@@ -306,9 +303,3 @@ def _decoder(
     }
 
   return decode
-
-
-def _skip() -> Any:
-  import tensorflow_datasets as tfds
-
-  return tfds.decode.SkipDecoding()

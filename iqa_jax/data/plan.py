@@ -75,11 +75,8 @@ def plan_train(
 ) -> Plan:
   """Plans one epoch of training.
 
-  Args:
-    source: the data.
-    indices: the training examples.
-    config: the run's; reads `seed`, `data` and `task.name`.
-    epoch: counted over all phases.
+  Epochs are counted over all phases; of the configuration `seed`, `data` and
+  `task.name` are read.
   """
   data = config.data
   order = np.random.default_rng([config.seed, epoch, 2])
@@ -91,7 +88,7 @@ def plan_train(
     index = order.choice(index, len(index), p=weight / weight.sum())
   else:
     index = order.permutation(index)
-  plan = plan_eval(source, index)
+  plan = plan_eval(index)
   # Drawn for every slot: an example that comes again must not look the same.
   count = len(index)
   rng = np.random.default_rng([config.seed, epoch, 1])
@@ -131,7 +128,7 @@ def plan_views(
   indices = np.asarray(indices, np.int64)
   if variant:
     indices = indices[source.table['quality'][indices] == labels.ADEQUATE]
-  plan = plan_eval(source, indices)
+  plan = plan_eval(indices)
   plan.flip[:] = bool(flip)
   if config.data.fault_variants:
     plan.camera[:] = _variant(source, config, variant, indices)['camera']
@@ -215,11 +212,8 @@ def _draw_faults(
 ) -> dict[str, np.ndarray]:
   """Draws 'fault', 'seed' and 'procedural' of `count` slots (see `Plan`).
 
-  Args:
-    config: the run's; reads `data.faults`, the share of slots for each kind.
-    rng: draws.
-    count: of slots.
-    surely: every slot gets one, whatever the shares sum to.
+  By the shares of `data.faults`; `surely`: every slot gets one, whatever they
+  sum to.
   """
   from iqa_jax.simulation import procedural as unnamed
 
@@ -247,9 +241,8 @@ def _draw_faults(
   return {'fault': fault, 'seed': seed, 'procedural': procedural}
 
 
-def plan_eval(source: Source, indices: np.ndarray) -> Plan:
+def plan_eval(indices: np.ndarray) -> Plan:
   """Plans one pass over examples as they are, in the order given."""
-  del source
   n = len(indices)
   return Plan(
     index=np.asarray(indices, np.int64),

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-import concurrent.futures
+from collections.abc import Sequence
 import dataclasses
 import io
-import itertools
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import ExifTags, Image
 
-from iqa_jax import errors, labels, machine
+from iqa_jax import errors, labels
 from iqa_jax.aliases import Record
 from iqa_jax.photograph import colour, images, prepare
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
-
-_T = TypeVar('_T')
-_R = TypeVar('_R')
 
 # Chroma at full resolution: subsampling would touch colour, an illumination
 # cue. See iqa_jax/data/README.md for what this quality was shown to keep.
@@ -72,7 +67,7 @@ class Entry:
     return self.metadata['image_id']
 
 
-def features() -> Any:
+def features() -> tfds.features.FeaturesDict:
   """Returns the tfds features of a prepared photograph.
 
   image: encoded; image_id, patient_id, camera, site (where it was taken), eye
@@ -164,23 +159,3 @@ def encode(pixels: np.ndarray) -> io.BytesIO:
   Image.fromarray(pixels).save(file, 'JPEG', **JPEG)
   file.seek(0)
   return file
-
-
-def in_parallel(
-  function: Callable[[_T], _R], items: Iterable[_T]
-) -> Iterator[_R]:
-  """Yields function(item) in order, computed by as many threads as cores.
-
-  Pillow and NumPy work outside Python's lock. Only a few results wait.
-  """
-  workers = machine.cpu_count()
-  items = iter(items)
-  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    waiting = [
-      pool.submit(function, i) for i in itertools.islice(items, 4 * workers)
-    ]
-    while waiting:
-      done = waiting.pop(0)
-      for item in itertools.islice(items, 1):
-        waiting.append(pool.submit(function, item))
-      yield done.result()

@@ -18,6 +18,7 @@ import numpy as np
 
 from iqa_jax import config as config_lib
 from iqa_jax import errors, labels, run_directory
+from iqa_jax.aliases import Record
 from iqa_jax.data import building, records
 from iqa_jax.data.records import DataError
 from iqa_jax.photograph import geometry
@@ -37,10 +38,7 @@ def builder_class(name: str) -> type:
   Raises:
     ValueError: there is no such dataset.
   """
-  if name not in _DATASETS:
-    raise errors.InvalidValue(
-      f'data.name={name!r} is none of {", ".join(_DATASETS)}'
-    )
+  errors.one_of('data.name=', name, _DATASETS)
   module = importlib.import_module(
     f'iqa_jax.data.{name}.{name}_dataset_builder'
   )
@@ -69,7 +67,7 @@ class Source:
     # Of records seen before: looking for a field takes longer than decoding.
     self.fields: dict[tuple[int, int], geometry.Field] = {}
     self.features = builders[0].info.features
-    self.description: list[dict[str, Any]] = []
+    self.description: list[Record] = []
     start = 0
     for builder in builders:
       for split, info in builder.info.splits.items():
@@ -168,7 +166,7 @@ def build(
   config: ml_collections.ConfigDict,
 ) -> Any:
   kind = builder_class(name)
-  arguments: dict[str, Any] = {}
+  arguments: Record = {}
   folder = None
   if issubclass(kind, building.PhotographBuilder):
     arguments['allow_missing'] = config.data.allow_missing
@@ -283,7 +281,7 @@ def check_sizes(table: dict[str, np.ndarray]) -> None:
     )
 
 
-def _describe(builder: Any) -> dict[str, Any]:
+def _describe(builder: Any) -> Record:
   metadata = dict(builder.info.metadata or {})
   return {
     'dataset': builder.name,
@@ -343,7 +341,7 @@ def _scan(builder: Any, reader: Any) -> dict[str, np.ndarray]:
   tf = tensorflow()
   features = builder.info.features
 
-  def metadata(record: Any) -> dict[str, Any]:
+  def metadata(record: Any) -> Record:
     example = features.deserialize_example(
       record, decoders={'image': tfds.decode.SkipDecoding()}
     )

@@ -146,15 +146,7 @@ def _tested(
   config: ml_collections.ConfigDict,
   learns: bool,
 ) -> np.ndarray:
-  """Returns the examples of a dataset that may test.
-
-  Args:
-    table: see `assign`.
-    indices: the dataset's examples.
-    parts: its splits, by `_of_dataset`.
-    config: the run's.
-    learns: whether it is trained on.
-  """
+  """Returns the examples of a dataset that may test."""
   data = config.data
   if (table['split'][indices] == 'test').any():
     return parts['test']
@@ -241,10 +233,7 @@ def _balanced(
 ) -> np.ndarray:
   """Returns as many training examples of each class, none twice."""
   balance = config.data.balance
-  if balance not in ('none', 'sampling', 'subset'):
-    raise errors.InvalidValue(
-      f'data.balance={balance!r} is none of none, sampling, subset'
-    )
+  errors.one_of('data.balance=', balance, ('none', 'sampling', 'subset'))
   if balance != 'subset':
     return indices
   label = table[class_column(config.task.name)][indices]

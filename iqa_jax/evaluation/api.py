@@ -111,10 +111,10 @@ class Evaluation(dict[str, Measure]):
 
 
 def evaluate(
-  labels: Iterable[Any],
+  labels: Iterable[object],
   verdicts: Scores,
   *,
-  patient: Iterable[Any] | None = None,
+  patient: Iterable[object] | None = None,
   usable: str | None = None,
   threshold: float = 0.5,
   resamples: int = 2000,
@@ -166,10 +166,10 @@ def measure(
 
 
 def collect(
-  labels: Iterable[Any],
+  labels: Iterable[object],
   verdicts: Scores,
   *,
-  patient: Iterable[Any] | None = None,
+  patient: Iterable[object] | None = None,
   usable: str | None = None,
   threshold: float = 0.5,
 ) -> tuple[Predictions, int, int]:
@@ -205,7 +205,9 @@ def collect(
   )
 
 
-def qualities(labels: Iterable[Any], usable: str | None = None) -> np.ndarray:
+def qualities(
+  labels: Iterable[object], usable: str | None = None
+) -> np.ndarray:
   """Returns labels as people give them as 0, 1 or -1 (unknown), int [n].
 
   Raises:
@@ -228,7 +230,7 @@ def qualities(labels: Iterable[Any], usable: str | None = None) -> np.ndarray:
   return numbers
 
 
-def _label(one: Any) -> tuple[str, int]:
+def _label(one: object) -> tuple[str, int]:
   if one is None or one == '' or (isinstance(one, float) and math.isnan(one)):
     return '', labels_lib.UNKNOWN
   found = given.label(

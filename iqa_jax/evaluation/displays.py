@@ -17,7 +17,9 @@ import numpy as np
 from sklearn import metrics as sk
 
 from iqa_jax import labels
+from iqa_jax.aliases import Record
 from iqa_jax.evaluation import intervals, metrics
+from iqa_jax.evaluation.predictions import Predictions
 
 STYLE: dict[Any, Any] = {
   'font.family': 'DejaVu Sans',
@@ -45,7 +47,7 @@ STYLE: dict[Any, Any] = {
 BLUE, ORANGE, GREEN, GREY = '#0072b2', '#d55e00', '#009e73', '#868c97'
 DARK = '#222831'
 GRID = np.linspace(0, 1, 201)  # where the bands of curves are given
-_UNIT: dict[str, Any] = {
+_UNIT: Record = {
   'xlim': (-0.01, 1.01),
   'ylim': (-0.01, 1.01),
   'aspect': 'equal',
@@ -83,75 +85,47 @@ class Other(NamedTuple):
   score: np.ndarray
 
 
-def roc(
+def curve(
   ax: Axes,
-  truth: np.ndarray,
-  score: np.ndarray,
-  *,
-  called: np.ndarray | None = None,
-  band: np.ndarray | None = None,
-  label: str = '',
+  kind: str,
+  rows: Predictions,
+  values: Mapping[str, Record],
+  band: np.ndarray,
   other: Other | None = None,
 ) -> Display:
-  """Draws the ROC curve.
+  """Draws the ROC or the precision-recall curve of judged photographs.
 
   Args:
     ax: where.
-    truth: int [n], 0 or 1, both there.
-    score: float [n], larger for class 1.
-    called: bool [n], the verdicts: a dot.
-    band: float [2, 201], limits of the sensitivity on GRID.
-    label: of the curve.
+    kind: 'roc' or 'precision_recall'.
+    rows: the photographs, of both classes.
+    values: their metrics (assessment.verdict), for the label.
+    band: float [2, 201], limits of the sensitivity, or the precision, on GRID.
     other: a second system.
   """
-  _curve(ax, _roc_points, truth, score, band, label)
-  ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=':')
+  drawn, truth = _CURVES[kind], rows.quality
+  # Precision has no value where nothing is called.
+  first = 0 if kind == 'roc' else 1
+  limits = band[:, first:]
+  ax.fill_between(GRID[first:], *limits, color=BLUE, alpha=0.18, linewidth=0)
+  label = value_label(drawn.short, values[drawn.metric])
+  ax.plot(*drawn.points(truth, rows.ranks), color=BLUE, label=label)
+  chance: Record = {'color': GREY, 'linewidth': 0.8, 'linestyle': ':'}
+  if kind == 'roc':
+    ax.plot([0, 1], [0, 1], **chance)
+  else:
+    ax.axhline(truth.mean(), label=f'prevalence {truth.mean():.3f}', **chance)
   if other is not None:
-    value = sk.roc_auc_score(truth, other.score)
-    _compared(ax, _roc_points(truth, other.score), other, f'AUC {value:.3f}')
-  if called is not None:
-    dot(ax, called[truth == 0].mean(), called[truth == 1].mean())
-  ax.set(
-    title='ROC',
-    xlabel='1 - specificity (adequate called inadequate)',
-    ylabel='sensitivity (inadequate found)',
-    **_UNIT,
-  )
-  ax.legend(loc='lower right')
-  return Display(ax)
-
-
-def precision_recall(
-  ax: Axes,
-  truth: np.ndarray,
-  score: np.ndarray,
-  *,
-  called: np.ndarray | None = None,
-  band: np.ndarray | None = None,
-  label: str = '',
-  other: Other | None = None,
-) -> Display:
-  """Draws precision over recall; arguments as of `roc`."""
-  _curve(ax, _pr_points, truth, score, band, label)
-  ax.axhline(
-    truth.mean(),
-    color=GREY,
-    linewidth=0.8,
-    linestyle=':',
-    label=f'prevalence {truth.mean():.3f}',
-  )
-  if other is not None:
-    value = sk.average_precision_score(truth, other.score)
-    _compared(ax, _pr_points(truth, other.score), other, f'AP {value:.3f}')
-  if called is not None and called.any():
-    dot(ax, called[truth == 1].mean(), truth[called].mean())
-  ax.set(
-    title='Precision and recall',
-    xlabel='recall (sensitivity to inadequate)',
-    ylabel='precision of inadequate',
-    **_UNIT,
-  )
-  ax.legend(loc='lower left')
+    value = f'{drawn.short} {drawn.value(truth, other.score):.3f}'
+    _compared(ax, drawn.points(truth, other.score), other, value)
+  called = rows.verdict == labels.INADEQUATE
+  found = called[truth == 1].mean()
+  if kind == 'roc':
+    dot(ax, called[truth == 0].mean(), found)
+  elif called.any():
+    dot(ax, found, truth[called].mean())
+  ax.set(**drawn.words, **_UNIT)
+  ax.legend(loc='lower right' if kind == 'roc' else 'lower left')
   return Display(ax)
 
 
@@ -298,7 +272,7 @@ def dot(ax: Axes, x: float, y: float, label: str = 'operating point') -> None:
   )
 
 
-def value_label(title: str, measure: Mapping[str, Any]) -> str:
+def value_label(title: str, measure: Record) -> str:
   """Returns 'AUC 0.975 (0.972-0.977)' of an entry of assessment."""
   if measure['low'] is None:
     return f'{title} {measure["value"]:.3f}'
@@ -335,21 +309,48 @@ def _pr_points(truth: np.ndarray, score: np.ndarray) -> _Points:
   return recall[:-1], precision[:-1]
 
 
-def _curve(
-  ax: Axes,
-  points: Callable[[np.ndarray, np.ndarray], _Points],
-  truth: np.ndarray,
-  score: np.ndarray,
-  band: np.ndarray | None,
-  label: str,
-) -> None:
-  x, y = points(truth, score)
-  if band is not None:
-    # Precision has no value where nothing is called.
-    first = 1 if points is _pr_points else 0
-    limits = band[:, first:]
-    ax.fill_between(GRID[first:], *limits, color=BLUE, alpha=0.18, linewidth=0)
-  ax.plot(x, y, color=BLUE, label=label)
+class _Curve(NamedTuple):
+  """What is drawn as a curve.
+
+  Attributes:
+    points: from truth and scores to the curve.
+    value: the area under it.
+    short: the area's name.
+    metric: its key among the metrics.
+    words: title and labels of the axes.
+  """
+
+  points: Callable[[np.ndarray, np.ndarray], _Points]
+  value: Callable[[np.ndarray, np.ndarray], float]
+  short: str
+  metric: str
+  words: Record
+
+
+_CURVES = {
+  'roc': _Curve(
+    _roc_points,
+    sk.roc_auc_score,
+    'AUC',
+    'auc',
+    {
+      'title': 'ROC',
+      'xlabel': '1 - specificity (adequate called inadequate)',
+      'ylabel': 'sensitivity (inadequate found)',
+    },
+  ),
+  'precision_recall': _Curve(
+    _pr_points,
+    sk.average_precision_score,
+    'AP',
+    'average_precision',
+    {
+      'title': 'Precision and recall',
+      'xlabel': 'recall (sensitivity to inadequate)',
+      'ylabel': 'precision of inadequate',
+    },
+  ),
+}
 
 
 def _compared(ax: Axes, points: _Points, other: Other, value: str) -> None:

@@ -79,7 +79,7 @@ def run(
   own = output.resolve() == folders[0].resolve() and not ensemble
   complete = all(k in saved for k in operating_record.FIELDS)
   fit = own or bool(ensemble) or not complete
-  flip_tta = bool(config.eval.flip_tta) if fit else models[0].flip_tta
+  flip_tta = bool(config.eval.flip_tta) if fit else models[0].judges.flip_tta
   size = config.eval.batch_size
   tables = {
     name: _predict(models, source, splits[name], name, size, flip_tta)
@@ -151,7 +151,7 @@ def _predict(
   flip_tta: bool,
 ) -> Predictions:
   """Returns the predictions of a split beside its labels, not yet judged."""
-  plan = plan_lib.plan_eval(source, indices)
+  plan = plan_lib.plan_eval(indices)
   rows = []
   for loaded in models:
     batches = pipeline.batches(

@@ -60,8 +60,6 @@ def draw(
     indices: of the rows of `judged` in the source's table.
     judged: the predictions of a split.
   """
-  from iqa_jax.data import pipeline
-  from iqa_jax.data import plan as plan_lib
   from iqa_jax.explain import cam, scaling
   from iqa_jax.explain.explainer import Explainer
 
@@ -76,16 +74,7 @@ def draw(
     layer=config.explain.layer or None,
     batch_size=min(8, len(rows)),
   )
-  batches = pipeline.batches(
-    source,
-    plan_lib.plan_eval(source, indices[rows]),
-    image_size=loaded.image_size,
-    batch_size=min(8, len(rows)),
-    **models.inputs(config),
-  )
-  images = np.concatenate(
-    [np.asarray(b['image'])[np.asarray(b['mask']) > 0] for b in batches]
-  )
+  images = _images(source, indices[rows], config, loaded.image_size)
   target = config.explain.target
   drawn = judged[rows]
   truth = {k: getattr(drawn, k) for k in ('quality', 'grade', 'criteria')}
@@ -111,6 +100,28 @@ def draw(
     )
     for i in range(len(drawn))
   ]
+
+
+def _images(
+  source: Source,
+  indices: np.ndarray,
+  config: ml_collections.ConfigDict,
+  size: int,
+) -> np.ndarray:
+  """Returns photographs as networks take them, uint8 [n, s, s, 3 or 4]."""
+  from iqa_jax.data import pipeline
+  from iqa_jax.data import plan as plan_lib
+
+  batches = pipeline.batches(
+    source,
+    plan_lib.plan_eval(indices),
+    image_size=size,
+    batch_size=min(8, len(indices)),
+    **models.inputs(config),
+  )
+  return np.concatenate(
+    [np.asarray(b['image'])[np.asarray(b['mask']) > 0] for b in batches]
+  )
 
 
 def _picture(

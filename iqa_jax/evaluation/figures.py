@@ -49,13 +49,10 @@ def draw(
 ) -> dict[str, Drawn]:
   """Returns the figures of an evaluation, by file name.
 
-  Figures that the images can't give (one class only) are left out.
+  `result` is what metrics.json holds, `tables` the predictions of every split
+  in it, `history` the lines of history.jsonl.
 
-  Args:
-    result: what metrics.json holds.
-    tables: the predictions of every split in it.
-    history: lines of history.jsonl.
-    resamples: of the bands.
+  Figures that the images can't give (one class only) are left out.
   """
   split = main_split(tables)
   measured = result['splits'][split]
@@ -158,31 +155,22 @@ def _curves(
 ) -> dict[str, Drawn]:
   draws = resampling.Resamples(c.patient_id, resamples)
   bands = resampling.roc_band(c.quality, c.ranks, draws, displays.GRID)
-  called, other = c.verdict == labels.INADEQUATE, None
+  other = None
   if c.compared is not None:
     other = displays.Other(result['files']['compare'], c.compared)
-  values = measured['verdict']['metrics']
   drawn = {}
-  for name, draw_on, band, metric, short, title, more in (
+  for name, band, title, more in (
     (
-      'roc', displays.roc, bands[0], 'auc', 'AUC', 'ROC curve',
+      'roc',
+      bands[0],
+      'ROC curve',
       ' The operating point was chosen beforehand.',
     ),
-    (
-      'precision_recall', displays.precision_recall, bands[1],
-      'average_precision', 'AP', 'Precision-recall curve', '',
-    ),
-  ):  # fmt: skip
+    ('precision_recall', bands[1], 'Precision-recall curve', ''),
+  ):
     figure, axes = _figure(_SQUARE)
-    draw_on(
-      axes,
-      c.quality,
-      c.ranks,
-      called=called,
-      band=band,
-      label=displays.value_label(short, values[metric]),
-      other=other,
-    )
+    values = measured['verdict']['metrics']
+    displays.curve(axes, name, c, values, band, other)
     caption = f'{of}. Positive class: Inadequate. {_BAND}{more}'
     drawn[name] = Drawn(figure, title, caption)
   return drawn

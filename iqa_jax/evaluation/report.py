@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import json
 import os
 import pathlib
-from typing import Any
 
 import jinja2
 
@@ -18,8 +17,6 @@ from iqa_jax.evaluation import assessment, breakdowns, figures, metrics
 from iqa_jax.evaluation.examples import Example
 from iqa_jax.evaluation.predictions import Predictions
 
-_HEADLINE = ('auc', 'sensitivity', 'specificity', 'accuracy')
-_BREAKDOWN_MEASURES = ('auc', 'sensitivity', 'specificity', 'accuracy')
 _NOT_MEDICAL = (
   'Research software, not a medical device. Its verdicts say whether a '
   'photograph resembles those that graders called inadequate; they say '
@@ -40,15 +37,8 @@ def write(
 ) -> None:
   """Writes figures/, report/index.html and report/report.md.
 
-  Args:
-    output: the folder.
-    result: what metrics.json holds.
-    tables: the predictions of every split in it.
-    config: the run's configuration, nested.
-    history: lines of history.jsonl.
-    environment: what environment.json holds.
-    examples: photographs with maps.
-    resamples: of the figures' bands.
+  `result` is what metrics.json holds, `tables` the predictions of every split
+  in it, `history` the lines of history.jsonl, `environment` environment.json.
   """
   output = pathlib.Path(output)
   drawn = figures.draw(result, tables, history, resamples=resamples)
@@ -95,7 +85,7 @@ def _context(result: Record) -> Record:
         'title': metrics.TITLES[name].split(' (')[0],
         'measure': measured['verdict']['metrics'][name],
       }
-      for name in _HEADLINE
+      for name in breakdowns.MEASURES
     ],
     'verdict_rows': _rows({k: s['verdict'] for k, s in splits.items()}, main),
     'grade_rows': _rows({main: measured['grade']}, main)
@@ -108,7 +98,7 @@ def _context(result: Record) -> Record:
     ),
     'titles': metrics.TITLES,
     'breakdown_titles': breakdowns.TITLES,
-    'measures': _BREAKDOWN_MEASURES,
+    'measures': breakdowns.MEASURES,
     'splits': splits,
     'warnings': list(_warnings(result, measured, main)),
     'maps_of': _maps_of(result.get('model', {})),
@@ -141,22 +131,14 @@ def _headline(result: Record) -> str:
 
 def _rows(assessed: Record, main: str) -> list[Record]:
   """Returns one row a metric: its entry in each split, and the baseline."""
-  names = assessed[main]['metrics']
   return [
     {
-      'title': _title(name),
+      'title': metrics.title(name, ': '),
       'entries': [a['metrics'].get(name) for a in assessed.values()],
       'majority': assessed[main]['majority'].get(name),
     }
-    for name in names
+    for name in assessed[main]['metrics']
   ]
-
-
-def _title(name: str) -> str:
-  if name in metrics.TITLES:
-    return metrics.TITLES[name]
-  stem, _, group = name.rpartition('_')
-  return f'{metrics.SHORT.get(stem, stem)}: {group}'
 
 
 def _warnings(result: Record, measured: Record, main: str) -> Iterable[str]:
@@ -203,15 +185,15 @@ def _facts(
   facts: list[tuple[str, str]] = []
   model = result.get('model', {})
   if model:
-    facts.append(
-      ('Model', f'{model["name"]}, {model["image_size"]} px, {result["task"]}')
-    )
-    for member in model['members']:
-      facts.append(('Weights', f'{member["run"]}, sha256 {member["sha256"]}'))
-    facts.append(
-      ('Kept', f'epoch {model.get("epoch")}, step {model.get("step")}')
-    )
-    facts.append(('Flip averaging', 'on' if model['flip_tta'] else 'off'))
+    facts += [
+      ('Model', f'{model["name"]}, {model["image_size"]} px, {result["task"]}'),
+      *(
+        ('Weights', f'{member["run"]}, sha256 {member["sha256"]}')
+        for member in model['members']
+      ),
+      ('Kept', f'epoch {model.get("epoch")}, step {model.get("step")}'),
+      ('Flip averaging', 'on' if model['flip_tta'] else 'off'),
+    ]
   if config:
     phases = '; '.join(
       f'{p["name"] or p["learns"]}: {p["epochs"]} epochs, {p["optimizer"]}, '
@@ -234,8 +216,14 @@ def _facts(
     share = result.get('looks', {}).get(key)
     if share:
       facts.append((title, f'{_measure(share)} of {share["n"]}'))
-  for name, file in result.get('files', {}).items():
-    facts.append((f'File of {name}', file))
+  facts += [
+    (f'File of {n}', file) for n, file in result.get('files', {}).items()
+  ]
+  return facts + _environment_facts(environment)
+
+
+def _environment_facts(environment: Record) -> list[tuple[str, str]]:
+  facts = []
   for key, title in (
     ('git', 'Revision'),
     ('python', 'Python'),
@@ -296,9 +284,7 @@ def _environment(*, autoescape: bool) -> jinja2.Environment:
 
 
 def _measure(measure: Record | None) -> str:
-  if measure is None:
-    return '–'
-  return assessment.text(measure)
+  return '–' if measure is None else assessment.text(measure)
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -306,7 +292,7 @@ def _number(value: float | None, digits: int = 3) -> str:
   return '–' if value is None else f'{value:z.{digits}f}'
 
 
-def _cell(text: Any) -> str:
+def _cell(text: object) -> str:
   """Returns text that a Markdown table or HTML inside it can't mistake."""
   text = ' '.join(str(text).split())
   for sign in '\\`*_[]<>|#&':

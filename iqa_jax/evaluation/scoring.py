@@ -72,23 +72,14 @@ def run(
     eye=foreign.eyes(truth, kept),
   )
   scored = _measure(rows, scores, order[kept], options.resamples, notes)
-  graded = grade >= 0
-  if scores.grades is not None and graded.any():
-    scored['grade'] = assessment.grades(
-      grade[graded],
-      scores.grades[order[graded]],
-      patient[graded],
-      resamples=options.resamples,
-    )
+  scored |= _graded(grade, scores, order, patient, options.resamples)
   scored['breakdowns'] = breakdowns.run(rows)
-  result = _result(scored, scores, options.usable, notes)
-  result['files'] = {
-    'predictions': pathlib.Path(predictions).name,
-    'labels': pathlib.Path(labels_file).name,
-  }
+  files = {'predictions': predictions, 'labels': labels_file}
+  if compare:
+    files['compare'] = compare
+  result = _result(scored, scores, options.usable, files, notes)
   if compare:
     theirs = _theirs(compare, options, truth, kept, rows, notes)
-    result['files']['compare'] = pathlib.Path(compare).name
     rows = dataclasses.replace(rows, compared=theirs.ranks)
     result['comparison'] = _compare(rows, theirs, options.resamples)
   if output:
@@ -110,14 +101,18 @@ def _labelled(
 
 
 def _result(
-  scored: Record, scores: Scores, usable: str, notes: list[str]
+  scored: Record,
+  scores: Scores,
+  usable: str,
+  files: dict[str, str],
+  notes: list[str],
 ) -> Record:
   return {
     'format': 1,
     'positive_class': labels.QUALITY[labels.INADEQUATE],
     'task': 'grade' if 'grade' in scored else 'quality',
     'usable': usable,
-    'files': {},
+    'files': {what: pathlib.Path(file).name for what, file in files.items()},
     'notes': notes,
     'operating_point': {
       'rule': 'fixed',
@@ -191,11 +186,7 @@ def _judge(
 ) -> Predictions:
   """Returns a system's verdicts on labelled images.
 
-  Args:
-    scores: of the system, in the order of its file.
-    order: int [n], the row of each image in that file.
-    quality: int [n], the labels.
-    patient: [n].
+  `order` int [n] is the row of each image in the file of `scores`.
   """
   p, ranks = scores.p[order], scores.ranks[order]
   by_odds = scores.ranked_by == 'log_odds'
@@ -244,6 +235,27 @@ def _measure(
     else 'rows of scores do not sum to 1; they were used as they are'
   )
   return scored
+
+
+def _graded(
+  grade: np.ndarray,
+  scores: Scores,
+  order: np.ndarray,
+  patient: np.ndarray,
+  resamples: int,
+) -> Record:
+  """Returns the measures of the three grades, where there are such."""
+  graded = grade >= 0
+  if scores.grades is None or not graded.any():
+    return {}
+  return {
+    'grade': assessment.grades(
+      grade[graded],
+      scores.grades[order[graded]],
+      patient[graded],
+      resamples=resamples,
+    )
+  }
 
 
 def _compare(first: Predictions, second: Predictions, resamples: int) -> Record:
@@ -326,10 +338,7 @@ def as_text(result: Record) -> str:
 def _rows(assessed: Record) -> list[str]:
   rows = []
   for name, measure in assessed['metrics'].items():
-    stem, _, group = name.rpartition('_')
-    title = metrics.TITLES.get(name)
-    if title is None:
-      title = f'{metrics.SHORT.get(stem, stem)} of {group}'
+    title = metrics.title(name, ' of ')
     base = assessed['majority'].get(name)
     shown = '-' if base is None else f'{base:.4f}'
     rows.append(f'  {title:52} {assessment.text(measure, 4):30} {shown}')

@@ -13,8 +13,8 @@ chosen. That is a test set: look at it once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeAlias
 
 from absl import app, flags
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
   import numpy as np
 
   from iqa_jax.trained import Trained
+
+Judged: TypeAlias = 'tuple[np.ndarray, np.ndarray]'
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'run directory')
 _EYEQ = flags.DEFINE_string('eyeq', None, 'folder of EyeQ, as downloaded')
@@ -44,7 +46,7 @@ def main() -> None:
     print(line)
 
 
-def judged(loaded: Trained, images: np.ndarray) -> tuple[Any, Any]:
+def judged(loaded: Trained, images: np.ndarray) -> Judged:
   """Returns log-odds [n] and maps of evidence [n, g, g, 3] of pictures.
 
   Args:
@@ -88,40 +90,28 @@ def on_drawings(loaded: Trained) -> Iterator[str]:
 
   from iqa_jax.simulation import (
     cameras,
+    canvas,
     faults,
     photograph,
     procedural,
     unfamiliar,
   )
 
-  def clean(
-    pixels: np.ndarray, inside: np.ndarray, rng: np.random.Generator
-  ) -> tuple[np.ndarray, np.ndarray]:
-    return pixels, np.zeros(inside.shape, bool)
-
-  def named(
-    pixels: np.ndarray, inside: np.ndarray, rng: np.random.Generator
-  ) -> tuple[np.ndarray, np.ndarray]:
-    kind = str(rng.choice(sorted(faults.CRITERION)))
-    severity = rng.uniform(faults.THRESHOLD, 1)
-    return faults.apply(pixels, inside, kind, severity, rng)
-
-  def unnamed(
-    pixels: np.ndarray, inside: np.ndarray, rng: np.random.Generator
-  ) -> tuple[np.ndarray, np.ndarray]:
-    return procedural.apply(pixels, inside, 'artifacts', rng)
-
-  def unknown(
-    pixels: np.ndarray, inside: np.ndarray, rng: np.random.Generator
-  ) -> tuple[np.ndarray, np.ndarray]:
-    kind = str(rng.choice(unfamiliar.KINDS))
-    return unfamiliar.apply(pixels, inside, kind, rng)
-
-  ways = {
-    'no fault': clean,
-    'named': named,
-    'procedural': unnamed,
-    'unfamiliar': unknown,
+  ways: dict[str, Callable[..., canvas.Faulty]] = {
+    'no fault': lambda pixels, inside, rng: (pixels, np.zeros_like(inside)),
+    'named': lambda pixels, inside, rng: faults.apply(
+      pixels,
+      inside,
+      str(rng.choice(sorted(faults.CRITERION))),
+      rng.uniform(faults.THRESHOLD, 1),
+      rng,
+    ),
+    'procedural': lambda pixels, inside, rng: procedural.apply(
+      pixels, inside, 'artifacts', rng
+    ),
+    'unfamiliar': lambda pixels, inside, rng: unfamiliar.apply(
+      pixels, inside, str(rng.choice(unfamiliar.KINDS)), rng
+    ),
   }
   size = loaded.image_size
   for title, plant in ways.items():
@@ -141,7 +131,7 @@ def on_drawings(loaded: Trained) -> Iterator[str]:
     odds, maps = judged(loaded, np.stack(images))
     called = _calls(loaded, odds)
     line = f'{title:11s} called inadequate {called.mean():.3f} of {len(called)}'
-    if plant is not clean:
+    if title != 'no fault':
       line += _places(np.stack(images)[..., 3] > 0, np.stack(masks), maps)
     yield line
 

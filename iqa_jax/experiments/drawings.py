@@ -17,7 +17,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from absl import app, flags
 import ml_collections
@@ -25,8 +25,14 @@ import numpy as np
 import tqdm
 
 from iqa_jax import command, labels, machine
+from iqa_jax.aliases import PyTree, Variables
 from iqa_jax.experiments import shown as shown_lib
 from iqa_jax.experiments.shown import Shown
+
+if TYPE_CHECKING:
+  import jax
+
+  from iqa_jax.models.classifier import Classifier
 
 _OUTPUT = flags.DEFINE_string('output', None, 'run directory to write')
 _DRAWINGS = flags.DEFINE_integer('drawings', 17_664, 'photographs to draw', 1)
@@ -89,6 +95,12 @@ def _rounds(size: int, cells: int) -> Iterator[Shown]:
       pool.shutdown(cancel_futures=True)
 
 
+# From variables and pictures to logits and intermediates.
+_Judge: TypeAlias = (
+  'Callable[[Variables, np.ndarray], tuple[jax.Array, PyTree]]'
+)
+
+
 class _Held:
   """The photographs shown last, on the device, as a ring."""
 
@@ -96,7 +108,7 @@ class _Held:
     import jax
 
     self.capacity, self.count, self._next = capacity, 0, 0
-    self.arrays: dict[str, Any] = {}
+    self.arrays: dict[str, jax.Array] = {}
     self._put = jax.jit(
       lambda held, at, shown: held.at[at].set(shown), donate_argnums=0
     )
@@ -143,7 +155,7 @@ def main() -> None:
   for number in range(count):
     held.add(first if number == 0 else next(rounds))
     until = round(_UPDATES.value * (number + 1) / count)
-    losses: list[Any] = []
+    losses: list[jax.Array] = []
     while done < until:
       at = order.integers(0, held.count, _BATCH.value)
       key = jax.random.fold_in(jax.random.key(_SEED.value), done)
@@ -164,7 +176,7 @@ def main() -> None:
 
 def _begin(
   config: ml_collections.ConfigDict, images: np.ndarray
-) -> tuple[Any, Any, Any]:
+) -> tuple[Classifier, Callable[..., PyTree], PyTree]:
   """Returns the model, its training step and the state to begin with."""
   import jax
 
@@ -201,7 +213,9 @@ def _begin(
   return model, update, devices.place(state)
 
 
-def _on_one_scale(model: Any, variables: Any, images: np.ndarray) -> Any:
+def _on_one_scale(
+  model: Classifier, variables: Variables, images: np.ndarray
+) -> Variables:
   """Returns variables whose cells see features of mean 0 and deviation 1."""
   import jax
 
@@ -209,8 +223,8 @@ def _on_one_scale(model: Any, variables: Any, images: np.ndarray) -> Any:
   from iqa_jax.training import standardization
 
   @jax.jit
-  def moments(v: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x = model.apply(v, models.normalize(images), stop='cells')
+  def moments(v: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x: Any = model.apply(v, models.normalize(images), stop='cells')
     share, x = x[..., -1:], x[..., :-1]
     mean = (x * share).sum((0, 1, 2)) / share.sum()
     return mean, ((x - mean) ** 2 * share).sum((0, 1, 2)) / share.sum()
@@ -220,7 +234,7 @@ def _on_one_scale(model: Any, variables: Any, images: np.ndarray) -> Any:
   )
 
 
-def _judge(model: Any) -> Callable[[Any, np.ndarray], tuple[Any, Any]]:
+def _judge(model: Classifier) -> _Judge:
   """Returns what gives logits and intermediates of pictures, compiled."""
   import jax
 
@@ -234,8 +248,8 @@ def _judge(model: Any) -> Callable[[Any, np.ndarray], tuple[Any, Any]]:
 
 
 def _validate(
-  judge: Callable[[Any, np.ndarray], tuple[Any, Any]],
-  variables: Any,
+  judge: _Judge,
+  variables: Variables,
   shown: Shown,
 ) -> dict[str, float]:
   """Returns AUCs of verdict and cells on cameras outside those of training."""

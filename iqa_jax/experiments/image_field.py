@@ -29,13 +29,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from absl import flags
 
 from iqa_jax import command
-from iqa_jax.aliases import Variables
+from iqa_jax.aliases import PyTree, Variables
 
 if TYPE_CHECKING:
   from flax import linen as nn
   import jax
   import numpy as np
 
+# See `draw`.
+Data: TypeAlias = 'Mapping[str, Any]'
 # Margins, landmarks and maps; see `fit`.
 Prediction: TypeAlias = (
   'tuple[np.ndarray, np.ndarray | None, np.ndarray | None]'
@@ -62,7 +64,7 @@ def main() -> None:
       print(f'{head:12s} seed {seed}  {judge(predict(test), test)}', flush=True)
 
 
-def draw(first: int, count: int, size: int) -> dict[str, Any]:
+def draw(first: int, count: int, size: int) -> Data:
   """Draws photographs, every second one with an inadequate image field.
 
   Returns:
@@ -88,8 +90,8 @@ def draw(first: int, count: int, size: int) -> dict[str, Any]:
 
 
 def fit(
-  head: str, data: Mapping[str, Any], seed: int, epochs: int
-) -> Callable[[Mapping[str, Any]], Prediction]:
+  head: str, data: Data, seed: int, epochs: int
+) -> Callable[[Data], Prediction]:
   """Trains one head.
 
   Returns:
@@ -126,8 +128,8 @@ def fit(
 
   @jax.jit
   def step(
-    variables: Variables, state: Any, *batch: jax.Array
-  ) -> tuple[Any, Any]:
+    variables: Variables, state: PyTree, *batch: jax.Array
+  ) -> tuple[Variables, PyTree]:
     gradient = jax.grad(loss)(variables, *batch)
     updates, state = optimiser.update(gradient, state, variables)
     return optax.apply_updates(variables, updates), state
@@ -144,7 +146,7 @@ def fit(
 
 
 def _predict(
-  head: str, apply: Callable[[jax.Array], Any], data: Mapping[str, Any]
+  head: str, apply: Callable[[jax.Array], PyTree], data: Data
 ) -> Prediction:
   """Returns what a trained head says of `data`, see `fit`."""
   import numpy as np
@@ -166,7 +168,7 @@ def _predict(
   return np.maximum(margins, -20), found, None
 
 
-def judge(prediction: Prediction, data: Mapping[str, Any]) -> str:
+def judge(prediction: Prediction, data: Data) -> str:
   """Returns how good predicted margins and landmarks are, as text."""
   import numpy as np
   from sklearn import metrics
@@ -197,7 +199,7 @@ def judge(prediction: Prediction, data: Mapping[str, Any]) -> str:
 
 
 def _near_the_edge(
-  maps: np.ndarray, data: Mapping[str, Any], at: np.ndarray
+  maps: np.ndarray, data: Data, at: np.ndarray
 ) -> tuple[float, float]:
   """Returns mean shares of evidence and of area within 1 DD of the edge."""
   import numpy as np

@@ -16,21 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import os
+import functools
 import pathlib
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 import warnings
 
 from absl import app, flags
 
-from iqa_jax import command, errors
+from iqa_jax import command, errors, machine
 
 if TYPE_CHECKING:
   import numpy as np
+  from sklearn.neural_network import MLPClassifier
 
   from iqa_jax.judging.fundus import NotFundus
 
 Job: TypeAlias = tuple[int, int, int]  # seed, which set, number of the eye
+Layers: TypeAlias = 'tuple[np.ndarray, ...]'
 Rows: TypeAlias = 'tuple[list[np.ndarray], list[bool], list[np.ndarray]]'
 
 _OUTPUT = flags.DEFINE_string('output', None, 'file to write, .safetensors')
@@ -69,9 +71,10 @@ def main() -> None:
   safetensors.numpy.save_file(fundus.to_arrays(scorer), path)
 
 
-def _drawn() -> dict[str, Any]:
+def _drawn() -> dict[str, dict[str, np.ndarray]]:
   """Returns the sets that `learn` takes, from --cache where they are."""
   import numpy as np
+  import tqdm
 
   cache = pathlib.Path(_CACHE.value or '')
   if _CACHE.value and cache.is_file():
@@ -80,7 +83,9 @@ def _drawn() -> dict[str, Any]:
   else:
     arrays = {}
     for name, eyes, apart in (('train', _EYES.value, 0), ('val', 300, 1)):
-      rows = _in_processes([(_SEED.value, apart, i) for i in range(eyes)])
+      jobs = [(_SEED.value, apart, i) for i in range(eyes)]
+      drawn = machine.in_processes(_rows, jobs, 4)
+      rows = list(tqdm.tqdm(drawn, 'eyes', eyes, disable=None))
       for k, kind in enumerate(('fundus', 'bad', 'strangers')):
         arrays[f'{name}/{kind}'] = np.array(
           [r for part in rows for r in part[k]]
@@ -93,19 +98,6 @@ def _drawn() -> dict[str, Any]:
     }
     for name in ('train', 'val')
   }
-
-
-def _in_processes(jobs: Sequence[Job]) -> list[Rows]:
-  import concurrent.futures
-  import multiprocessing
-
-  import tqdm
-
-  context = multiprocessing.get_context('spawn')
-  workers = os.cpu_count() or 1
-  with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-    drawn = pool.map(_rows, jobs, chunksize=4)
-    return list(tqdm.tqdm(drawn, 'eyes', len(jobs), disable=None))
 
 
 def _rows(job: Job) -> Rows:
@@ -145,7 +137,7 @@ def _rows(job: Job) -> Rows:
     bad.append(bool(broken or faulty))
   others = []
   for _ in range(_LOOKS):
-    picture = strangers.draw(rng, _pictures(bool(apart)))
+    picture = strangers.draw(rng, _pictures(_APART if apart else _OTHERS))
     done = prepare.photograph(picture, _SIZE)
     image, field = done.image, done.inside
     if rng.random() < 0.4:
@@ -154,22 +146,17 @@ def _rows(job: Job) -> Rows:
   return own, bad, others
 
 
-def _pictures(apart: bool) -> list[Any]:
+@functools.cache
+def _pictures(names: tuple[str, ...]) -> list[np.ndarray]:
   """Returns natural pictures, uint8 [h, w, 3], of the packages that have some.
 
   Raises:
     UserError: scikit-image is not installed.
   """
-  return _read_pictures(_APART if apart else _OTHERS)
-
-
-def _read_pictures(names: tuple[str, ...]) -> list[Any]:
   import importlib.util
 
   from iqa_jax.photograph import images
 
-  if names in _READ:
-    return _READ[names]
   found = importlib.util.find_spec('skimage')
   if found is None or found.origin is None:
     raise errors.UserError(
@@ -182,15 +169,11 @@ def _read_pictures(names: tuple[str, ...]) -> list[Any]:
     pathlib.Path(sklearn.datasets.__file__).parent / 'images',
   ]
   files = [f for folder in folders for f in sorted(folder.iterdir())]
-  _READ[names] = [
+  return [
     images.read(f).pixels
     for f in files
     if f.stem in names and f.suffix in ('.png', '.jpg')
   ]
-  return _READ[names]
-
-
-_READ: dict[tuple[str, ...], list[Any]] = {}
 
 
 def learn(
@@ -244,7 +227,9 @@ def learn(
   return dataclasses.replace(scorer, threshold=threshold), lines
 
 
-def _beside(networks: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _beside(
+  networks: Sequence[MLPClassifier],
+) -> tuple[Layers, Layers]:
   """Returns weights and biases of one network: the mean of several' odds."""
   import numpy as np
   from scipy import linalg

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iqa_jax import labels
+
+if TYPE_CHECKING:
+  import jax
 
 _SIZE = 320  # drawn, before the network's own size
 _SEVERAL = (
@@ -42,7 +45,9 @@ def show(seed: int, times: int, size: int, cells: int, unseen: bool) -> Shown:
 
   rng = np.random.default_rng([seed, 7])
   pixels, inside, masks = _draw(seed, rng)
-  out: dict[str, list[Any]] = {n: [] for n in ('image', 'fault', 'cause')}
+  out: dict[str, list[np.ndarray]] = {
+    n: [] for n in ('image', 'fault', 'cause')
+  }
   often = 0.3 if masks.any() else 0.5
   for _ in range(times):
     seen, where = pixels, masks.copy()
@@ -106,7 +111,9 @@ def _plant(
   return pixels
 
 
-def batch(held: dict[str, Any], at: Any, key: Any) -> dict[str, Any]:
+def batch(
+  held: dict[str, jax.Array], at: jax.Array, key: jax.Array
+) -> dict[str, jax.Array]:
   """Returns a batch of those held, each mirrored, turned and tinted by chance.
 
   To be compiled. Turned by half, as indirect lenses do; a tint scales the

@@ -25,7 +25,7 @@ from jaxtyping import Float
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.aliases import Variables
+from iqa_jax.aliases import Record, Variables
 from iqa_jax.explain import methods as methods_lib
 from iqa_jax.models import evidence, heads
 from iqa_jax.models.classifier import Classifier
@@ -107,13 +107,12 @@ def explain(
       exist gives a NaN score and a NaN map.
   """
   for method in methods:
-    check_method(method)
+    errors.one_of('method', method, METHODS)
   layers = _layers(model, layer)
   order = sorted(layers, key=model.points.index)
   found = _pass(model, variables, images, task, order)
-  ids = _checked(
-    targets(found.logits) if callable(targets) else targets, found.scores
-  )
+  wanted = targets(found.logits) if callable(targets) else targets
+  ids = _checked(wanted, found.scores)
   # Inside jit a target that does not exist can't raise; let it not pass for 0.
   exists = (ids >= 0) & (ids < found.scores.shape[1])
   chosen = jax.nn.one_hot(ids, found.scores.shape[1], dtype=found.scores.dtype)
@@ -121,12 +120,9 @@ def explain(
   combine = functools.partial(_combine, found, order, methods)
   maps = jax.vmap(combine)(chosen) if ids.ndim == 2 else combine(chosen)
   several = layer is not None and not isinstance(layer, str)
-  landmarks, cells = found.told.landmarks, found.told.cells
+  landmarks = found.told.landmarks
   if landmarks is None:
     landmarks = jnp.full((images.shape[0], 5), jnp.nan)
-  if cells is not None:
-    local = list(evidence.local(cells[0].shape[-1]))
-    cells = cells[0][..., local], cells[1]
   return Explanation(
     logits=found.logits.astype(jnp.float32),
     targets=ids,
@@ -136,9 +132,19 @@ def explain(
       for method, of in maps.items()
     },
     landmarks=landmarks,
-    cells=cells,
+    cells=_local(found.told.cells),
     cause=found.told.cause,
   )
+
+
+def _local(
+  cells: tuple[jax.Array, jax.Array] | None,
+) -> tuple[jax.Array, jax.Array] | None:
+  """Returns cells' logits of labels.LOCAL_CRITERIA alone, and field shares."""
+  if cells is None:
+    return None
+  logits, share = cells
+  return logits[..., list(evidence.local(logits.shape[-1]))], share
 
 
 class _Pass(NamedTuple):
@@ -168,9 +174,7 @@ def _pass(
 ) -> _Pass:
   """Passes through the network, differentiable from point `order[0]` on."""
   # Which maps don't carry on.
-  extra: dict[str, Any] = {}
-  if images.shape[-1] > 3:
-    extra['field'] = images[..., 3]
+  extra: Record = {'field': images[..., 3]} if images.shape[-1] > 3 else {}
   _, state = model.apply(
     variables, images, stop=order[0], mutable=['intermediates']
   )
@@ -224,14 +228,6 @@ def _combine(
   return maps
 
 
-def check_method(method: str) -> None:
-  """Raises InvalidValue unless there is such a method."""
-  if method not in METHODS:
-    raise errors.InvalidValue(
-      f'method {method!r} is none of {", ".join(METHODS)}'
-    )
-
-
 def choose_targets(
   task: Task,
   target: str,
@@ -278,9 +274,7 @@ def choose_targets(
     at_fault = jnp.where(label == 1, jnp.asarray(logits), -jnp.inf)
     margin = task.targets.index('margin')
     return jnp.where((label == 1).any(axis=1), at_fault.argmax(axis=1), margin)
-  if target not in task.targets:
-    names = ', '.join(('predicted', 'labelled', *task.targets))
-    raise errors.InvalidValue(f'target {target!r} is none of {names}')
+  errors.one_of('target', target, ('predicted', 'labelled', *task.targets))
   return np.full(len(logits), task.targets.index(target), np.int32)
 
 
@@ -298,10 +292,7 @@ def placed(
   Raises:
     ValueError: no such layer or placement.
   """
-  if how not in placement_lib.NAMES:
-    raise errors.InvalidValue(
-      f'placement {how!r} is none of {", ".join(placement_lib.NAMES)}'
-    )
+  errors.one_of('placement', how, placement_lib.NAMES)
   [layer] = _layers(model, layer)
   return None if how == 'pytorch_grad_cam' else model.placement(layer)
 
@@ -313,10 +304,7 @@ def _layers(
     layer = model.default_layer
   layers = (layer,) if isinstance(layer, str) else tuple(layer)
   for name in layers:
-    if name not in model.points:
-      raise errors.InvalidValue(
-        f'layer {name!r} is none of {", ".join(model.points)}'
-      )
+    errors.one_of('layer', name, model.points)
   if not layers or len(set(layers)) < len(layers):
     raise errors.InvalidValue(f'layers {layers} are empty or name one twice')
   return layers

@@ -8,11 +8,9 @@ compiled once.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +18,7 @@ from jaxtyping import Float, Integer, Real, UInt8
 import numpy as np
 
 from iqa_jax import devices, errors, labels, models, runtimes
-from iqa_jax.aliases import Variables
+from iqa_jax.aliases import PyTree, Variables
 from iqa_jax.explain import additive, cam
 from iqa_jax.judging import cause as cause_lib
 from iqa_jax.judging.verdict import Criterion
@@ -66,30 +64,10 @@ class Seen:
     return len(self.logits)
 
   def __getitem__(self, index: int | slice) -> Seen:
-    values: dict[str, Any] = {
+    values: dict[str, np.ndarray | None] = {
       f.name: getattr(self, f.name) for f in dataclasses.fields(self)
     }
     return Seen(**{k: v[index] for k, v in values.items() if v is not None})
-
-  def cause(
-    self, verdict: str, names: Sequence[str], thresholds: Mapping[str, float]
-  ) -> tuple[str, dict[str, Criterion]]:
-    """Returns the cause of one photograph's verdict, see cause.find.
-
-    Args:
-      verdict: 'adequate' or 'inadequate'.
-      names: Explainer.criteria.
-      thresholds: from which on a fault of each is called.
-    """
-    if self.criteria is None:
-      return '', {}
-    return cause_lib.find(
-      verdict,
-      dict(zip(names, self.criteria.tolist(), strict=True)),
-      self.evidence,
-      self.field_share,
-      thresholds=thresholds,
-    )
 
   def cells(self) -> dict[str, Float[np.ndarray, 'g g']]:
     """Returns {criterion: probability [g, g] of its fault in each cell}.
@@ -144,7 +122,7 @@ class Explainer:
     )
     self.batch_size = devices.batch_size(batch_size)
     for method in self.methods:
-      cam.check_method(method)
+      errors.one_of('method', method, cam.METHODS)
     if target not in ('predicted', 'labelled', *trained.task.targets):
       raise errors.InvalidValue(
         f'target {target!r} is none of predicted, '
@@ -166,6 +144,19 @@ class Explainer:
       return labels.CRITERIA
     return labels.LOCAL_CRITERIA if self.trained.model.takes_field else ()
 
+  def cause(self, seen: Seen, verdict: str) -> tuple[str, dict[str, Criterion]]:
+    """Returns the cause of one photograph's verdict, see cause.find."""
+    if seen.criteria is None:
+      return '', {}
+    judges = self.trained.judges
+    return cause_lib.find(
+      verdict,
+      dict(zip(self.criteria, seen.criteria.tolist(), strict=True)),
+      seen.evidence,
+      seen.field_share,
+      thresholds={k: judges.criterion_threshold(k) for k in self.criteria},
+    )
+
   @property
   def threshold(self) -> float:
     """The operating point, on the calibrated probability; 0.5 without one."""
@@ -181,16 +172,13 @@ class Explainer:
     return Seen(**found)
 
   def logits(
-    self,
-    images: Real[np.ndarray, 'n s s c'],
-    variables: Variables | None = None,
+    self, images: Real[np.ndarray, 'n s s c']
   ) -> Float[np.ndarray, 'n k']:
     """Returns logits [n, k] of images [n, s, s, 3] of 0..255.
 
     Averaged with the mirror images' where the operating point is one of such.
     """
-    variables = self.trained.variables if variables is None else variables
-    return self._batched(self._predict, variables, images)
+    return self._batched(self._predict, self.trained.variables, images)
 
   def score(
     self,
@@ -211,7 +199,10 @@ class Explainer:
     return self.trained.p_inadequate(logits)
 
   def targets(
-    self, target: str, logits: Float[np.ndarray, 'n k'], labels: Any = None
+    self,
+    target: str,
+    logits: Float[np.ndarray, 'n k'],
+    labels: Mapping[str, np.ndarray] | None = None,
   ) -> Integer[np.ndarray, ' n']:
     """Returns what is to be explained, int [n]; see cam.choose_targets."""
     return np.asarray(
@@ -258,7 +249,7 @@ class Explainer:
     return {targets.index(t): c for t, c in self.constants().items()}
 
   @functools.cached_property
-  def _predict(self) -> Callable[..., Any]:
+  def _predict(self) -> Callable[..., PyTree]:
     trained = self.trained
 
     def predict(variables: Variables, images: jax.Array) -> jax.Array:
@@ -268,7 +259,7 @@ class Explainer:
     return self._parallel(predict)
 
   @functools.cached_property
-  def _maps(self) -> Callable[..., Any]:
+  def _maps(self) -> Callable[..., PyTree]:
     def maps(
       variables: Variables, images: jax.Array, targets: jax.Array
     ) -> dict[str, cam.Maps]:
@@ -277,13 +268,13 @@ class Explainer:
     return devices.parallel(maps, in_axes=(None, 0, 0))
 
   @functools.cached_property
-  def _look(self) -> Callable[..., Any]:
+  def _look(self) -> Callable[..., PyTree]:
     trained, task = self.trained, self.trained.task
     choose = functools.partial(
       cam.choose_targets, task, self.target, threshold=trained.raw_threshold
     )
 
-    def look(variables: Variables, images: jax.Array) -> dict[str, Any]:
+    def look(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
       x = models.normalize(images)
       # The map stays that of the photograph as it is.
       judged = functools.partial(trained.judged, variables, x)
@@ -308,7 +299,7 @@ class Explainer:
 
     return self._parallel(look)
 
-  def _parallel(self, function: Callable[..., Any]) -> Callable[..., Any]:
+  def _parallel(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     trained = self.trained
     channels = 4 if trained.model.takes_field else 3
     return sessions.parallel(
@@ -345,30 +336,23 @@ class Explainer:
 
   def _batched(
     self,
-    function: Callable[..., Any],
+    function: Callable[..., PyTree],
     variables: Variables,
     images: np.ndarray,
     *others: np.ndarray,
-  ) -> Any:
+  ) -> PyTree:
     if not len(images):
       raise ValueError('there is no image to look at')
     images = self.input(images)
-    waiting: deque = deque()
-    parts = []
-
-    def collect() -> None:
-      count, results = waiting.popleft()
-      parts.append(devices.joined(results, count))
-
     size = self._size(len(images))
-    for first in range(0, len(images), size):
-      batch = [a[first : first + size] for a in (images, *others)]
-      results = function(variables, *(_split(rows, size) for rows in batch))
-      waiting.append((len(batch[0]), results))
-      if len(waiting) > _IN_FLIGHT:
-        collect()
-    while waiting:
-      collect()
+
+    def begun() -> Iterator[tuple[PyTree, int]]:
+      for first in range(0, len(images), size):
+        batch = [a[first : first + size] for a in (images, *others)]
+        results = function(variables, *(_split(rows, size) for rows in batch))
+        yield results, len(batch[0])
+
+    parts = [devices.joined(*one) for one in devices.ahead(begun(), _IN_FLIGHT)]
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
   def _size(self, count: int) -> int:

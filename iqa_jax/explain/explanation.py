@@ -104,15 +104,9 @@ class Explanation:
       colors: one of overlay.COLORS.
       opacity: of the strongest evidence, 0 to 1.
     """
+    look = pictures.Look(self.placement, colors, opacity, self.inside)
     picture = pictures.overlay(
-      self.photo.image,
-      self.shown(),
-      self.affine,
-      self.size,
-      placement=self.placement,
-      colors=colors,
-      opacity=opacity,
-      within=self.inside,
+      self.photo.image, self.shown(), self.affine, self.size, look
     )
     self.draw_ruler(picture)
     return picture
@@ -126,25 +120,16 @@ class Explanation:
       self.shown(),
       self.affine,
       self.size,
+      pictures.Look(self.placement, colors, opacity, self.inside),
       caption=self._caption(),
-      placement=self.placement,
-      colors=colors,
-      opacity=opacity,
-      within=self.inside,
       decorate=self.draw_ruler,
     )
 
   def draw_ruler(self, picture: Image.Image) -> None:
     """Draws disc, fovea and distances onto the photograph at any size."""
-    view = self.verdict.field
-    if view is None:
-      return
-    sx, sy = (
-      picture.width / self.photo.width,
-      picture.height / self.photo.height,
-    )
-    marks = self.landmarks * [sx, sy, (sx * sy) ** 0.5, sx, sy]
-    ruler.draw(picture, marks, view.scaled(sx, sy))
+    if self.verdict.field is not None:
+      size = self.photo.image.size
+      ruler.draw(picture, self.landmarks, self.verdict.field, size)
 
   def to_dict(self) -> Record:
     """Returns the verdict's row and what the map is, without its values."""

@@ -8,13 +8,14 @@ to 1 for the top of the colour bar; what is below 0 is shown as none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 import importlib.util
 import math
 import pathlib
 import textwrap
 
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
@@ -53,6 +54,28 @@ INK, PALE, PAPER = (238, 240, 243), (168, 176, 188), (22, 25, 31)
 AMBER, TEAL = (255, 176, 84), (92, 214, 192)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Look:
+  """Where a map lies over its photograph, and in which colours.
+
+  Attributes:
+    placement: where the map's cells look, in pixels of the prepared image; None
+      for cells that share it evenly.
+    colors: one of COLORS.
+    opacity: of the strongest evidence ('jet': of everything), 0 to 1.
+    within: bool [s, s] over the prepared image, outside which nothing is shown;
+      of maps that are 0 there, whose cells are enlarged beyond the rim.
+  """
+
+  placement: Placement | None = None
+  colors: str = 'viridis'
+  opacity: float = 0.55
+  within: np.ndarray | None = None
+
+
+USUAL = Look()
+
+
 @functools.cache
 def palette(colors: str) -> UInt8[np.ndarray, '256 3']:
   """Returns a colour map, uint8 [256, 3].
@@ -63,19 +86,16 @@ def palette(colors: str) -> UInt8[np.ndarray, '256 3']:
   Raises:
     ValueError: there is no such colour map.
   """
+  errors.one_of('colour map', colors, COLORS)
   at = np.arange(256) / 255
   if colors == 'jet':
     middle = np.array([3, 2, 1])
     rgb = np.clip(1.5 - np.abs(4 * at[:, None] - middle), 0, 1) * 255
-  elif colors in _ANCHORS:
+  else:
     anchors = np.frombuffer(bytes.fromhex(_ANCHORS[colors]), np.uint8)
     anchors = anchors.reshape(-1, 3)
     places = np.linspace(0, 1, len(anchors))
     rgb = np.stack([np.interp(at, places, c) for c in anchors.T], axis=1)
-  else:
-    raise errors.InvalidValue(
-      f'colour map {colors!r} is none of {", ".join(COLORS)}'
-    )
   return np.rint(rgb).astype(np.uint8)
 
 
@@ -98,11 +118,8 @@ def overlay(
   shown: Float[np.ndarray, 'h w'],
   affine: Float[np.ndarray, '2 3'],
   prepared_size: int,
+  look: Look = USUAL,
   *,
-  placement: Placement | None = None,
-  colors: str = 'viridis',
-  opacity: float = 0.55,
-  within: Bool[np.ndarray, 's s'] | None = None,
   in_place: bool = False,
 ) -> Image.Image:
   """Returns the photograph with the map laid over where it belongs.
@@ -112,28 +129,21 @@ def overlay(
     shown: float [h, w], 0 to 1, over the prepared image.
     affine: float64 [2, 3], prepared (x, y, 1) -> (x, y) of `photograph`.
     prepared_size: side of the prepared image.
-    placement: where the map's cells look, in pixels of the prepared image; None
-      for cells that share it evenly.
-    colors: one of COLORS.
-    opacity: of the strongest evidence ('jet': of everything), 0 to 1.
-    within: bool [s, s] over the prepared image, outside which nothing is shown;
-      of maps that are 0 there, whose cells are enlarged beyond the rim.
+    look: of the map.
     in_place: whether `photograph` may be drawn on, which saves its copy.
   """
   picture = photograph if in_place else photograph.copy()
-  box, levels = _inside(
-    shown, affine, prepared_size, photograph.size, placement, within
-  )
+  box, levels = _inside(shown, affine, prepared_size, photograph.size, look)
   if levels is None:
     return picture
-  if colors != 'jet':
+  if look.colors != 'jet':
     # Where nothing is shown nothing needs to be blended.
     part = levels.getbbox()
     if part is None:
       return picture
     levels = levels.crop(part)
     box = (box[0] + part[0], box[1] + part[1])
-  levels.putpalette(_palette_with_alpha(colors, opacity), 'RGBA')
+  levels.putpalette(_palette_with_alpha(look.colors, look.opacity), 'RGBA')
   colored = levels.convert('RGBA')
   picture.paste(colored, box[:2], colored)
   return picture
@@ -144,17 +154,13 @@ def layer(
   shown: Float[np.ndarray, 'h w'],
   affine: Float[np.ndarray, '2 3'],
   prepared_size: int,
-  *,
-  placement: Placement | None = None,
-  colors: str = 'viridis',
-  opacity: float = 0.55,
-  within: Bool[np.ndarray, 's s'] | None = None,
+  look: Look = USUAL,
 ) -> Image.Image:
   """Returns what `overlay` lays over a photograph of `size`, alone, RGBA."""
   picture = Image.new('RGBA', size)
-  box, levels = _inside(shown, affine, prepared_size, size, placement, within)
+  box, levels = _inside(shown, affine, prepared_size, size, look)
   if levels is not None:
-    levels.putpalette(_palette_with_alpha(colors, opacity), 'RGBA')
+    levels.putpalette(_palette_with_alpha(look.colors, look.opacity), 'RGBA')
     picture.paste(levels.convert('RGBA'), box[:2])
   return picture
 
@@ -164,9 +170,8 @@ def contour(
   shown: Float[np.ndarray, 'h w'],
   affine: Float[np.ndarray, '2 3'],
   prepared_size: int,
+  look: Look = USUAL,
   *,
-  placement: Placement | None = None,
-  colors: str = 'viridis',
   levels: Sequence[float] = LEVELS,
 ) -> Image.Image:
   """Returns the photograph with the map's lines of equal evidence drawn on.
@@ -183,14 +188,14 @@ def contour(
   # Interpolated first: lines through a map of 7x7 cells would be polygons.
   whole = np.asarray(shown, np.float32)
   spans = [
-    _span(0.0, prepared_size, prepared_size, count, placement)
+    _span(0.0, prepared_size, prepared_size, count, look.placement)
     for count in whole.shape[::-1]
   ]
   fine = np.asarray(_enlarged(whole, (224, 224), spans))
   lines = contourpy.contour_generator(z=np.pad(fine, 1))
   for level in levels:
     # The lower third of the colour maps is too dark for a line.
-    color = tuple(int(c) for c in palette(colors)[round(90 + 165 * level)])
+    color = tuple(int(c) for c in palette(look.colors)[round(90 + 165 * level)])
     for line in lines.lines(level):
       points = (np.asarray(line) - 0.5) / 224 * side + affine[:, 2]
       flat = [tuple(p) for p in points.tolist()]
@@ -204,13 +209,12 @@ def _inside(
   affine: np.ndarray,
   prepared_size: int,
   size: tuple[int, int],
-  placement: Placement | None,
-  within: np.ndarray | None,
+  look: Look,
 ) -> tuple[tuple[int, int], Image.Image | None]:
-  """Returns what `_laid` does, cut off where `within` is False."""
-  box, levels = _laid(shown, affine, prepared_size, size, placement)
-  if levels is not None and within is not None:
-    _, rim = _laid(within, affine, prepared_size, size, None)
+  """Returns what `_laid` does, cut off where `look.within` is False."""
+  box, levels = _laid(shown, affine, prepared_size, size, look.placement)
+  if levels is not None and look.within is not None:
+    _, rim = _laid(look.within, affine, prepared_size, size, None)
     assert rim is not None  # it is of the same square as levels
     levels = ImageChops.multiply(levels, rim)
   return box, levels
@@ -254,15 +258,7 @@ def _laid(
 def _span(
   first: float, end: float, side: int, count: int, placement: Placement | None
 ) -> tuple[float, float]:
-  """Returns from where to where prepared pixels go, in cells of a map's axis.
-
-  Args:
-    first: prepared pixel.
-    end: likewise.
-    side: of the prepared image.
-    count: cells along the axis.
-    placement: see `overlay`.
-  """
+  """Returns from where to where prepared pixels go, in cells of the map."""
   place = placement or placement_lib.evenly(side, count)
   low, high = (place.cells(np.asarray(at)) for at in (first, end))
   return float(low), float(high)
@@ -290,23 +286,17 @@ def _enlarged(
 def thumbnail(
   prepared: UInt8[np.ndarray, 's s 3'],
   shown: Float[np.ndarray, 'h w'],
+  look: Look = USUAL,
   *,
-  placement: Placement | None = None,
   side: int = 192,
-  colors: str = 'viridis',
-  opacity: float = 0.55,
-  within: Bool[np.ndarray, 's s'] | None = None,
 ) -> Image.Image:
   """Returns prepared image and overlay beside each other, 2 `side` x `side`.
 
   Args:
     prepared: uint8 [size, size, 3].
     shown: as of `overlay`.
-    placement: as of `overlay`.
+    look: of the map.
     side: of each of the two, in pixels.
-    colors: one of COLORS.
-    opacity: as of `overlay`.
-    within: as of `overlay`.
   """
   plain = Image.fromarray(prepared).resize(
     (side, side), Image.Resampling.BILINEAR, reducing_gap=2.0
@@ -314,16 +304,7 @@ def thumbnail(
   both = Image.new('RGB', (2 * side, side))
   both.paste(plain, (0, 0))
   size = len(prepared)
-  colored = overlay(
-    plain,
-    shown,
-    np.eye(2, 3) * (side / size),
-    size,
-    placement=placement,
-    colors=colors,
-    opacity=opacity,
-    within=within,
-  )
+  colored = overlay(plain, shown, np.eye(2, 3) * (side / size), size, look)
   both.paste(colored, (side, 0))
   return both
 

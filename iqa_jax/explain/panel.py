@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import textwrap
-from typing import Any
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 import numpy as np
 from PIL import Image, ImageDraw
 
 from iqa_jax.explain import overlay
 from iqa_jax.explain.overlay import AMBER, INK, PALE, PAPER, TEAL, typeface
-from iqa_jax.photograph.placement import Placement
 
 _SIDE = 560  # height in pixels of the two pictures
 _GAP = 16
@@ -88,12 +86,9 @@ def draw(
   shown: Float[np.ndarray, 'h w'],
   affine: Float[np.ndarray, '2 3'],
   prepared_size: int,
+  look: overlay.Look = overlay.USUAL,
   *,
   caption: Caption,
-  placement: Placement | None = None,
-  colors: str = 'viridis',
-  opacity: float = 0.55,
-  within: Bool[np.ndarray, 's s'] | None = None,
   decorate: Callable[[Image.Image], object] | None = None,
 ) -> Image.Image:
   """Returns photograph and overlay side by side, with caption and colour bar.
@@ -105,13 +100,8 @@ def draw(
   """
   shrink = min(_SIDE / photograph.height, 1.5 * _SIDE / photograph.width, 1)
   plain, to_plain = _resized(photograph, shrink)
-  look: dict[str, Any] = {
-    'colors': colors,
-    'opacity': opacity,
-    'within': within,
-  }
   colored = overlay.overlay(
-    plain, shown, affine * to_plain, prepared_size, placement=placement, **look
+    plain, shown, affine * to_plain, prepared_size, look
   )
   strip = _strip(
     plain, affine * to_plain, prepared_size, caption.criteria, look
@@ -132,7 +122,7 @@ def draw(
     _note(pen, caption.note, (left, top), plain.size)
   else:
     at = (left + width + _GAP, top)
-    _bar(picture, pen, at, height, caption.bar, colors)
+    _bar(picture, pen, at, height, caption.bar, look.colors)
   if strip:
     picture.paste(strip, (_GAP, top + height + _GAP))
   for i, line in enumerate(_RESEARCH):
@@ -186,7 +176,7 @@ def _strip(
   affine: np.ndarray,
   prepared_size: int,
   criteria: tuple[Criterion, ...],
-  look: dict[str, Any],
+  look: overlay.Look,
 ) -> Image.Image | None:
   """Returns the criteria side by side, or None without any."""
   if not criteria:
@@ -200,15 +190,16 @@ def _strip(
   pen = ImageDraw.Draw(strip)
   if mapped:
     words = 'probability of a fault in each place, from 0 (clear) to 1 (yellow)'
-    if look['colors'] != 'viridis':
+    if look.colors != 'viridis':
       words = 'probability of a fault in each place, from 0 to 1'
     pen.text((0, 2), words, fill=PALE, font=typeface(13))
+  even = dataclasses.replace(look, placement=None)
   top = 26 if mapped else 4
   for i, criterion in enumerate(criteria):
     left = i * each
     if criterion.cells is not None:
       picture = overlay.overlay(
-        small, criterion.cells, affine * stretch, prepared_size, **look
+        small, criterion.cells, affine * stretch, prepared_size, even
       )
       strip.paste(picture, (left, top))
     tint = AMBER if criterion.cause else INK

@@ -9,8 +9,9 @@ maps, positive where the photograph speaks for the target.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxtyping import Float, Integer, Real, Shaped
 import numpy as np
 from scipy import ndimage
 
-from iqa_jax import errors
+from iqa_jax import devices, errors
 from iqa_jax.explain import scaling
 
 # (images float32 [b, h, w, c] of 0..255, targets int [b]) -> float [b], in
@@ -72,37 +73,25 @@ class Perturber:
     """
     placed = tuple(jnp.asarray(a, jnp.float32) for a in arrays)
     wanted = jnp.asarray(targets, jnp.int32)
-    waiting: list[tuple[int, np.ndarray]] = []
-    flying: list[tuple[jax.Array, int]] = []
+    frames, size = iter(frames), self._batch_size
     found: list[np.ndarray] = []
 
-    def land() -> None:
-      scores, count = flying.pop()
+    def begun() -> Iterator[tuple[jax.Array, int]]:
+      numbers = np.arange(size)
+      while rows := list(itertools.islice(frames, size)):
+        count = len(rows)
+        rows += rows[:1] * (size - count)
+        which = np.asarray([i for i, _ in rows], np.int32)
+        masks = np.stack([mask for _, mask in rows])
+        scores = _scores(
+          compose, self._score, placed, which, wanted, masks, numbers
+        )
+        yield scores, count
+        numbers = numbers + size
+
+    for scores, count in devices.ahead(begun(), 1):
       found.append(np.asarray(scores)[:count])
       self._tick(count)
-
-    def send() -> None:
-      count, first = len(waiting), len(found) + len(flying)
-      rows = waiting + waiting[:1] * (self._batch_size - count)
-      which = np.asarray([i for i, _ in rows], np.int32)
-      masks = np.stack([mask for _, mask in rows])
-      numbers = np.arange(len(rows)) + first * self._batch_size
-      scores = _scores(
-        compose, self._score, placed, which, wanted, masks, numbers
-      )
-      if flying:  # one batch is computed while the next is made
-        land()
-      flying.append((scores, count))
-      waiting.clear()
-
-    for frame in frames:
-      waiting.append(frame)
-      if len(waiting) == self._batch_size:
-        send()
-    if waiting:
-      send()
-    if flying:
-      land()
     return np.concatenate(found) if found else np.zeros(0, np.float32)
 
   def plain(
@@ -159,6 +148,7 @@ def baseline(
   Raises:
     ValueError: no such baseline.
   """
+  errors.one_of('baseline', kind, BASELINES)
   images = np.asarray(images, np.float32)
   colour, rest = images[..., :3], images[..., 3:]
   if kind == 'zero':
@@ -166,14 +156,10 @@ def baseline(
   elif kind == 'blur':
     sigma = _BLUR * images.shape[1]
     empty = ndimage.gaussian_filter(colour, (0, sigma, sigma, 0))
-  elif kind == 'mean':
+  else:
     weights = np.asarray(inside, np.float32)[..., None]
     total = np.maximum(weights.sum((1, 2), keepdims=True), 1)
     empty = weights * ((colour * weights).sum((1, 2), keepdims=True) / total)
-  else:
-    raise errors.InvalidValue(
-      f'baseline {kind!r} is none of {", ".join(BASELINES)}'
-    )
   return np.concatenate([empty, rest], -1)
 
 
@@ -233,15 +219,9 @@ def rise(
   number of masks that keep a pixel; subtracting the mean score makes the map
   signed and leaves the ranking of the pixels as it is.
 
-  Args:
-    ask: the network, from outside.
-    images: [n, h, w, c] of 0..255.
-    targets: int [n].
-    fill: what stands where a mask removes, of the shape of `images`.
-    masks: how many random masks.
-    cells: the random grid's cells along each side.
-    keep: the probability that a cell is kept.
-    seed: of the masks, which are the same for all images.
+  Arguments as of `occlusion`. `masks` random masks, drawn by `seed` and the
+  same for all images, have a grid of `cells` along each side, each kept with
+  probability `keep`.
 
   Returns:
     float32 [n, h, w].

@@ -74,17 +74,24 @@ def columns(landmarks: Float[np.ndarray, ' 5'], view: geometry.Field) -> Record:
 
 
 def draw(
-  picture: Image.Image, landmarks: Float[np.ndarray, ' 5'], view: geometry.Field
+  picture: Image.Image,
+  landmarks: Float[np.ndarray, ' 5'],
+  view: geometry.Field,
+  size: tuple[int, int],
 ) -> None:
-  """Draws landmarks and distances onto a picture.
+  """Draws landmarks and distances onto a photograph, at any size.
 
   Args:
     picture: RGB, changed.
-    landmarks: see `columns`, in pixels of `picture`.
-    view: likewise.
+    landmarks: see `columns`.
+    view: the field of view.
+    size: width and height of the photograph in whose pixels these two are.
   """
   if not np.isfinite(landmarks).all():
     return
+  sx, sy = picture.width / size[0], picture.height / size[1]
+  landmarks = landmarks * [sx, sy, (sx * sy) ** 0.5, sx, sy]
+  view = view.scaled(sx, sy)
   pen = _Pen(picture)
   x, y, diameter, fovea_x, fovea_y = map(float, landmarks)
   if view.found:
@@ -92,14 +99,12 @@ def draw(
     passed = np.greater_equal(distances, _LEAST)
     temporal = 1.0 if fovea_x > x else -1.0
     starts = ((x - temporal * diameter / 2, y), (fovea_x, fovea_y))
-    words = []
-    for i, name in enumerate(_DISTANCES):
+    words = [
       # No arcade was looked for: it is the typical one of this eye.
-      about = '~' if i >= 2 else ''
-      less = '' if passed[i] else f' < {_LEAST[i]:g}'
-      words.append(
-        f'{name.removesuffix("_dd")} {about}{distances[i]:.2f} DD{less}'
-      )
+      f'{name.removesuffix("_dd")} {"~" * (i >= 2)}{distances[i]:.2f} DD'
+      + ('' if passed[i] else f' < {_LEAST[i]:g}')
+      for i, name in enumerate(_DISTANCES)
+    ]
     lines = []
     for i, towards in ((0, -temporal), (1, temporal)):
       length = distances[i] * diameter

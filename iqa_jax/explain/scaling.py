@@ -59,10 +59,7 @@ def scale(
   Raises:
     ValueError: no such scaling, no magnitude, or layers without a size.
   """
-  if how not in SCALINGS:
-    raise errors.InvalidValue(
-      f'scaling {how!r} is none of {", ".join(SCALINGS)}'
-    )
+  errors.one_of('scaling', how, SCALINGS)
   if how == 'dataset' and not (magnitude and magnitude > 0):
     raise ValueError(
       f"scaling 'dataset' needs a positive magnitude, got {magnitude}"

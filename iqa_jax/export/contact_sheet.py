@@ -7,13 +7,14 @@ the full pictures are relative, so the output directory can be moved as a whole.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import os
 import pathlib
 from typing import Any
 from urllib import parse
 
 from iqa_jax import labels, run_directory
+from iqa_jax.aliases import Record
 from iqa_jax.export import manifest
 from iqa_jax.photograph import inputs
 
@@ -41,7 +42,7 @@ _REASONS = {
 
 def write(
   output: str | os.PathLike,
-  records: Callable[[], Iterable[Mapping[str, Any]]],
+  records: Callable[[], Iterable[Record]],
   *,
   outputs: Sequence[str],
   target: str,
@@ -112,10 +113,10 @@ def _template() -> Any:
 
 
 def _collected(
-  records: Iterable[Mapping[str, Any]], share: float
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
+  records: Iterable[Record], share: float
+) -> tuple[list[Record], dict[str, int]]:
   """Returns the cards of the sample, in order, and counts over all records."""
-  cards: list[dict[str, Any]] = []
+  cards: list[Record] = []
   counts = {
     'total': 0, 'ok': 0, 'adequate': 0, 'inadequate': 0, 'uncertain': 0,
     'empty': 0,
@@ -135,7 +136,7 @@ def _collected(
   return cards, counts
 
 
-def _card(record: Mapping[str, Any]) -> dict[str, Any]:
+def _card(record: Record) -> Record:
   """Returns what a page shows of a record."""
   ok = record['status'] == 'ok'
   files = record.get('files', {})
@@ -167,7 +168,7 @@ def _card(record: Mapping[str, Any]) -> dict[str, Any]:
   }  # fmt: skip
 
 
-def _criteria(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _criteria(record: Record) -> list[Record]:
   """Returns name, probability and share of the criteria that are known."""
   return [
     {
@@ -180,12 +181,12 @@ def _criteria(record: Mapping[str, Any]) -> list[dict[str, Any]]:
   ]
 
 
-def _p(record: Mapping[str, Any]) -> float:
+def _p(record: Record) -> float:
   calibrated = record.get('p_calibrated')
   return float(record['p_inadequate'] if calibrated is None else calibrated)
 
 
-def _entry(number: int, cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _entry(number: int, cards: Sequence[Record]) -> Record:
   """Returns a page's file name, and what of it the other pages say."""
   p = [card['p'] for card in cards if card['status'] == 'ok']
   failed = sum(card['status'] != 'ok' for card in cards)
@@ -200,7 +201,7 @@ def _entry(number: int, cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   }
 
 
-def _near(entries: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+def _near(entries: list[Record], number: int) -> list[Record]:
   """Returns the pages that page `number` links: ends, neighbours, further.
 
   All would be a million links for a thousand pages.

@@ -51,12 +51,12 @@ class Answer:
   Attributes:
     what: 'decode' or 'draw'.
     photo: what the task was about.
-    answer: messages.Prepared of 'decode', Drawn of 'draw', or Failed.
+    answer: Prepared of 'decode', Drawn of 'draw', or Failed.
   """
 
   what: str
   photo: Photo
-  answer: Any
+  answer: messages.Prepared | messages.Drawn | messages.Failed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Member:
     self.since = time.monotonic()
     self.answers = 0
 
-  def ask(self, what: str, photo: Photo, *arguments: Any) -> None:
+  def ask(self, what: str, photo: Photo, *arguments: object) -> None:
     """Gives it a task, see worker.Worker."""
     if not self.asked:
       self.since = time.monotonic()
@@ -180,7 +180,7 @@ class Crew:
     """Returns the members, those with the fewest tasks first."""
     return sorted(self.members, key=lambda member: len(member.asked))
 
-  def notify(self, *unused: Any) -> None:
+  def notify(self, *unused: object) -> None:
     """Ends a `wait`; from any thread or signal handler."""
     with contextlib.suppress(BlockingIOError):
       self._waker.send(b'.')

@@ -7,18 +7,21 @@ behind them. Shards never write to the same file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import fcntl
 import json
 import os
 import pathlib
-from typing import IO, Any
+import time
+from typing import IO
 
 from iqa_jax import errors
+from iqa_jax.aliases import Record
 from iqa_jax.export.manifest import KINDS, PAGES, THUMBNAIL
 
 _FORMAT = 1
 _FOLDER = 'journal'
+_SYNC_SECONDS = 1.0  # between writes of the journal
 
 
 class ManifestError(errors.UserError):
@@ -38,7 +41,7 @@ class Journal:
     self,
     output: str | os.PathLike,
     shard: int,
-    settings: Mapping[str, Any],
+    settings: Record,
     *,
     overwrite: bool = False,
   ):
@@ -77,7 +80,7 @@ class Journal:
   def _check(
     self,
     path: pathlib.Path,
-    settings: Mapping[str, Any],
+    settings: Record,
     overwrite: bool,
     own: bool,
   ) -> None:
@@ -134,14 +137,14 @@ class Journal:
     """Returns the keys of all photographs in the journal, sorted."""
     return sorted(self._offsets)
 
-  def read(self, key: str) -> dict[str, Any]:
+  def read(self, key: str) -> Record:
     """Returns the record of a photograph."""
     self._reader.seek(self._offsets[key])
     record = _parse(self._reader.readline())
     assert record is not None
     return record
 
-  def append(self, records: Sequence[Mapping[str, Any]]) -> None:
+  def append(self, records: Sequence[Record]) -> None:
     """Adds finished photographs, and waits until they are on the disk."""
     if records:
       self.finished = False
@@ -162,7 +165,7 @@ class Journal:
       self._write([{'finished': len(self._offsets)}])
       self.finished = True
 
-  def _write(self, records: Iterable[Mapping[str, Any]]) -> list[int]:
+  def _write(self, records: Iterable[Record]) -> list[int]:
     start = offset = self._file.seek(0, os.SEEK_END)
     offsets, lines = [], []
     for record in records:
@@ -192,7 +195,7 @@ class Journal:
     self.close()
 
 
-def remove(output: str | os.PathLike, record: Mapping[str, Any]) -> None:
+def remove(output: str | os.PathLike, record: Record) -> None:
   """Removes a photograph's pictures and arrays, those that are there.
 
   Only what lies where an export writes: a journal may be anyone's.
@@ -201,6 +204,39 @@ def remove(output: str | os.PathLike, record: Mapping[str, Any]) -> None:
     first, *rest = pathlib.PurePosixPath(name).parts
     if first in (*KINDS, THUMBNAIL) and '..' not in rest:
       pathlib.Path(output, name).unlink(missing_ok=True)
+
+
+class Ledger:
+  """Brings finished records to a journal, many at a time.
+
+  Attributes:
+    failed: how many were not ok.
+  """
+
+  def __init__(self, output: pathlib.Path, journal: Journal):
+    self.failed = 0
+    self._output = output
+    self._journal = journal
+    self._finished: list[Record] = []
+    self._synced = time.perf_counter()
+
+  def add(self, record: Record) -> None:
+    """Takes a finished photograph's record."""
+    self.failed += record['status'] != 'ok'
+    key = record['path']
+    before = self._journal.read(key) if key in self._journal else {}
+    if record != before:
+      self._finished.append(record)
+    if record['status'] != 'ok':
+      remove(self._output, before)
+    if time.perf_counter() - self._synced > _SYNC_SECONDS:
+      self.sync()
+
+  def sync(self) -> None:
+    """Writes what is finished to the journal."""
+    finished, self._finished = self._finished, []
+    self._journal.append(finished)
+    self._synced = time.perf_counter()
 
 
 def _withdraw(journal: pathlib.Path) -> None:
@@ -219,7 +255,7 @@ def _withdraw(journal: pathlib.Path) -> None:
 
 def open_finished(
   output: str | os.PathLike, num_shards: int
-) -> tuple[list[Journal], dict[str, Any]]:
+) -> tuple[list[Journal], Record]:
   """Opens the journals of all shards, to be merged; and their settings.
 
   Raises:
@@ -255,7 +291,7 @@ def open_finished(
   return journals, settings
 
 
-def merged(journals: Sequence[Journal]) -> Iterator[dict[str, Any]]:
+def merged(journals: Sequence[Journal]) -> Iterator[Record]:
   """Yields all records of several journals, sorted by their keys."""
   holder = {key: journal for journal in journals for key in journal.keys()}
   for key in sorted(holder):
@@ -279,7 +315,7 @@ def _lock(file: IO[bytes], path: pathlib.Path) -> None:
     ) from None
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> Record | None:
   """Returns a line's object; None when it is torn or damaged."""
   if not line.endswith(b'\n'):
     return None
@@ -290,16 +326,14 @@ def _parse(line: bytes) -> dict[str, Any] | None:
   return value if isinstance(value, dict) else None
 
 
-def _header(file: IO[bytes]) -> dict[str, Any] | None:
+def _header(file: IO[bytes]) -> Record | None:
   record = _parse(file.readline())
   if record is None or record.get('format') != _FORMAT:
     return None
   return record.get('settings')
 
 
-def _differences(
-  saved: Mapping[str, Any], settings: Mapping[str, Any]
-) -> list[str]:
+def _differences(saved: Record, settings: Record) -> list[str]:
   return [
     f'{name}: {saved.get(name)!r} there, {settings.get(name)!r} now'
     for name in sorted(saved.keys() | settings.keys())

@@ -5,12 +5,12 @@ Made of the journal (journal.py), atomically.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 import csv
 import os
-from typing import Any
 
 from iqa_jax import run_directory
+from iqa_jax.aliases import Record
 from iqa_jax.explain import ruler
 
 KINDS = ('overlay', 'contour', 'panel', 'npz')
@@ -29,44 +29,22 @@ _FORMULA = ('=', '+', '-', '@', '\t', '\r')
 
 
 def columns(logits: Sequence[str], criteria: Sequence[str] = ()) -> list[str]:
-  """Returns the manifest's columns.
-
-  Args:
-    logits: the model's outputs.
-    criteria: those that it knows something of.
-  """
+  """Returns the manifest's columns."""
   names = [
-    'path',
-    'status',
-    'reason',
-    'width',
-    'height',
-    'field_found',
-    'not_fundus',
-    'unlike_training',
+    *('path', 'status', 'reason', 'width', 'height'),
+    *('field_found', 'not_fundus', 'unlike_training'),
     *(f'logit_{name}' for name in logits),
     *(f'p_{name}' for name in logits),
-    'p_inadequate',
-    'p_calibrated',
-    'operating_point',
-    'verdict',
-    'uncertain',
+    *('p_inadequate', 'p_calibrated', 'operating_point'),
+    *('verdict', 'uncertain'),
     *(('cause', 'advice') if criteria else ()),
     *(f'p_{name}' for name in criteria),
     *(f'share_{name}' for name in criteria),
-    'target',
-    'method',
-    'layer',
-    'raw_min',
-    'raw_max',
-    'raw_sum',
-    'evidence_in_field',
-    'field_share',
-    'empty_map',
+    *('target', 'method', 'layer', 'raw_min', 'raw_max', 'raw_sum'),
+    *('evidence_in_field', 'field_share', 'empty_map'),
     *ruler.COLUMNS,
     *KINDS,
-    'checkpoint',
-    'runtime',
+    *('checkpoint', 'runtime'),
   ]
   # Of two classes p_inadequate is both an output's and the verdict's.
   return list(dict.fromkeys(names))
@@ -74,7 +52,7 @@ def columns(logits: Sequence[str], criteria: Sequence[str] = ()) -> list[str]:
 
 def write(
   path: str | os.PathLike,
-  records: Iterable[Mapping[str, Any]],
+  records: Iterable[Record],
   logits: Sequence[str],
   criteria: Sequence[str] = (),
 ) -> int:
@@ -95,7 +73,7 @@ def write(
   return count
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
   if value is None:
     return ''
   if isinstance(value, bool):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
+from iqa_jax.aliases import Record
 from iqa_jax.explain import panel
 from iqa_jax.judging import fundus
 from iqa_jax.photograph import geometry
@@ -43,7 +43,7 @@ class Settings:
   budget: int
   field: bool = False
   check_fundus: bool = True
-  familiar: dict[str, Any] | None = None
+  familiar: Record | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Drawing:
   caption: panel.Caption
   landmarks: np.ndarray
   thumbnail: bool
-  facts: dict[str, Any]
+  facts: Record
 
 
 @dataclasses.dataclass(frozen=True)

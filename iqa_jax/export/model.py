@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 import functools
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iqa_jax import errors, labels, run_directory
+from iqa_jax.aliases import Record
 from iqa_jax.export.options import ExportError, Options
 from iqa_jax.judging.operating_record import FIELDS, OperatingRecord
-from iqa_jax.photograph.placement import Placement
 
 if TYPE_CHECKING:  # they hold JAX, which is loaded while photographs are read
   from iqa_jax.explain.explainer import Explainer, Seen
@@ -32,12 +32,9 @@ class Model:
     method: of cam.METHODS.
     layer: feature point; None for the network's default.
     target: what is explained.
-    calibrated: whether its probabilities are.
-    threshold: the operating point, of the calibrated probability.
-    band: the probabilities at which a person should look; None for none.
+    judges: how probabilities become verdicts.
     judged: the records that a verdict depends on.
     criteria: those whose probability of a fault the network tells.
-    criterion_thresholds: from which on such a fault is called.
     familiar: what it learned from, see fundus.look; None where unknown.
     scaling: one of options.SCALINGS.
     runtime: of runtimes.NAMES, what computes.
@@ -66,24 +63,18 @@ class Model:
       self.layer = options.layer or str(explain['layer']) or None
       self.target = options.target or str(explain['target'])
       # Refuses a damaged record now, not in the middle.
-      self._judges = OperatingRecord.from_model(record)
+      self.judges = OperatingRecord.from_model(record)
     except (KeyError, TypeError, ValueError) as error:
       raise run_directory.RunDirectoryError(
         f'{path} does not describe a model: {type(error).__name__}: {error}'
       ) from error
-    self.calibrated = self._judges.calibration is not None
-    self.threshold = self._judges.threshold
-    self.band = self._judges.uncertain_band
-    self.criterion_thresholds = {
-      name: self._judges.criterion_threshold(name) for name in self.criteria
-    }
-    self.familiar: dict[str, Any] | None = record.get('familiar')
+    self.familiar: Record | None = record.get('familiar')
     self.scaling = options.scaling or self._usual_scaling(record)
-    self.judged: dict[str, Any] = {key: record.get(key) for key in FIELDS}
+    self.judged: Record = {key: record.get(key) for key in FIELDS}
     self.runtime = options.runtime
     self._options = options
 
-  def _usual_scaling(self, record: dict[str, Any]) -> str:
+  def _usual_scaling(self, record: Record) -> str:
     """Returns 'logit' of heads of evidence, where their maps are logits."""
     additive = (
       self.takes_field
@@ -98,7 +89,7 @@ class Model:
 
   def judge(self, p_inadequate: float) -> tuple[float, str, bool]:
     """Returns calibrated probability, verdict, and whether it is uncertain."""
-    found = self._judges.judge(np.array(p_inadequate))
+    found = self.judges.judge(np.array(p_inadequate))
     verdict = labels.QUALITY[int(found.verdict)]
     return float(found.p_calibrated), verdict, bool(found.uncertain)
 
@@ -110,10 +101,11 @@ class Model:
       UserError: the runtime can't compute the maps.
       ExportError: the model was replaced since its record was read.
     """
-    _ = self._explainer
+    _ = self.explainer
 
   @functools.cached_property
-  def _explainer(self) -> Explainer:
+  def explainer(self) -> Explainer:
+    """What asks the network, see `load`."""
     from iqa_jax import devices, trained
     from iqa_jax.explain import additive, explainer
 
@@ -149,30 +141,15 @@ class Model:
     made.prepare()
     return made
 
-  @property
-  def targets(self) -> tuple[str, ...]:
-    """What can be explained, see tasks.Task.targets."""
-    return self._explainer.trained.task.targets
-
-  @property
-  def layer_name(self) -> str:
-    """The feature point that is explained."""
-    return self._explainer.layer
-
-  @property
-  def placement(self) -> Placement | None:
-    """Where the cells of the explained layer look, see cam.placed."""
-    return self._explainer.placement
-
   @functools.cached_property
   def constants(self) -> dict[str, float]:
     """What targets' scores hold beside their maps, for scaling 'logit'."""
-    return self._explainer.constants()
+    return self.explainer.constants()
 
   @property
   def batch_size(self) -> int:
     """Photographs a batch, over all devices."""
-    return self._explainer.batch_size
+    return self.explainer.batch_size
 
   @property
   def devices(self) -> int:
@@ -189,4 +166,4 @@ class Model:
       size: of the batch that is computed; each new one is compiled.
     """
     fill = [pixels[0]] * (size - len(pixels))
-    return self._explainer.look(np.stack([*pixels, *fill]))[: len(pixels)]
+    return self.explainer.look(np.stack([*pixels, *fill]))[: len(pixels)]

@@ -12,12 +12,11 @@ inadequate, and the signed map of the target that the run explains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import importlib.util
 import json
 import os
 import pathlib
-from typing import Any
 
 import jax
 from jax import export as jax_export
@@ -25,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import errors, models, trained
+from iqa_jax.aliases import Record
 from iqa_jax.explain import cam
 from iqa_jax.models import layers
 
@@ -63,12 +63,9 @@ def program(
   """
   explain, task = model.config.explain, model.task
   method = method or explain.method
-  cam.check_method(method)
+  errors.one_of('method', method, cam.METHODS)
   target = target or explain.target
-  if target not in ('predicted', *task.targets):
-    raise errors.InvalidValue(
-      f'target {target!r} is none of predicted, {", ".join(task.targets)}'
-    )
+  errors.one_of('target', target, ('predicted', *task.targets))
   variables = jax.tree.map(np.asarray, model.variables)
 
   def run(photographs: jax.Array) -> tuple[jax.Array, ...]:
@@ -100,7 +97,7 @@ def program(
   return run
 
 
-def calibrated(record: Mapping[str, Any] | None, p: jax.Array) -> jax.Array:
+def calibrated(record: Record | None, p: jax.Array) -> jax.Array:
   """Returns calibrated probabilities, as calibration.apply does, traceably.
 
   Args:
@@ -132,7 +129,7 @@ def calibrated(record: Mapping[str, Any] | None, p: jax.Array) -> jax.Array:
   raise errors.InvalidValue(f'unknown calibration method {method!r}')
 
 
-def metadata(model: trained.Trained, **explained: str | None) -> dict[str, Any]:
+def metadata(model: trained.Trained, **explained: str | None) -> Record:
   """Returns what a user of the file must know, as JSON values."""
   explain = model.config.explain
   defaults = {'layer': model.model.default_layer}
@@ -164,7 +161,7 @@ def save(
   method: str | None = None,
   layer: str | None = None,
   target: str | None = None,
-) -> dict[str, Any]:
+) -> Record:
   """Writes the model of a run directory as a file; returns its metadata.
 
   Args:
@@ -180,8 +177,7 @@ def save(
     UserError: the run holds no model, ONNX is not installed, or the map's
       gradient has no translation to it.
   """
-  if how not in FORMATS:
-    raise errors.InvalidValue(f'format {how!r} is none of {", ".join(FORMATS)}')
+  errors.one_of('format', how, FORMATS)
   if how == 'onnx' and not importlib.util.find_spec('onnx'):
     raise errors.UserError(
       "ONNX is not installed: pip install 'iqa_jax[onnx]', or give "
@@ -210,9 +206,9 @@ def save(
 
 
 def _onnx(
-  function: Callable[..., Any],
+  function: Callable[..., object],
   spec: jax.ShapeDtypeStruct,
-  about: Mapping[str, Any],
+  about: Record,
 ) -> bytes:
   import onnx
 

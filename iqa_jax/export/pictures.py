@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from iqa_jax.aliases import Record
 from iqa_jax.explain import overlay, panel, ruler
 from iqa_jax.export.messages import Drawing, Settings
 from iqa_jax.photograph import geometry
@@ -44,13 +44,13 @@ class Pictures:
     self._held = held
     self._drawing = drawing
     self._settings = settings
-    self._look: dict[str, Any] = {
-      'placement': drawing.placement,
-      'colors': settings.colors,
-      'opacity': settings.opacity,
+    self._look = overlay.Look(
+      drawing.placement,
+      settings.colors,
+      settings.opacity,
       # Networks that take the field find nothing outside.
-      'within': held.inside if settings.field else None,
-    }
+      held.inside if settings.field else None,
+    )
 
   def _map(self) -> tuple[np.ndarray, np.ndarray, int]:
     """Returns what overlays take: map, affine, prepared size."""
@@ -69,10 +69,8 @@ class Pictures:
   def _measured(self, picture: Image.Image) -> Image.Image:
     """Draws landmarks and distances, if there are any."""
     held = self._held
-    sx, sy = picture.width / held.width, picture.height / held.height
-    stretch = [sx, sy, (sx * sy) ** 0.5, sx, sy]
-    marks = self._drawing.landmarks * stretch
-    ruler.draw(picture, marks, held.field.scaled(sx, sy))
+    size = held.width, held.height
+    ruler.draw(picture, self._drawing.landmarks, held.field, size)
     return picture
 
   def contour(self) -> Image.Image:
@@ -81,12 +79,7 @@ class Pictures:
     if note:
       return overlay.noted(self._measured(self._photograph.copy()), note)
     return self._measured(
-      overlay.contour(
-        self._photograph,
-        *self._map(),
-        placement=self._drawing.placement,
-        colors=self._settings.colors,
-      )
+      overlay.contour(self._photograph, *self._map(), self._look)
     )
 
   def panel(self) -> Image.Image:
@@ -94,12 +87,12 @@ class Pictures:
     return panel.draw(
       self._photograph,
       *self._map(),
+      self._look,
       caption=self._drawing.caption,
       decorate=self._measured,
-      **self._look,
     )
 
-  def npz(self) -> dict[str, Any]:
+  def npz(self) -> Record:
     """Returns the raw map, and how it lies on the photograph."""
     drawing, held, size = self._drawing, self._held, self._settings.size
     columns = drawing.raw.shape[1]
@@ -119,7 +112,7 @@ class Pictures:
     shown = self._drawing.shown
     if self._drawing.caption.note:
       shown = np.zeros_like(shown)
-    return overlay.thumbnail(self._held.prepared, shown, **self._look)
+    return overlay.thumbnail(self._held.prepared, shown, self._look)
 
   def overlay(self) -> Image.Image:
     """Returns the photograph under the map; draws on the photograph itself."""
@@ -127,7 +120,5 @@ class Pictures:
     if note:
       return overlay.noted(self._measured(self._photograph), note)
     return self._measured(
-      overlay.overlay(
-        self._photograph, *self._map(), **self._look, in_place=True
-      )
+      overlay.overlay(self._photograph, *self._map(), self._look, in_place=True)
     )

@@ -107,7 +107,7 @@ class Pool:
     self._device.shutdown(wait=True, cancel_futures=True)
 
   def submit(
-    self, function: Callable[..., Any], *arguments: Any
+    self, function: Callable[..., object], *arguments: object
   ) -> concurrent.futures.Future:
     """Has `function` called in the thread that computes."""
     future = self._device.submit(function, *arguments)
@@ -119,10 +119,6 @@ class Pool:
     self, root: str, keys: Sequence[str]
   ) -> Iterator[Iterator[Judged | Done]]:
     """Sends photographs through; gives the events, to be worked off.
-
-    Args:
-      root: what the keys are relative to.
-      keys: the photographs.
 
     Raises:
       Interrupted: SIGINT or SIGTERM came; what was under way is finished.
@@ -283,13 +279,15 @@ class _Stream:
       return
     for stage, seconds in answer.seconds.items():
       self._pool.seconds[stage] += seconds
-    if event.what == 'decode':
+    if isinstance(answer, messages.Prepared):
       photo.prepared = answer
       self._ready.append(photo)
     else:
       yield self._finished(photo, answer)
 
-  def _finished(self, photo: Photo, answer: Any) -> Done:
+  def _finished(
+    self, photo: Photo, answer: messages.Drawn | messages.Failed
+  ) -> Done:
     self._held -= 1
     self.left -= 1
     return Done(photo.key, answer)

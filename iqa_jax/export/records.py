@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iqa_jax import labels
+from iqa_jax.aliases import Record
 from iqa_jax.explain import overlay, panel, ruler
 from iqa_jax.export import messages
 from iqa_jax.export.model import Model
@@ -16,8 +17,6 @@ from iqa_jax.photograph import inputs
 
 if TYPE_CHECKING:
   from iqa_jax.explain.explainer import Seen
-
-Record = dict[str, Any]
 
 
 def judged(
@@ -44,10 +43,10 @@ def judged(
     'field_found': prepared.field.found,
     'field_share': prepared.field_share,
     'method': model.method,
-    'layer': model.layer_name,
+    'layer': model.explainer.layer,
     'checkpoint': model.digest,
     'runtime': model.runtime,
-    'operating_point': model.threshold,
+    'operating_point': model.judges.threshold,
     'source': list(prepared.source),
   }
   if prepared.looks is not None:
@@ -64,16 +63,17 @@ def judged(
   landmarks = ruler.to_original(found.landmarks, prepared.affine, model.size)
   record |= ruler.columns(landmarks, prepared.field)
   p, verdict, uncertain = model.judge(float(found.p_inadequate))
+  judges = model.judges
   for i, name in enumerate(model.outputs):
     record[f'logit_{name}'] = float(found.logits[i])
     record[f'p_{name}'] = float(found.probabilities[i])
   record |= _cause(found, verdict, model, language)
   return record | {
     'p_inadequate': float(found.p_inadequate),
-    'p_calibrated': p if model.calibrated else None,
+    'p_calibrated': p if judges.calibration is not None else None,
     'verdict': verdict,
-    'uncertain': uncertain if model.band is not None else None,
-    'target': model.targets[int(found.targets)],
+    'uncertain': uncertain if judges.uncertain_band is not None else None,
+    'target': model.explainer.trained.task.targets[int(found.targets)],
     'raw_min': float(found.raw.min()),
     'raw_max': float(found.raw.max()),
     'raw_sum': float(found.raw.sum(dtype=np.float64)),
@@ -85,9 +85,7 @@ def _cause(found: Seen, verdict: str, model: Model, language: str) -> Record:
   """Returns what is wrong, of models that know; nothing of others."""
   if found.criteria is None:
     return {}
-  cause, criteria = found.cause(
-    verdict, model.criteria, model.criterion_thresholds
-  )
+  cause, criteria = model.explainer.cause(found, verdict)
   return {
     'cause': cause,
     'advice': advice.sentence(cause, language),
@@ -154,7 +152,7 @@ def drawing(
     constant = model.constants[record['target']]
   shown, bar = scale.shown(found.raw, constant)
   p, how = record['p_calibrated'], 'calibrated'
-  if not model.calibrated:
+  if p is None:
     p, how = record['p_inadequate'], 'not calibrated'
   note = ''
   if record['empty_map']:
@@ -163,7 +161,7 @@ def drawing(
     name=inputs.output_name(record['path']),
     shown=shown,
     raw=found.raw,
-    placement=model.placement,
+    placement=model.explainer.placement,
     caption=panel.Caption(
       name=record['path'],
       verdict=record['verdict'],

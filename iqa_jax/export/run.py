@@ -14,14 +14,13 @@ import pathlib
 import shutil
 import sys
 import time
-from typing import Any
 
 from absl import logging
 import tqdm
 
+from iqa_jax.aliases import Record
 from iqa_jax.export import contact_sheet, manifest, messages, records, scale
 from iqa_jax.export import journal as journal_lib
-from iqa_jax.export import ledger as ledger_lib
 from iqa_jax.export import options as options_lib
 from iqa_jax.export import settings as settings_lib
 from iqa_jax.export.model import Model
@@ -183,7 +182,7 @@ class _Export:
     self.summary.skipped = len(self._keys) - len(todo)
     if self.summary.skipped:
       logging.info('%d photographs are complete already', self.summary.skipped)
-    ledger = ledger_lib.Ledger(self._output, self._journal)
+    ledger = journal_lib.Ledger(self._output, self._journal)
     began = time.perf_counter()
     try:
       with (
@@ -222,14 +221,12 @@ class _Export:
     except OSError:
       return False
 
-  def _records(
-    self, events: Iterable[Judged | Done]
-  ) -> Iterator[records.Record]:
+  def _records(self, events: Iterable[Judged | Done]) -> Iterator[Record]:
     """Has drawn what is judged; yields the records of what is finished."""
     model = self._model
     share = self._sheet_share(len(self._listing.keys))
     language = self._options.language
-    waiting: dict[str, records.Record] = {}
+    waiting: dict[str, Record] = {}
     for event in events:
       if isinstance(event, Judged):
         key, prepared, found = event.key, event.prepared, event.found
@@ -277,7 +274,7 @@ class _Export:
       name = f'manifest-{index:05d}-of-{shards:05d}.csv'
     statuses: dict[str, int] = {}
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[Record]:
       for key in self._keys:
         row = {'path': key, 'status': 'pending', 'reason': 'not reached yet'}
         if key in self._journal:
@@ -338,8 +335,8 @@ class _Export:
 
 def _write_sheet(
   options: Options,
-  rows: Callable[[], Iterable[records.Record]],
-  settings: dict[str, Any],
+  rows: Callable[[], Iterable[Record]],
+  settings: Record,
   count: int,
 ) -> None:
   """Writes the contact sheet of `count` photographs."""

@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any
 
 from iqa_jax import machine
+from iqa_jax.aliases import Record
 from iqa_jax.export import messages
 from iqa_jax.export.model import Model
 from iqa_jax.export.options import Options
@@ -22,13 +22,7 @@ def workers(options: Options) -> int:
 def of_workers(
   options: Options, model: Model, temporary: pathlib.Path
 ) -> messages.Settings:
-  """Returns what a worker process must know.
-
-  Args:
-    options: of the export.
-    model: that is explained.
-    temporary: folder of what is not complete.
-  """
+  """Returns what a worker process must know."""
   return messages.Settings(
     output=os.path.abspath(options.output),
     temporary=os.path.abspath(temporary),
@@ -47,7 +41,7 @@ def of_workers(
 
 def of_outputs(
   options: Options, model: Model, root: str, color_max: float
-) -> dict[str, Any]:
+) -> Record:
   """Returns all that the outputs depend on, as JSON values."""
   text = json.dumps(model.judged, sort_keys=True)
   knows = {}
@@ -60,7 +54,7 @@ def of_outputs(
     'logits': list(model.outputs),
     'image_size': model.size,
     'calibration': hashlib.sha256(text.encode()).hexdigest()[:16],
-    'operating_point': model.threshold,
+    'operating_point': model.judges.threshold,
     'method': model.method,
     'layer': model.layer or 'default',
     'target': model.target,

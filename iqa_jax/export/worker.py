@@ -21,7 +21,6 @@ import stat
 import sys
 import threading
 import time
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -73,15 +72,7 @@ class Worker:
       photograph.image, self._settings.size, field=self._settings.field
     )
     picture = self._picture(photograph.image)
-    held = pictures.Held(
-      picture,
-      prepared.image[..., :3],
-      prepared.affine,
-      prepared.inside,
-      prepared.field,
-      photograph.width,
-      photograph.height,
-    )
+    held = _held(photograph, prepared, picture)
     if picture is not None:
       size = 4 * picture.width * picture.height  # as Pillow lays it out
       if self._bytes + size > self._settings.budget:
@@ -173,15 +164,7 @@ class Worker:
       return Failed(error.status, error.reason)
     if held is None:
       prepared = prepare.photograph(photograph.image, self._settings.size)
-      held = pictures.Held(
-        None,
-        prepared.image,
-        prepared.affine,
-        prepared.inside,
-        prepared.field,
-        photograph.width,
-        photograph.height,
-      )
+      held = _held(photograph, prepared)
     held.photograph = self._picture(photograph.image)
     return held, time.thread_time() - start
 
@@ -208,6 +191,22 @@ class Worker:
 
 class OutputError(errors.UserError):
   """The output directory can't be written to."""
+
+
+def _held(
+  photograph: images.Photograph,
+  prepared: geometry.Prepared,
+  picture: Image.Image | None = None,
+) -> pictures.Held:
+  return pictures.Held(
+    picture,
+    prepared.image[..., :3],
+    prepared.affine,
+    prepared.inside,
+    prepared.field,
+    photograph.width,
+    photograph.height,
+  )
 
 
 def _share(
@@ -256,7 +255,7 @@ def _serve(pipe: connection.Connection) -> None:
     if what == 'forget':
       worker.forget(number)
       continue
-    answer: Any
+    answer: Prepared | Drawn | Failed
     try:
       method = worker.decode if what == 'decode' else worker.draw
       answer = method(number, *arguments)

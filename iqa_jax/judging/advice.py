@@ -88,10 +88,6 @@ def name(cause: str, language: str = 'en') -> str:
 
 
 def _words(cause: str, language: str) -> Words:
-  if language not in LANGUAGES:
-    raise errors.InvalidValue(
-      f'language {language!r} is none of {", ".join(LANGUAGES)}'
-    )
-  if cause not in CAUSES:
-    raise errors.InvalidValue(f'cause {cause!r} is none of {", ".join(CAUSES)}')
+  errors.one_of('language', language, LANGUAGES)
+  errors.one_of('cause', cause, CAUSES)
   return LANGUAGES[language][cause]

@@ -38,8 +38,7 @@ def choose(
       where a missed Inadequate costs `target` times a false alarm);
       'percentile' (calls the worst `target` % Inadequate); 'fixed' (`target`).
     target: see the rules; not read by 'youden'.
-    truth: int [n], 1 inadequate, 0 adequate, of validation; others are left
-      out.
+    truth: int [n] of validation, 1 inadequate, 0 adequate, others left out.
     p: float [n], calibrated p_inadequate; NaN is left out.
     weight: float [n], how many images each counts as in the curve; None: 1.
 
@@ -62,9 +61,9 @@ def choose(
   usable = np.isin(truth, (0, 1)) & np.isfinite(p)
   truth, p = truth[usable], p[usable]
   weight = np.ones(len(p)) if weight is None else weight[usable]
-  point: Record = {'rule': rule, 'target': float(target)}
-  if rule == 'youden':
-    del point['target']
+  point: Record = {'rule': rule}
+  if rule != 'youden':
+    point['target'] = float(target)
   positive, negative = (truth == 1).sum(), (truth == 0).sum()
   if rule == 'fixed':
     point |= {'threshold': float(target), 'chosen_on': 'configuration'}
@@ -72,11 +71,8 @@ def choose(
     threshold = _threshold(rule, target, truth, p, weight)
     point |= {'threshold': threshold, 'chosen_on': 'validation'}
   else:
-    point |= {
-      'threshold': 0.5,
-      'chosen_on': 'nothing',
-      'reason': 'validation has one class only',
-    }
+    reason = 'validation has one class only'
+    point |= {'threshold': 0.5, 'chosen_on': 'nothing', 'reason': reason}
   called = p >= point['threshold']
   return {
     **point,

@@ -122,5 +122,5 @@ def table(verdicts: Iterable[Verdict]) -> Any:
   return pandas.DataFrame(rows)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
   return f'{value:.3f}' if isinstance(value, float) else str(value)

@@ -8,7 +8,6 @@ name it in `_BACKBONES`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -19,14 +18,11 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import errors
-from iqa_jax.models import evidence, filters, heads, layers, resnet, vgg
+from iqa_jax.aliases import Record
+from iqa_jax.models import evidence, heads, layers, resnet, vgg
 from iqa_jax.models.classifier import Classifier
 
-_BACKBONES = {
-  'filters': filters.Filters,
-  'resnet50': resnet.ResNet,
-  'vgg16': vgg.VGG,
-}
+_BACKBONES = {'resnet50': resnet.ResNet, 'vgg16': vgg.VGG}
 
 # Of ImageNet's training images, RGB in [0, 1]; what the published weights and
 # every fine-tuned model expect.
@@ -53,6 +49,7 @@ def create(
   taps: tuple[str, ...] = (),
   cells: int = 28,
   cell_units: int = 128,
+  cell_spread: tuple[float, ...] = (),
   independent: bool = False,
   field_pooling: bool = False,
 ) -> Classifier:
@@ -73,38 +70,35 @@ def create(
       own choice. What lies beyond the last of them is left out.
     cells: side of the grid of evidence.
     cell_units: hidden units of a cell.
+    cell_spread: how far a cell shares its evidence (evidence.shared_around).
     independent: the outputs are criteria, each judged by itself.
     field_pooling: the last map is averaged inside the field of view only.
 
   Raises:
     ValueError: there is no such backbone, point, head or compute type.
   """
-  if name not in _BACKBONES:
-    raise errors.InvalidValue(f'model {name!r} is none of {", ".join(names())}')
-  if dtype not in ('float32', 'bfloat16'):
-    raise errors.InvalidValue(
-      f'compute type {dtype!r} is none of float32, bfloat16'
-    )
+  errors.one_of('model', name, names())
+  errors.one_of('compute type', dtype, ('float32', 'bfloat16'))
   backbone = _BACKBONES[name](
     width=width, depth=depth, dtype=jnp.dtype(dtype), axis_name=axis_name
   )
   if head == 'evidence':
     taps = taps or backbone.taps
-    _check_points('tap', taps, backbone.points)
+    for tap in taps:
+      errors.one_of('tap', tap, backbone.points)
     taps = tuple(sorted(taps, key=backbone.points.index))
     num_maps = num_outputs if independent else len(evidence.LOCAL)
-    return Classifier(
-      backbone,
-      evidence.Head(num_outputs, num_maps, independent),
-      taps[-1],
-      evidence.Neck(taps, cells, cell_units, num_maps, jnp.dtype(dtype)),
+    if min(cell_spread, default=0.0) < 0:
+      raise errors.InvalidValue(f'cell_spread={cell_spread} is less than 0')
+    neck = evidence.Neck(
+      taps, cells, cell_units, num_maps, jnp.dtype(dtype), cell_spread
     )
-  _check_points('last', (last,) if last else (), backbone.points)
+    top = evidence.Head(num_outputs, num_maps, independent)
+    return Classifier(backbone, top, taps[-1], neck)
+  if last:
+    errors.one_of('last', last, backbone.points)
   kinds = heads.KINDS | {'imagenet': backbone.imagenet_head}
-  if head not in kinds:
-    raise errors.InvalidValue(
-      f'head {head!r} is none of {", ".join([*kinds, "evidence"])}'
-    )
+  errors.one_of('head', head, [*kinds, 'evidence'])
   pool, hidden = shape = kinds[head]
   if field_pooling and pool not in ('average', 'standardized'):
     raise errors.InvalidValue(
@@ -125,16 +119,6 @@ def create(
   )
 
 
-def _check_points(
-  what: str, names: Sequence[str], points: Sequence[str]
-) -> None:
-  for name in names:
-    if name not in points:
-      raise errors.InvalidValue(
-        f'{what} {name!r} is none of {", ".join(points)}'
-      )
-
-
 def from_config(
   config: ml_collections.ConfigDict,
   num_outputs: int,
@@ -143,25 +127,22 @@ def from_config(
 ) -> Classifier:
   """Returns the model that `config.model` describes."""
   c = config.model
+  same = (
+    *('head', 'last', 'width', 'depth', 'dropout', 'dtype'),
+    *('cells', 'cell_units', 'field_pooling'),
+  )
   return create(
     c.name,
     num_outputs,
-    head=c.head,
-    last=c.last,
-    width=c.width,
-    depth=c.depth,
-    dropout=c.dropout,
-    dtype=c.dtype,
+    **{name: c[name] for name in same},
     axis_name=axis_name,
     taps=tuple(c.taps),
-    cells=c.cells,
-    cell_units=c.cell_units,
+    cell_spread=tuple(c.cell_spread),
     independent=config.task.name == 'criteria',
-    field_pooling=c.field_pooling,
   )
 
 
-def inputs(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def inputs(config: ml_collections.ConfigDict) -> Record:
   """Returns what a run's model takes beside colours, for pipeline.batches.
 
   'field': bool, whether images come with their field of view; 'cells': int, the
@@ -174,14 +155,14 @@ def inputs(config: ml_collections.ConfigDict) -> dict[str, Any]:
   }
 
 
-def shapes(model: Classifier, image_size: int) -> dict[str, Any]:
+def shapes(model: Classifier, image_size: int) -> Record:
   """Returns the ShapeDtypeStruct of every variable, computing nothing."""
   images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
   return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def init(model: Classifier, key: jax.Array, image_size: int) -> dict[str, Any]:
+def init(model: Classifier, key: jax.Array, image_size: int) -> Record:
   """Returns randomly initialised variables, float32 on the default device.
 
   Convolutions are drawn after He et al. (2015, eq. 14, over the outputs),

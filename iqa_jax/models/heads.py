@@ -16,14 +16,14 @@ so they take images of any size; at 224 px nothing changes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from iqa_jax.aliases import Variables
 from iqa_jax.models import layers
 
 # Name: how the map is pooled, and the sizes of the hidden layers.
@@ -52,7 +52,7 @@ class Found(NamedTuple):
   cause: jax.Array | None
 
 
-def found(state: Mapping[str, Any]) -> Found:
+def found(state: Variables) -> Found:
   """Returns what a pass told; `state` as of `located`."""
   kept = state.get('intermediates', {})
   cells = kept.get('neck', {}).get('evidence')
@@ -64,7 +64,7 @@ def found(state: Mapping[str, Any]) -> Found:
   )
 
 
-def located(state: Mapping[str, Any]) -> Float[jax.Array, 'b 5'] | None:
+def located(state: Variables) -> Float[jax.Array, 'b 5'] | None:
   """Returns the landmarks that a pass through a model has found.
 
   Args:

@@ -22,7 +22,6 @@ import hashlib
 import os
 import pathlib
 import re
-from typing import Any
 
 from absl import logging
 from flax import traverse_util
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import errors, models, run_directory
-from iqa_jax.aliases import Variables
+from iqa_jax.aliases import Record, Variables
 from iqa_jax.models import evidence, heads, torch_file
 
 TAGS = ('resnet50.tv_in1k', 'resnet50.tv2_in1k', 'vgg16.tv_in1k')
@@ -60,7 +59,7 @@ def load(
   source: str | os.PathLike | None,
   model: models.Classifier,
   variables: Variables,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Record, Record]:
   """Replaces a model's variables by those of a checkpoint.
 
   The backbone must match tensor by tensor, up to the model's last point. The
@@ -85,7 +84,7 @@ def load(
   """
   flat = traverse_util.flatten_dict(dict(variables), sep='/')
   source = os.fspath(source or '')
-  record: dict[str, Any] = dict(source=source, file=None, sha256=None)
+  record: Record = dict(source=source, file=None, sha256=None)
   if not source:
     record.update(loaded=[], initialised=sorted(flat), unused=[])
     return dict(variables), record
@@ -93,17 +92,7 @@ def load(
   path = _download(source) if source in TAGS else pathlib.Path(source)
   path = path.expanduser()
   record['file'] = str(path.absolute())
-  if path.is_dir():
-    unused: list[str] = []
-    named, record['sha256'] = _from_run(path)
-  elif path.is_file():
-    tensors, record['sha256'] = read(path)
-    named, unused = _from_torch(path, tensors, model)
-  else:
-    raise WeightsError(
-      f'pretrained={source!r} is no file, no run directory and none of the '
-      f'tags {", ".join(TAGS)}'
-    )
+  named, unused, record['sha256'] = _named(path, source, model)
   fitting, others = _fit(path, named, flat, model)
   record.update(
     loaded=sorted(fitting),
@@ -120,6 +109,22 @@ def load(
   )
   flat |= {name: jnp.asarray(value) for name, value in fitting.items()}
   return traverse_util.unflatten_dict(flat, sep='/'), record
+
+
+def _named(
+  path: pathlib.Path, source: str, model: models.Classifier
+) -> tuple[Record, list[str], str]:
+  """Returns {our path: (name, array)}, names not needed, and the digest."""
+  if path.is_dir():
+    named, digest = _from_run(path)
+    return named, [], digest
+  if not path.is_file():
+    raise WeightsError(
+      f'pretrained={source!r} is no file, no run directory and none of the '
+      f'tags {", ".join(TAGS)}'
+    )
+  tensors, digest = read(path)
+  return *_from_torch(path, tensors, model), digest
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
@@ -198,7 +203,7 @@ def _download(tag: str) -> pathlib.Path:
     ) from error
 
 
-def _from_run(path: pathlib.Path) -> tuple[dict[str, Any], str]:
+def _from_run(path: pathlib.Path) -> tuple[Record, str]:
   """Returns a trained model's tensors by our paths, and its digest."""
   try:
     saved = run_directory.load_model(path)
@@ -217,9 +222,9 @@ def _from_run(path: pathlib.Path) -> tuple[dict[str, Any], str]:
 
 def _from_torch(
   path: pathlib.Path, tensors: dict[str, np.ndarray], model: models.Classifier
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[Record, list[str]]:
   """Returns {our path: (name, array in our layout)} and the unneeded names."""
-  named: dict[str, Any] = {}
+  named: Record = {}
   foreign, unneeded = [], []
   for name, value in tensors.items():
     layer, _, leaf = name.rpartition('.')
@@ -263,8 +268,8 @@ def _ours(place: str, leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
 
 def _fit(
   path: pathlib.Path,
-  named: dict[str, Any],
-  flat: dict[str, Any],
+  named: Record,
+  flat: Record,
   model: models.Classifier,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Returns the tensors that replace the model's, and the names of the rest."""

@@ -186,7 +186,7 @@ def _numbers(data: bytes, storage: _Storage) -> np.ndarray:
   return np.frombuffer(data, storage.dtype)
 
 
-def _state_dict(content: Any) -> dict[str, _Tensor]:
+def _state_dict(content: object) -> dict[str, _Tensor]:
   for key in ('state_dict', 'model_state_dict'):
     if isinstance(content, dict) and isinstance(content.get(key), dict):
       content = content[key]
@@ -328,13 +328,13 @@ class _Machine:
     return items
 
 
-def _extend(target: Any, items: list[Any]) -> None:
+def _extend(target: object, items: list[object]) -> None:
   if type(target) is not list:
     raise TorchFileError('the pickle appends to something that is no list')
   target.extend(items)
 
 
-def _update(target: Any, items: list[Any]) -> None:
+def _update(target: object, items: list[object]) -> None:
   keys = items[::2]
   if type(target) is not dict or any(type(k) not in (str, int) for k in keys):
     raise TorchFileError('the pickle holds an impossible dictionary')
@@ -360,7 +360,7 @@ def _storage(identity: Any) -> _Storage:
   return _Storage(dtype, key, count)
 
 
-def _reduce(function: Any, arguments: Any) -> Any:
+def _reduce(function: object, arguments: Any) -> object:
   if function is _DICT and arguments == ():
     return {}
   if function is _TENSOR:

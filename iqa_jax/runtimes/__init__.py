@@ -27,8 +27,7 @@ def check(name: str) -> None:
     InvalidValue: there is none of that name.
     UserError: it is not installed.
   """
-  if name not in NAMES:
-    raise errors.InvalidValue(f'runtime {name!r} is none of {", ".join(NAMES)}')
+  errors.one_of('runtime', name, NAMES)
   if name == 'jax':
     return
   module = name.partition('_')[0]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import DTypeLike
 import onnx
 from onnx import helper, numpy_helper
 
 Value = str | np.ndarray  # the name of what a node gives, or a constant
+Equation: TypeAlias = Any  # of a jaxpr; JAX does not say their types
 
 
 class Unsupported(NotImplementedError):
@@ -113,6 +115,6 @@ def used(
   return kept[::-1]
 
 
-def type_of(dtype: Any) -> int:
+def type_of(dtype: DTypeLike) -> int:
   """Returns ONNX's number of a dtype."""
   return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

@@ -16,7 +16,13 @@ import onnx
 from onnx import helper
 
 from iqa_jax.runtimes import onnx_operations
-from iqa_jax.runtimes.onnx_builder import Builder, Value, type_of, used
+from iqa_jax.runtimes.onnx_builder import (
+  Builder,
+  Equation,
+  Value,
+  type_of,
+  used,
+)
 
 OPSET = 18
 # Functions within the function.
@@ -103,7 +109,7 @@ def _run(
   return [read(atom) for atom in jaxpr.outvars]
 
 
-def _constant(eqn: Any, values: Sequence[Value]) -> bool:
+def _constant(eqn: Equation, values: Sequence[Value]) -> bool:
   sizes = [d for var in eqn.outvars for d in var.aval.shape]
   return all(isinstance(d, int) for d in sizes) and not any(
     isinstance(value, str) for value in values

@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from iqa_jax.runtimes import onnx_windows
-from iqa_jax.runtimes.onnx_builder import Builder, Unsupported, Value, type_of
+from iqa_jax.runtimes.onnx_builder import (
+  Builder,
+  Equation,
+  Unsupported,
+  Value,
+  type_of,
+)
 
 _SIMPLE = {
   'abs': 'Abs',
@@ -49,13 +55,10 @@ _REDUCTIONS = {
 _END = np.iinfo(np.int64).max
 
 
-def translate(graph: Builder, eqn: Any, values: Sequence[Value]) -> list[Value]:
+def translate(
+  graph: Builder, eqn: Equation, values: Sequence[Value]
+) -> list[Value]:
   """Adds the nodes of an equation of a jaxpr; returns its results.
-
-  Args:
-    graph: to which they are added.
-    eqn: the equation.
-    values: of its arguments.
 
   Raises:
     Unsupported: there is no translation.
@@ -76,11 +79,11 @@ def _like(value: Any, number: float) -> np.ndarray:
   return np.asarray(number, value.aval.dtype)
 
 
-def _ne(graph: Builder, eqn: Any, x: Value, y: Value) -> Value:
+def _ne(graph: Builder, eqn: Equation, x: Value, y: Value) -> Value:
   return graph.add('Not', graph.add('Equal', x, y))
 
 
-def _max(graph: Builder, eqn: Any, x: Value, y: Value) -> Value:
+def _max(graph: Builder, eqn: Equation, x: Value, y: Value) -> Value:
   shape = eqn.outvars[0].aval.shape
   left, right = eqn.invars
   for zero, other, var in ((x, y, right), (y, x, left)):
@@ -91,20 +94,20 @@ def _max(graph: Builder, eqn: Any, x: Value, y: Value) -> Value:
   return graph.elementwise('Max', x, y)
 
 
-def _rsqrt(graph: Builder, eqn: Any, x: Value) -> Value:
+def _rsqrt(graph: Builder, eqn: Equation, x: Value) -> Value:
   return graph.add('Reciprocal', graph.add('Sqrt', x))
 
 
-def _square(graph: Builder, eqn: Any, x: Value) -> Value:
+def _square(graph: Builder, eqn: Equation, x: Value) -> Value:
   return graph.add('Mul', x, x)
 
 
-def _integer_pow(graph: Builder, eqn: Any, x: Value) -> Value:
+def _integer_pow(graph: Builder, eqn: Equation, x: Value) -> Value:
   power = _like(eqn.outvars[0], eqn.params['y'])
   return graph.add('Pow', x, power)
 
 
-def _log1p(graph: Builder, eqn: Any, x: Value) -> Value:
+def _log1p(graph: Builder, eqn: Equation, x: Value) -> Value:
   # ONNX has none: Kahan's, exact where 1 + x rounds to 1.
   one = _like(eqn.outvars[0], 1)
   sum_ = graph.add('Add', x, one)
@@ -117,7 +120,7 @@ def _log1p(graph: Builder, eqn: Any, x: Value) -> Value:
   )
 
 
-def _expm1(graph: Builder, eqn: Any, x: Value) -> Value:
+def _expm1(graph: Builder, eqn: Equation, x: Value) -> Value:
   # ONNX has none; exact for small x: 2 tanh(x / 2) / (1 - tanh(x / 2)).
   like = eqn.outvars[0]
   half = graph.add('Tanh', graph.add('Mul', x, _like(like, 0.5)))
@@ -128,28 +131,30 @@ def _expm1(graph: Builder, eqn: Any, x: Value) -> Value:
   return graph.add('Where', small, found, direct)
 
 
-def _is_finite(graph: Builder, eqn: Any, x: Value) -> Value:
+def _is_finite(graph: Builder, eqn: Equation, x: Value) -> Value:
   odd = graph.add('Or', graph.add('IsNaN', x), graph.add('IsInf', x))
   return graph.add('Not', odd)
 
 
-def _select_n(graph: Builder, eqn: Any, which: Value, *cases: Value) -> Value:
+def _select_n(
+  graph: Builder, eqn: Equation, which: Value, *cases: Value
+) -> Value:
   if len(cases) != 2 or eqn.invars[0].aval.dtype != bool:
     raise Unsupported('a choice among more than two')
   return graph.elementwise('Where', which, cases[1], cases[0])
 
 
-def _convert_element_type(graph: Builder, eqn: Any, x: Value) -> Value:
+def _convert_element_type(graph: Builder, eqn: Equation, x: Value) -> Value:
   return graph.add('Cast', x, to=type_of(eqn.params['new_dtype']))
 
 
-def _reshape(graph: Builder, eqn: Any, x: Value) -> Value:
+def _reshape(graph: Builder, eqn: Equation, x: Value) -> Value:
   shape = [d if isinstance(d, int) else -1 for d in eqn.outvars[0].aval.shape]
   return graph.add('Reshape', x, np.asarray(shape, np.int64))
 
 
 def _broadcast_in_dim(
-  graph: Builder, eqn: Any, x: Value, *unused: Value
+  graph: Builder, eqn: Equation, x: Value, *unused: Value
 ) -> Value:
   shape = eqn.outvars[0].aval.shape
   lifted: list[Any] = [1] * len(shape)
@@ -163,15 +168,15 @@ def _broadcast_in_dim(
   return graph.add('Expand', x, graph.shape(shape))
 
 
-def _transpose(graph: Builder, eqn: Any, x: Value) -> Value:
+def _transpose(graph: Builder, eqn: Equation, x: Value) -> Value:
   return graph.transpose(x, list(eqn.params['permutation']))
 
 
-def _concatenate(graph: Builder, eqn: Any, *parts: Value) -> Value:
+def _concatenate(graph: Builder, eqn: Equation, *parts: Value) -> Value:
   return graph.add('Concat', *parts, axis=eqn.params['dimension'])
 
 
-def _stack(graph: Builder, eqn: Any, *parts: Value) -> Value:
+def _stack(graph: Builder, eqn: Equation, *parts: Value) -> Value:
   axis = eqn.params['axis']
   lifted = [
     graph.add('Unsqueeze', part, np.asarray([axis], np.int64)) for part in parts
@@ -179,7 +184,7 @@ def _stack(graph: Builder, eqn: Any, *parts: Value) -> Value:
   return graph.add('Concat', *lifted, axis=axis)
 
 
-def _split(graph: Builder, eqn: Any, x: Value) -> list[Value]:
+def _split(graph: Builder, eqn: Equation, x: Value) -> list[Value]:
   sizes, axis = eqn.params['sizes'], np.asarray([eqn.params['axis']])
   ends = np.cumsum(sizes)
   return [
@@ -188,13 +193,13 @@ def _split(graph: Builder, eqn: Any, x: Value) -> list[Value]:
   ]
 
 
-def _rev(graph: Builder, eqn: Any, x: Value) -> Value:
+def _rev(graph: Builder, eqn: Equation, x: Value) -> Value:
   axes = np.asarray(eqn.params['dimensions'], np.int64)
   first, last = np.full_like(axes, -1), np.full_like(axes, -_END)
   return graph.add('Slice', x, first, last, axes, first)
 
 
-def _slice(graph: Builder, eqn: Any, x: Value) -> Value:
+def _slice(graph: Builder, eqn: Equation, x: Value) -> Value:
   starts, limits = eqn.params['start_indices'], eqn.params['limit_indices']
   strides = eqn.params['strides'] or (1,) * len(starts)
   cut = [
@@ -212,7 +217,7 @@ def _slice(graph: Builder, eqn: Any, x: Value) -> Value:
   return graph.add('Slice', x, first, last, axes, step)
 
 
-def _pad(graph: Builder, eqn: Any, x: Value, value: Value) -> Value:
+def _pad(graph: Builder, eqn: Equation, x: Value, value: Value) -> Value:
   widths = eqn.params['padding_config']
   if any(inner for _, _, inner in widths):
     raise Unsupported('padding between elements')
@@ -220,7 +225,7 @@ def _pad(graph: Builder, eqn: Any, x: Value, value: Value) -> Value:
   return graph.add('Pad', x, np.asarray(pads, np.int64), value)
 
 
-def _gather(graph: Builder, eqn: Any, x: Value, indices: Value) -> Value:
+def _gather(graph: Builder, eqn: Equation, x: Value, indices: Value) -> Value:
   """Picks along one axis by indices that are known."""
   numbers, shape = eqn.params['dimension_numbers'], eqn.invars[0].aval.shape
   if isinstance(indices, str) or len(numbers.start_index_map) != 1:
@@ -244,7 +249,7 @@ def _gather(graph: Builder, eqn: Any, x: Value, indices: Value) -> Value:
 
 
 def _scatter_add(
-  graph: Builder, eqn: Any, operand: Value, indices: Value, updates: Value
+  graph: Builder, eqn: Equation, operand: Value, indices: Value, updates: Value
 ) -> Value:
   """The gradient of `_gather`: a product with where each value belongs."""
   numbers = eqn.params['dimension_numbers']
@@ -273,13 +278,13 @@ def _scatter_add(
   return graph.add('Add', operand, moved)
 
 
-def _argmax(graph: Builder, eqn: Any, x: Value) -> Value:
+def _argmax(graph: Builder, eqn: Equation, x: Value) -> Value:
   (axis,) = eqn.params['axes']
   found = graph.add('ArgMax', x, axis=axis, keepdims=0)
   return graph.add('Cast', found, to=type_of(eqn.params['index_dtype']))
 
 
-def _dot_general(graph: Builder, eqn: Any, x: Value, y: Value) -> Value:
+def _dot_general(graph: Builder, eqn: Equation, x: Value, y: Value) -> Value:
   (left, right), (left_batch, right_batch) = eqn.params['dimension_numbers']
   letters = iter('abcdefghijklmnopqrstuvwxyz')
   one = [next(letters) for _ in eqn.invars[0].aval.shape]

@@ -7,11 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from iqa_jax.runtimes.onnx_builder import Builder, Unsupported, Value, type_of
+from iqa_jax.runtimes.onnx_builder import (
+  Builder,
+  Equation,
+  Unsupported,
+  Value,
+  type_of,
+)
 
 
 def conv_general_dilated(
-  graph: Builder, eqn: Any, x: Value, kernel: np.ndarray
+  graph: Builder, eqn: Equation, x: Value, kernel: np.ndarray
 ) -> Value:
   """Adds a convolution of known weights."""
   p = eqn.params
@@ -31,7 +37,7 @@ def conv_general_dilated(
   return graph.transpose(y, list(np.argsort(out)))
 
 
-def reduce_window_max(graph: Builder, eqn: Any, x: Value) -> Value:
+def reduce_window_max(graph: Builder, eqn: Equation, x: Value) -> Value:
   """Adds a maximum of windows."""
   window, strides = _windows(eqn.params)
   before, after = zip(*eqn.params['padding'], strict=True)
@@ -54,7 +60,7 @@ def _windows(params: Mapping[str, Any]) -> tuple[list[int], list[int]]:
 
 
 def select_and_scatter_add(
-  graph: Builder, eqn: Any, source: Value, operand: Value
+  graph: Builder, eqn: Equation, source: Value, operand: Value
 ) -> Value:
   """Adds the gradient of a maximum of windows that do not overlap.
 

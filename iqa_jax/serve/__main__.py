@@ -18,7 +18,7 @@ import secrets
 
 from absl import app, flags, logging
 
-from iqa_jax import command, errors
+from iqa_jax import command, errors, runtimes
 
 _WORKDIR = flags.DEFINE_list(
   'workdir',
@@ -42,7 +42,7 @@ _BATCH = flags.DEFINE_integer('batch_size', 0, 'photographs at a time; 0: auto')
 _RUNTIME = flags.DEFINE_enum(
   'runtime',
   'jax',
-  ['jax', 'onnxruntime', 'openvino', 'openvino_bfloat16'],
+  runtimes.NAMES,
   'what computes, see export_heatmaps',
 )
 _LOCAL = ('127.0.0.1', 'localhost', '::1')

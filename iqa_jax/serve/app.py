@@ -21,7 +21,7 @@ import io
 import json
 import math
 import secrets
-from typing import Any
+from typing import TypeAlias
 
 import anyio.to_thread
 import fastapi
@@ -32,6 +32,7 @@ from starlette import formparsers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from iqa_jax import machine
+from iqa_jax.aliases import Record
 from iqa_jax.explain import overlay
 from iqa_jax.explain.explanation import Explanation
 from iqa_jax.grader import Grader
@@ -110,21 +111,16 @@ def create(
 
   def allowed(request: fastapi.Request) -> None:
     given = request.headers.get('authorization', '')
-    if token and not secrets.compare_digest(
-      given.encode(), f'Bearer {token}'.encode()
-    ):
+    wanted = f'Bearer {token}'
+    if token and not secrets.compare_digest(given.encode(), wanted.encode()):
       raise fastapi.HTTPException(401, 'this server wants its token')
 
   checked = [fastapi.Depends(allowed)]
 
-  @app.get('/', include_in_schema=False)
-  def page() -> responses.HTMLResponse:
-    return responses.HTMLResponse(
-      _page(), headers={'Content-Security-Policy': _POLICY}
-    )
+  app.get('/', include_in_schema=False)(_page)
 
   @app.get('/v1/model', dependencies=checked)
-  def model() -> dict[str, Any]:
+  def model() -> Record:
     return server.facts()
 
   @app.post('/v1/judge', dependencies=checked, openapi_extra=_BODY)
@@ -142,6 +138,9 @@ def create(
   return app
 
 
+_Queue: TypeAlias = Batcher[Photo, Record] | Batcher[Photo, Explanation]
+
+
 class _Server:
   """The grader behind queues, and the limits in front of it."""
 
@@ -153,12 +152,12 @@ class _Server:
     self._decoded = asyncio.Semaphore(limits.decoded)
     self._threads = anyio.CapacityLimiter(machine.cpu_count())
     size = grader.batch_size
-    self.judge: Batcher[Photo, Any] = Batcher(
+    self.judge: Batcher[Photo, Record] = Batcher(
       lambda photos: list(map(_judged, grader.judge(photos))),
       batch_size=size,
       limit=limits.waiting,
     )
-    self.explain: Batcher[Photo, Any] = Batcher(
+    self.explain: Batcher[Photo, Explanation] = Batcher(
       grader.explain, batch_size=size, limit=limits.waiting
     )
 
@@ -169,7 +168,7 @@ class _Server:
     async with self.judge, self.explain:
       yield
 
-  def facts(self) -> dict[str, Any]:
+  def facts(self) -> Record:
     """Returns what a client must know of the model."""
     return {
       'name': self._name,
@@ -182,7 +181,7 @@ class _Server:
     }
 
   async def answer(
-    self, request: fastapi.Request, name: str, queue: Batcher[Photo, Any]
+    self, request: fastapi.Request, name: str, queue: _Queue
   ) -> responses.JSONResponse:
     """Reads the photograph of a request, and says what the grader says."""
     if self._under_way >= self._limits.waiting:
@@ -199,7 +198,7 @@ class _Server:
       self._under_way -= 1
 
   async def _graded(
-    self, data: bytes, name: str, queue: Batcher[Photo, Any]
+    self, data: bytes, name: str, queue: _Queue
   ) -> responses.JSONResponse:
     try:
       photograph = await anyio.to_thread.run_sync(
@@ -221,11 +220,11 @@ class _Server:
     return photograph
 
 
-def _judged(verdict: Verdict) -> dict[str, Any]:
+def _judged(verdict: Verdict) -> Record:
   return {'verdict': _plain(verdict.to_dict())}
 
 
-def _explained(found: Explanation) -> dict[str, Any]:
+def _explained(found: Explanation) -> Record:
   """Returns the verdict with pictures, each a data URL.
 
   `photograph` is the picture, downsized; `ruler` the same with landmarks and
@@ -282,15 +281,8 @@ def _transparent(
   stretch = np.array(
     [[size[0] / found.photo.width], [size[1] / found.photo.height]]
   )
-  return overlay.layer(
-    size,
-    shown,
-    found.affine * stretch,
-    found.size,
-    placement=placement,
-    opacity=1.0,
-    within=found.inside,
-  )
+  look = overlay.Look(placement, opacity=1.0, within=found.inside)
+  return overlay.layer(size, shown, found.affine * stretch, found.size, look)
 
 
 def _url(picture: Image.Image, kind: str) -> str:
@@ -300,7 +292,7 @@ def _url(picture: Image.Image, kind: str) -> str:
   return f'data:image/{kind.lower()};base64,{text}'
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
+def _plain(row: Record) -> Record:
   """Returns a row as JSON has it: None for what is not finite."""
   return {
     key: None
@@ -359,8 +351,11 @@ _POLICY = (
 )
 
 
-def _page() -> str:
+def _page() -> responses.HTMLResponse:
   folder = importlib.resources.files('iqa_jax') / 'serve'
   texts = json.loads((folder / 'texts.json').read_text(encoding='utf-8'))
   page = (folder / 'page.html').read_text(encoding='utf-8')
-  return page.replace('/*TEXTS*/', json.dumps(texts, ensure_ascii=False))
+  page = page.replace('/*TEXTS*/', json.dumps(texts, ensure_ascii=False))
+  return responses.HTMLResponse(
+    page, headers={'Content-Security-Policy': _POLICY}
+  )

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 
 # A picture [h, w, 3] with a fault, and how strongly each place has it [h, w].
@@ -79,6 +80,20 @@ def drawn(
   if blur > 0:
     canvas = canvas.filter(ImageFilter.GaussianBlur(float(blur)))
   return np.asarray(canvas, np.float32) / 255
+
+
+def over(image: np.ndarray, tint: ArrayLike, weight: np.ndarray) -> np.ndarray:
+  """Returns a picture [h, w, 3] under a colour or picture of weights [h, w]."""
+  return image + (np.asarray(tint, np.float32) - image) * weight[..., None]
+
+
+def finished(
+  pixels: np.ndarray, image: np.ndarray, inside: np.ndarray
+) -> np.ndarray:
+  """Returns changed pixels as uint8, and `image` outside the field."""
+  pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+  pixels[~inside] = image[~inside]
+  return pixels
 
 
 def within(rng: Generator, radius: float) -> tuple[float, float]:

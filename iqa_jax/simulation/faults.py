@@ -61,15 +61,11 @@ def apply(
   Raises:
     ValueError: no such kind, or a severity out of range.
   """
-  if kind not in CRITERION:
-    raise errors.InvalidValue(
-      f'fault {kind!r} is none of {", ".join(CRITERION)}'
-    )
+  errors.one_of('fault', kind, CRITERION)
   if not 0 <= severity <= 1:
     raise errors.InvalidValue(f'severity {severity} is not within 0 to 1')
   pixels, weight = _FAULTS[kind](image, Frame(inside), float(severity), rng)
-  pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-  pixels[~inside] = image[~inside]
+  pixels = canvas.finished(pixels, image, inside)
   mask = np.where(inside, np.clip(weight, 0, 1), 0).astype(np.float32)
   return pixels, mask
 

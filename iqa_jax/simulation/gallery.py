@@ -100,6 +100,8 @@ def _adequate(size: int, seed: int) -> Figure:
 
 
 def _faults(size: int, seed: int) -> Figure:
+  import numpy as np
+
   from iqa_jax.simulation import faults, photograph
 
   images, titles = [], []
@@ -107,7 +109,7 @@ def _faults(size: int, seed: int) -> Figure:
     clean = photograph.draw(seed + i, size, distractors=False)
     for severity in _SEVERITIES:
       # The same random numbers at every severity: only that changes.
-      rng = _generator(seed + i)
+      rng = np.random.default_rng(seed + i)
       image, _ = faults.apply(clean.image, clean.inside, kind, severity, rng)
       images.append(image)
       titles.append(f'{kind} {severity:g}')
@@ -117,12 +119,6 @@ def _faults(size: int, seed: int) -> Figure:
     2 * len(_SEVERITIES),
     f'Simulated faults by severity; inadequate from {faults.THRESHOLD:g} on',
   )
-
-
-def _generator(seed: int) -> np.random.Generator:
-  import numpy as np
-
-  return np.random.default_rng(seed)
 
 
 def _image_field(size: int, seed: int) -> Figure:

@@ -9,7 +9,7 @@ places random.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.random import Generator
@@ -31,9 +31,7 @@ def apply(image: np.ndarray, inside: np.ndarray, rng: Generator) -> np.ndarray:
   pixels = image.astype(np.float32)
   for kind in rng.choice(len(_KINDS), int(rng.integers(1, 5)), replace=False):
     pixels = _KINDS[kind](pixels, frame, rng)
-  pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-  pixels[~inside] = image[~inside]
-  return pixels
+  return canvas.finished(pixels, image, inside)
 
 
 def _spots(
@@ -61,12 +59,6 @@ def _spots(
       draw.ellipse(box, fill=int(rng.uniform(120, 255)))
 
   return canvas.drawn(frame.shape, paint, frame.radius * softness)
-
-
-def _over(
-  pixels: np.ndarray, tint: Sequence[float], weight: np.ndarray
-) -> np.ndarray:
-  return pixels + (np.asarray(tint, np.float32) - pixels) * weight[..., None]
 
 
 def _blood(pixels: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
@@ -100,7 +92,7 @@ def _laser_scars(
   pale = np.minimum(pixels * [1.1, 1.4, 1.5] + [15, 25, 20], 235)
   pixels = pixels + (pale - pixels) * (0.75 * weight)[..., None]
   dark = away * _spots(frame, rng, count // 3, 0.006, 0.018, 0.003, 0.97)
-  return _over(pixels, [50, 32, 26], 0.7 * dark)
+  return canvas.over(pixels, [50, 32, 26], 0.7 * dark)
 
 
 def _patch(pixels: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:

@@ -96,8 +96,7 @@ def draw(
   Raises:
     ValueError: `broken` or `kinds` names no criterion or fault.
   """
-  unknown = set(broken) - set(labels.CRITERIA)
-  if unknown:
+  if unknown := set(broken) - set(labels.CRITERIA):
     raise ValueError(f'{unknown.pop()!r} is none of {labels.CRITERIA}')
   rng = np.random.default_rng([seed, 0])
   style = int(rng.integers(len(STYLES))) if style is None else style
@@ -114,16 +113,9 @@ def draw(
     image, defects[kind] = faults.apply(image, inside, kind, severity, rng)
     severities[kind] = severity
   image = _expose(rng, image, view, inside, style)
-  failed = {
-    faults.CRITERION[kind]
-    for kind, severity in severities.items()
-    if severity >= faults.THRESHOLD
-  }
-  if not scene.measurement.adequate:
-    failed.add('image_field')
   return Drawn(
     image=image,
-    criteria=np.array([c in failed for c in labels.CRITERIA], np.int64),
+    criteria=_criteria(severities, scene.measurement),
     landmarks=scene.landmarks.astype(np.float32),
     measurement=scene.measurement,
     view=view,
@@ -136,6 +128,20 @@ def draw(
     eye=side,
     age=retina.age,
   )
+
+
+def _criteria(
+  severities: Mapping[str, float], measured: field.Measurement
+) -> np.ndarray:
+  """Returns which criteria a photograph fails, int64 [4] of 0 and 1."""
+  failed = {
+    faults.CRITERION[kind]
+    for kind, severity in severities.items()
+    if severity >= faults.THRESHOLD
+  }
+  if not measured.adequate:
+    failed.add('image_field')
+  return np.array([c in failed for c in labels.CRITERIA], np.int64)
 
 
 def _choose_faults(

@@ -7,12 +7,15 @@ PNGs. iqa_jax.studies.pixel_truth reads them.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from iqa_jax.simulation import faults
+
+if TYPE_CHECKING:
+  from iqa_jax.simulation.photograph import Drawn
 
 BACKGROUND, GOOD, USABLE, BAD = range(4)
 # Of a fault's mask: from here on its pixels are usable, and bad.
@@ -36,7 +39,7 @@ def of_fault(
   return np.where(inside, labels, BACKGROUND).astype(np.uint8)
 
 
-def of_drawn(drawn: Any) -> np.ndarray:
+def of_drawn(drawn: Drawn) -> np.ndarray:
   """Returns what the pixels of a simulation.photograph.Drawn are, [h, w]."""
   labels = of_fault(np.zeros(drawn.inside.shape), drawn.inside)
   for kind, mask in drawn.defects.items():

@@ -3,11 +3,12 @@
 A detector that learns from named faults (faults.py) knows those and is blind
 to the next one: dust it has learned says little about a hair. These faults
 stand for all the others. A region (blob, polygon, stripes, strokes, specks,
-ring, side) and a change (colour, texture, ridges, noise, blocks, blur, tone,
-displaced retina, lens) are drawn independently of each other, after DRAEM
-(Zavrtanik et al. 2021, section 3.2) and CutPaste (Li et al. 2021), and for
-fundus photographs' own ways of failing: a change of focus is a fault of focus,
-a large smooth change of light one of illumination, anything else an artifact.
+ring, side) and a change (colour, coloured light, texture, ridges, noise,
+blocks, blur, tone, displaced or second retina, lens, held rows) are drawn
+independently of each other, after DRAEM (Zavrtanik et al. 2021, section 3.2)
+and CutPaste (Li et al. 2021), and for fundus photographs' own ways of failing:
+a change of focus is a fault of focus, a large smooth change of light one of
+illumination, anything else an artifact.
 """
 
 from __future__ import annotations
@@ -232,6 +233,45 @@ def _slipped(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   return np.moveaxis(moved, 0, axis).astype(np.float32)
 
 
+def _ghost(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
+  """A second picture of the retina over the first: two exposures, a reflex."""
+  turn = rng.choice([180.0, rng.uniform(0, 360)])
+  second: np.ndarray = np.asarray(
+    Image.fromarray(image).rotate(float(turn), Image.Resampling.BILINEAR),
+    np.float32,
+  )
+  if rng.random() < 0.5:
+    second = second[:, ::-1]
+  values = image.astype(np.float32)
+  way = rng.integers(3)
+  if way == 0:
+    return np.maximum(values, second * rng.uniform(0.8, 1.2))
+  if way == 1:
+    return values + (second - values) * rng.uniform(0.3, 0.7)
+  return 255 - (255 - values) * (255 - second * rng.uniform(0.4, 1)) / 255
+
+
+def _glow(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
+  """Light of any colour added, or a coloured glass before it."""
+  values = image.astype(np.float32)
+  tint = rng.uniform(0, 255, 3)
+  tint[rng.integers(3)] = 255
+  if rng.random() < 0.7:
+    return values + rng.uniform(0.25, 1) * tint
+  return values * (tint / 255) ** rng.uniform(0.5, 1.5)
+
+
+def _held(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
+  """Rows or columns written again and again, or dragged along."""
+  axis = int(rng.integers(2))
+  along = np.moveaxis(image, axis, 0)
+  count = along.shape[0]
+  wide = max(2, round(frame.radius * np.exp(rng.uniform(-3.5, 0))))
+  rows = np.arange(count)
+  held = along[np.minimum(rows // wide * wide + rng.integers(wide), count - 1)]
+  return np.moveaxis(held, 0, axis).astype(np.float32)
+
+
 def _parted(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   """Colours displaced against each other."""
   values = image.astype(np.float32)
@@ -262,6 +302,9 @@ _CHANGES: dict[str, tuple[_Change, ...]] = {
     _light,
     _slipped,
     _parted,
+    _ghost,
+    _glow,
+    _held,
   ),
   'focus': (_blur,),
   'illumination': (_light,),

@@ -96,6 +96,11 @@ def _paint(
   return canvas.drawn((_SIDE, _SIDE), paint, blur)[..., None]
 
 
+def _disc(x: float, y: float, r: float) -> np.ndarray:
+  box = (x - r, y - r, x + r, y + r)
+  return _paint(lambda d: d.ellipse(box, fill=255), 1.0)
+
+
 def _over(
   image: np.ndarray, tint: ArrayLike, weight: np.ndarray | float
 ) -> np.ndarray:
@@ -115,10 +120,7 @@ def _iris(
     rng.integers(20, 60) * angle + 3 * _noise(rng, 6)
   ) * rng.uniform(0.2, 1)
   colour = spokes[..., None] * tint * (1.15 - 0.5 * away[..., None] ** 3)
-  image = (
-    _over(image, 0, 0)
-    + (colour - image) * canvas.rise(1 - away, 0.06)[..., None]
-  )
+  image = image + (colour - image) * canvas.rise(1 - away, 0.06)[..., None]
   pupil = rng.uniform(0.2, 0.75)
   if rng.random() < 0.25:  # the red reflex, with what shades it
     glow = np.array([230, 110, 50]) * rng.uniform(0.5, 1.1)
@@ -129,14 +131,7 @@ def _iris(
   for _ in range(int(rng.integers(1, 3))):
     hx, hy = cx + r * rng.uniform(-0.5, 0.5), cy + r * rng.uniform(-0.5, 0.3)
     size = r * rng.uniform(0.06, 0.2)
-    box = (hx - size, hy - size, hx + size, hy + size)
-
-    def dot(
-      d: ImageDraw.ImageDraw, box: tuple[float, float, float, float] = box
-    ) -> None:
-      d.ellipse(box, fill=255)
-
-    spot = _paint(dot, 1.0)
+    spot = _disc(hx, hy, size)
     image = _over(image, [250, 250, 250], spot)
   return image
 
@@ -332,19 +327,11 @@ def _shapes(rng: Generator) -> np.ndarray:
     box = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
     way, thick = int(rng.integers(3)), int(rng.integers(1, 9))
 
-    def paint(
-      d: ImageDraw.ImageDraw,
-      box: Sequence[float] = box,
-      way: int = way,
-      wide: int = thick,
-    ) -> None:
-      if way == 0:
-        d.ellipse(box, fill=255)
-      elif way == 1:
-        d.rectangle(box, fill=255)
-      else:
-        d.line(box, fill=255, width=wide)
-
+    paint = (
+      lambda d, box=box: d.ellipse(box, fill=255),
+      lambda d, box=box: d.rectangle(box, fill=255),
+      lambda d, box=box, wide=thick: d.line(box, fill=255, width=wide),
+    )[way]
     weight = _paint(paint, rng.choice([0, 1, 3]))
     image = _over(image, rng.uniform(0, 255, 3), weight)
   return image

@@ -4,15 +4,14 @@ A detector that finds the kinds of faults.py and procedural.py has learned
 them. Whether it finds what it was never shown, these kinds tell. They are used
 by evaluations only (`iqa_jax.evaluate_explanations`, tests); no training code
 may import this module (tested). Once something of the sort is trained on, a
-kind leaves: torn rows, parted colours, fingerprints and moire did
-(procedural.py).
+kind leaves, as torn rows, parted colours, fingerprints and moire did
+(procedural.py), or counts as RELATED, so that figures can be told without it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 from iqa_jax import errors
@@ -38,17 +37,11 @@ def apply(
   Raises:
     ValueError: no such kind.
   """
-  if kind not in _FAULTS:
-    raise errors.InvalidValue(f'fault {kind!r} is none of {", ".join(KINDS)}')
+  errors.one_of('fault', kind, KINDS)
   frame = Frame(inside)
   changed, weight = _FAULTS[kind](image.astype(np.float32), frame, rng)
-  pixels = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
-  pixels[~inside] = image[~inside]
+  pixels = canvas.finished(changed, image, inside)
   return pixels, (weight > 0.25) & inside
-
-
-def _over(image: np.ndarray, tint: ArrayLike, weight: np.ndarray) -> np.ndarray:
-  return image + (np.asarray(tint, np.float32) - image) * weight[..., None]
 
 
 def _hair(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
@@ -65,7 +58,9 @@ def _hair(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   weight = canvas.drawn(
     frame.shape, lambda d: d.line(path, 255, thick, joint='curve'), 0.3 * thick
   )
-  return _over(image, rng.choice([[20, 15, 12], [70, 50, 35]]), weight), weight
+  return canvas.over(
+    image, rng.choice([[20, 15, 12], [70, 50, 35]]), weight
+  ), weight
 
 
 def _writing(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
@@ -82,7 +77,7 @@ def _writing(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
     0,
   )
   tint = rng.choice([[255, 255, 255], [255, 230, 60], [60, 255, 90]])
-  return _over(image, tint, weight), region
+  return canvas.over(image, tint, weight), region
 
 
 def _swab(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
@@ -127,8 +122,8 @@ def _bubbles(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
     away = np.hypot(frame.x - x, frame.y - y)
     rim = np.exp(-(((away - r) / 0.014) ** 2))
     inner = np.exp(-(((away - r + 0.03) / 0.014) ** 2))
-    out = _over(out, [235, 240, 235], 0.8 * rim)
-    out = _over(out, [15, 10, 8], 0.6 * inner)
+    out = canvas.over(out, [235, 240, 235], 0.8 * rim)
+    out = canvas.over(out, [15, 10, 8], 0.6 * inner)
     region = np.maximum(region, (away < r + 0.015).astype(np.float32))
   return out, region
 
@@ -184,7 +179,7 @@ def _eyelid(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   weight = canvas.rise(line, 0.12)
   skin = np.array([200, 140, 115], np.float32) * rng.uniform(0.6, 1.1)
   folds = 14 * np.sin(30 * frame.y + 3 * frame.x + rng.uniform(0, 6))
-  return _over(image, skin + folds[..., None], weight), weight
+  return canvas.over(image, skin + folds[..., None], weight), weight
 
 
 def _light_leak(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
@@ -234,7 +229,7 @@ def _scratches(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
 
   weight = canvas.drawn(frame.shape, paint, 0.6)
   region = canvas.drawn(frame.shape, paint, 0.02 * frame.radius)
-  return _over(image, [235, 225, 205], 0.75 * weight), 3 * region
+  return canvas.over(image, [235, 225, 205], 0.75 * weight), 3 * region
 
 
 def _condensation(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
@@ -267,7 +262,7 @@ def _starburst(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   rays = np.abs(np.cos(rng.integers(2, 5) * np.arctan2(dy, dx))) ** 12
   weight = np.exp(-(away**2)) + 0.8 * rays * np.exp(-0.35 * away**2)
   tint = rng.choice([[255, 250, 240], [225, 240, 255]])
-  return _over(image, tint, np.minimum(weight, 1.0)), weight
+  return canvas.over(image, tint, np.minimum(weight, 1.0)), weight
 
 
 _FAULTS = {
@@ -288,3 +283,5 @@ _FAULTS = {
   'starburst': _starburst,
 }
 KINDS = tuple(_FAULTS)
+# procedural.py has relatives of these: ghosts, coloured light, held rows.
+RELATED = ('double_exposure', 'light_leak', 'missing_strip')

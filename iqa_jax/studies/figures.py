@@ -31,13 +31,7 @@ _OWN = {'evidence': '#000000', CRITERION_MAP: '#D55E00'}
 def draw(
   result: Record, shown: Record, folder: str | os.PathLike
 ) -> list[pathlib.Path]:
-  """Draws a study, as PNG and PDF, and returns the PNGs' paths.
-
-  Args:
-    result: of study.run.
-    shown: its second result.
-    folder: made when missing.
-  """
+  """Draws a study, as PNG and PDF, and returns the PNGs' paths."""
   figures = {
     'curves': _curves(result, shown['curves']),
     'randomisation': _randomisation(result),

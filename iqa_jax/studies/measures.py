@@ -65,14 +65,8 @@ def perturbed(
 ) -> tuple[Values, dict[str, dict[str, np.ndarray]]]:
   """Returns deletion, insertion, drop, increase and ROAD of maps.
 
-  Args:
-    subject: the network.
-    photographs: n of them.
-    targets: int [n].
-    maps: {method or control: [n, s, s]}.
-    baselines: some of perturbation.BASELINES.
-    steps: of deletion and insertion.
-    seed: of the order among equals.
+  Maps are {method or control: [n, s, s]}, targets int [n]; `baselines` are some
+  of perturbation.BASELINES, `seed` orders equals.
 
   Returns:
     {measure: {name: float [n]}}, and the mean curves {'deletion/mean': {name:
@@ -125,7 +119,7 @@ def randomised(
 ) -> Record:
   """Returns {method: {part: {spearman, ssim}}}, parts from the top down."""
   found: Record = {name: {} for name in subject.methods}
-  model, variables = subject.loaded.model, subject.loaded.variables
+  model, variables = subject.trained.model, subject.trained.variables
   size = photographs.inside.shape[1:]
   for part, broken in faithfulness.randomised(model, variables, seed):
     raw = subject.maps(photographs.images, targets, broken)
@@ -183,7 +177,7 @@ def positional(
     return found
   there = photographs.take(np.flatnonzero(only))
   called = subject.p_inadequate(logits[only]) >= subject.threshold
-  name = 'image_field' if subject.loaded.task.name == 'criteria' else 'margin'
+  name = 'image_field' if subject.trained.task.name == 'criteria' else 'margin'
   maps = methods_lib.look(
     subject, there.images, subject.targets(name, logits[only])
   ).maps

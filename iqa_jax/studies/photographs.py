@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import os
 import pathlib
-from typing import Any
 
+import ml_collections
 import numpy as np
 
 from iqa_jax import config as config_lib
@@ -77,7 +77,7 @@ class Photographs:
     """Whom they are of, [n]; who is unknown is a patient of their own."""
     return np.where(self.patients == '', self.ids, self.patients)
 
-  def take(self, indices: Any) -> Photographs:
+  def take(self, indices: np.ndarray | slice | Sequence[int]) -> Photographs:
     """Returns some of the photographs."""
     chosen = {
       f.name: getattr(self, f.name)[indices]
@@ -241,7 +241,7 @@ def _collect(
       + (f'; the first: {": ".join(skipped[0])}' if skipped else '')
     )
 
-  def column(key: str, missing: Any, dtype: type) -> np.ndarray:
+  def column(key: str, missing: object, dtype: type) -> np.ndarray:
     return np.asarray([row.get(key, missing) for row in rows], dtype)
 
   return Photographs(
@@ -288,85 +288,60 @@ def choose(
 ) -> Photographs:
   """Returns the photographs named, or those of the run when none are.
 
-  Args:
-    loaded: the run's model (trained.Trained).
-    workdir: its run directory.
-    images: see `read`; '' for `of_run`.
-    labels: see `read`; of `images` only.
-    pixel_labels: see `read`.
-    limit: how many at most; 0 for all.
-    seed: of the lot.
-
-  Raises:
-    ValueError: there are none.
-  """
-  if not images:
-    if labels:
-      raise errors.InvalidValue(
-        'labels without images: say which photographs they name'
-      )
-    return of_run(
-      loaded, workdir, pixel_labels=pixel_labels, limit=limit, seed=seed
-    )
-  return read(
-    images,
-    loaded.image_size,
-    labels=labels,
-    pixel_labels=pixel_labels,
-    limit=limit,
-    usable=loaded.config.task.usable,
-    seed=seed,
-  )
-
-
-def of_run(
-  loaded: Trained,
-  workdir: str | os.PathLike,
-  *,
-  pixel_labels: str | None = None,
-  limit: int,
-  seed: int = 0,
-) -> Photographs:
-  """Returns photographs a run was tested on, or as good: drawn anew.
-
   Of a run on files its test photographs (predictions.csv says which) are looked
   for among the files it was made from; a run on fundus_sim gets new drawings.
 
   Args:
     loaded: the run's model (trained.Trained).
     workdir: its run directory.
+    images: see `read`; '' for the run's.
+    labels: see `read`; of `images` only.
     pixel_labels: see `read`; drawings know their own.
-    limit: how many, at most; 0 for all there are (drawn: 200).
+    limit: how many at most; 0 for all there are (drawn: 200).
     seed: of the lot.
 
   Raises:
-    ValueError: the files are not where the run found them.
+    ValueError: there are none, or not where the run found them.
   """
   data, size = loaded.config.data, loaded.image_size
-  name = data.test_name or data.name
-  if name == 'fundus_sim':
+  name, split = data.test_name or data.name, ''
+  if labels and not images:
+    raise errors.InvalidValue(
+      'labels without images: say which photographs they name'
+    )
+  if not images and name == 'fundus_sim':
     from iqa_jax.simulation import photograph
 
     # The builder's default is the first.
     sizes = photograph.SIZES
     at = sizes[data.builder_config or next(iter(sizes))]
     return drawn(limit or 200, size, drawn_at=at, seed=seed)
-  folder = config_lib.of_dataset(data.test_manual_dir or data.manual_dir, name)
-  folder = os.path.expanduser(folder)
-  table = pathlib.Path(workdir) / 'predictions.csv'
-  if not folder or not os.path.isdir(folder) or not table.is_file():
-    raise errors.InvalidValue(
-      f'the test photographs of {workdir} cannot be found: it names '
-      f'data.manual_dir={folder!r}, and predictions.csv is '
-      f'{"there" if table.is_file() else "missing"}; give --images'
-    )
+  if not images:
+    images, labels, split = *_tested(data, name, workdir), 'test'
   return read(
-    folder,
+    images,
     size,
-    labels=table,
+    labels=labels,
     pixel_labels=pixel_labels,
-    split='test',
+    split=split,
     limit=limit,
     usable=loaded.config.task.usable,
     seed=seed,
   )
+
+
+def _tested(
+  data: ml_collections.ConfigDict, name: str, workdir: str | os.PathLike
+) -> tuple[str, str]:
+  """Returns the folder and the labels of a run's test photographs."""
+  folder = config_lib.of_dataset(data.test_manual_dir or data.manual_dir, name)
+  folder = os.path.expanduser(folder)
+  table = os.path.join(workdir, 'predictions.csv')
+  there = os.path.isfile(table)
+  if not folder or not os.path.isdir(folder) or not there:
+    raise errors.InvalidValue(
+      f'the test photographs of {workdir} cannot be found: it names '
+      f'data.manual_dir={folder!r}, and predictions.csv is '
+      f'{"there" if there else "missing"}; give --images'
+    )
+  return folder, table

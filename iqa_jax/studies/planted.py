@@ -78,11 +78,7 @@ def plant(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the photographs with a fault, and its masks, float32 [n, s, s].
 
-  Args:
-    photographs: that get it.
-    kind: of GROUPS.
-    severity: 0 to 1; unfamiliar kinds have none.
-    seed: of place, shape and colour.
+  `kind` is of GROUPS; severity is 0 to 1, and unfamiliar kinds have none.
   """
   pairs = []
   for i, (image, inside) in enumerate(
@@ -133,13 +129,6 @@ def measure(
 
   The gradient-free methods cost hundreds of passes a map, so they look at one
   fault of each photograph, the kinds in turn.
-
-  Args:
-    subject: the network and its methods.
-    clean: the photographs that get the faults.
-    gradient_free: some of methods.GRADIENT_FREE.
-    severity: of the named kinds.
-    seed: of faults and of the random control.
   """
   field = np.maximum(clean.inside.sum((1, 2)), 1)
   before = {
@@ -192,14 +181,14 @@ def passes(count: int, gradient_free: Sequence[str]) -> int:
 
 
 def _target(subject: Subject, criterion: str) -> str:
-  return criterion if subject.loaded.task.name == 'criteria' else 'margin'
+  return criterion if subject.trained.task.name == 'criteria' else 'margin'
 
 
 def _look(
   subject: Subject, images: np.ndarray, criterion: str
 ) -> methods_lib.Look:
   # Neither of these targets depends on the logits.
-  nothing = np.zeros((len(images), subject.loaded.task.num_outputs))
+  nothing = np.zeros((len(images), subject.trained.task.num_outputs))
   targets = subject.targets(_target(subject, criterion), nothing)
   return methods_lib.look(subject, images, targets, criterion)
 

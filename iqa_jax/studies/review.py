@@ -71,8 +71,7 @@ def run(
   Raises:
     ValueError: nothing is labelled, or there is no such frame.
   """
-  if frame not in FRAMES:
-    raise errors.InvalidValue(f'frame {frame!r} is none of {", ".join(FRAMES)}')
+  errors.one_of('frame', frame, FRAMES)
   places = Places.of(photographs)
   logits = subject.logits(photographs.images)
   groups = _groups(subject, photographs, logits)
@@ -82,7 +81,7 @@ def run(
       'n': len(photographs),
       'skipped': [list(pair) for pair in photographs.skipped],
     },
-    'model': subject.loaded.digest,
+    'model': subject.trained.digest,
     'method': subject.methods[0],
     'layer': subject.layer,
     'threshold': subject.threshold,
@@ -167,7 +166,7 @@ def _group(
   name: str,
   index: np.ndarray,
 ) -> Group:
-  by_criterion = subject.loaded.task.name == 'criteria'
+  by_criterion = subject.trained.task.name == 'criteria'
   p_inadequate = subject.p_inadequate(logits[index])
   if name == 'adequate':
     p, threshold = 1 - p_inadequate, 1 - subject.threshold
@@ -175,7 +174,7 @@ def _group(
     right = p_inadequate < subject.threshold
     target = 'adequate_margin'
   elif by_criterion and name in L.CRITERIA:
-    column = subject.loaded.task.outputs.index(name)
+    column = subject.trained.task.outputs.index(name)
     p = subject.score(photographs.images[index], np.full(len(index), column))
     threshold = subject.trained.judges.criterion_threshold(name)
     right, target = p >= threshold, name

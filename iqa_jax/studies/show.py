@@ -22,11 +22,7 @@ _CAPTION = (
 
 
 def overview(results: Iterable[Record]) -> str:
-  """Returns one table of all networks and methods, for print.
-
-  Args:
-    results: of study.run, of one network each.
-  """
+  """Returns one table of all networks and methods, for print."""
   lines: list[str] = []
   for result in results:
     if 'planted' not in result:

@@ -40,8 +40,7 @@ def run(
     subject: the network, the methods and the layer.
     photographs: of any verdict; the adequate ones get the planted faults.
     target: what is explained, see cam.choose_targets.
-    gradient_free: some of methods.GRADIENT_FREE, measured like the other
-      methods.
+    gradient_free: some of methods.GRADIENT_FREE, measured like the others.
     baselines: some of perturbation.BASELINES.
     steps: of the deletion and insertion curves.
     severity: of the planted faults, 0 to 1.
@@ -56,9 +55,8 @@ def run(
     logits = subject.logits(photographs.images)
     clean = clean_of(subject, photographs, logits)
     targets = subject.targets(target, logits, photographs.labels)
-    clock.expect(
-      _passes(subject, photographs, len(clean), gradient_free, baselines, steps)
-    )
+    count = len(photographs), len(clean)
+    clock.expect(_passes(subject, *count, gradient_free, baselines, steps))
     maps = _maps(subject, photographs, targets, gradient_free, seed)
   names = (*subject.methods, *gradient_free)
   result = _head(subject, photographs, target, targets, names, seed)
@@ -155,17 +153,17 @@ def _head(
     'target': target,
     'targets': {
       name: int((targets == i).sum())
-      for i, name in enumerate(subject.loaded.task.targets)
+      for i, name in enumerate(subject.trained.task.targets)
     },
-    'network': subject.loaded.config.model.name,
-    'head': subject.loaded.config.model.head,
+    'network': subject.trained.config.model.name,
+    'head': subject.trained.config.model.head,
     'layer': subject.layer,
     'placement': subject.placed,
     'methods': list(names),
     'seen_in_training': planted.seen_in_training(
-      subject.loaded.config.to_dict()
+      subject.trained.config.to_dict()
     ),
-    'model': subject.loaded.digest,
+    'model': subject.trained.digest,
     'seed': seed,
   }
 
@@ -249,17 +247,16 @@ def _pixels(
 
 def _passes(
   subject: Subject,
-  photographs: Photographs,
+  count: int,
   clean: int,
   gradient_free: Sequence[str],
   baselines: Sequence[str],
   steps: int,
 ) -> int:
   """Returns about how many passes the rest of a study needs."""
-  count = len(photographs)
   free = methods_lib.cost(gradient_free)
   maps = len(subject.methods) + len(gradient_free) + len(faithfulness.CONTROLS)
-  parts = len(subject.loaded.model.points) + 1
+  parts = len(subject.trained.model.points) + 1
   return (
     count * (1 + free + parts)
     + measures.passes(count, maps, len(baselines), steps)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import devices, errors, models
-from iqa_jax.aliases import Variables
+from iqa_jax.aliases import PyTree, Variables
 from iqa_jax.explain import cam, scaling
 from iqa_jax.explain.explainer import Explainer
 from iqa_jax.models import evidence
@@ -39,7 +39,7 @@ class Subject(Explainer):
   """Asks a trained network about photographs, and about changed ones.
 
   Args:
-    loaded: the model.
+    trained: the model.
     methods: some of cam.METHODS, or OWN of a network that has a head of
       evidence.
     layer: the explained feature point; None for the model's default. OWN looks
@@ -54,7 +54,7 @@ class Subject(Explainer):
 
   def __init__(
     self,
-    loaded: Trained,
+    trained: Trained,
     *,
     methods: Sequence[str] = ('gradcam',),
     layer: str | None = None,
@@ -64,19 +64,14 @@ class Subject(Explainer):
   ):
     self.gradient = tuple(m for m in methods if m != OWN)
     super().__init__(
-      loaded, methods=self.gradient, layer=layer, placement=placement,
+      trained, methods=self.gradient, layer=layer, placement=placement,
       batch_size=batch_size,
     )  # fmt: skip
     self.methods, self.tick = tuple(methods), tick
-    if OWN in methods and not isinstance(loaded.model.head, evidence.Head):
+    if OWN in methods and not isinstance(trained.model.head, evidence.Head):
       raise errors.InvalidValue(
         f'this network has no maps of its own; leave out the method {OWN}'
       )
-
-  @property
-  def loaded(self) -> Trained:
-    """The model."""
-    return self.trained
 
   def maps(
     self,
@@ -102,7 +97,7 @@ class Subject(Explainer):
     return seen._replace(maps={name: seen.maps[name] for name in self.methods})
 
   @functools.cached_property
-  def _everything(self) -> Callable[..., Any]:
+  def _everything(self) -> Callable[..., PyTree]:
     trained, model, task = self.trained, self.trained.model, self.trained.task
 
     def everything(
@@ -166,11 +161,11 @@ class Subject(Explainer):
 
   def _batched(
     self,
-    function: Callable[..., Any],
+    function: Callable[..., PyTree],
     variables: Variables,
     images: np.ndarray,
     *others: np.ndarray,
-  ) -> Any:
+  ) -> PyTree:
     found = super()._batched(function, variables, images, *others)
     self.tick(len(images))
     return found

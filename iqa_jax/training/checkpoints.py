@@ -16,7 +16,7 @@ import os
 import pathlib
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 import zlib
 
 from absl import logging
@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from iqa_jax import processes, run_directory
-from iqa_jax.aliases import Record
+from iqa_jax.aliases import PyTree, Record
 
 if TYPE_CHECKING:
   from logging import LogRecord
@@ -113,12 +113,8 @@ class Store:
       if self._manager is not None:
         self._manager.close()
 
-  def save(self, state: Any, record: Record) -> None:
+  def save(self, state: PyTree, record: Record) -> None:
     """Saves a state in the background; its arrays are copied first.
-
-    Args:
-      state: pytree of arrays, replicated.
-      record: JSON, handed back by `restore`.
 
     Raises:
       RunDirectoryError: the save before this one failed.
@@ -171,8 +167,8 @@ class Store:
     self._after()
 
   def restore(
-    self, template: Callable[[Record], Any]
-  ) -> tuple[Any, Record] | None:
+    self, template: Callable[[Record], PyTree]
+  ) -> tuple[PyTree, Record] | None:
     """Returns the latest intact state and its record, None if none was saved.
 
     Damaged checkpoints are named in the log and passed over.
@@ -201,8 +197,8 @@ class Store:
     return processes.broadcast(state), told[0]
 
   def _latest(
-    self, template: Callable[[Record], Any]
-  ) -> tuple[Any, Record] | None:
+    self, template: Callable[[Record], PyTree]
+  ) -> tuple[PyTree, Record] | None:
     assert self._manager is not None
     steps = sorted(self._manager.all_steps(), reverse=True)
     for number in steps:
@@ -218,8 +214,8 @@ class Store:
     return None
 
   def _read(
-    self, number: int, template: Callable[[Record], Any]
-  ) -> tuple[Any, Record]:
+    self, number: int, template: Callable[[Record], PyTree]
+  ) -> tuple[PyTree, Record]:
     assert self._manager is not None
     name = f'checkpoint {self.folder / str(number)}'
     try:
@@ -248,7 +244,7 @@ class Store:
     return jax.tree.unflatten(jax.tree.structure(state), leaves), record
 
 
-def _by_path(tree: Any) -> dict[str, np.ndarray]:
+def _by_path(tree: PyTree) -> dict[str, np.ndarray]:
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   # Copies: the step that follows donates what it is given.
   return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}

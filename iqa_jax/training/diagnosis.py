@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from iqa_jax import models
-from iqa_jax.aliases import Variables
+from iqa_jax.aliases import PyTree, Variables
 from iqa_jax.models.classifier import HEAD_INPUT, Classifier
 from iqa_jax.tasks import Task
 from iqa_jax.training import phases
@@ -84,7 +85,7 @@ def _stages(
   x: jax.Array,
   start: str | None,
   parts: Collection[str],
-) -> tuple[dict[str, np.ndarray], Any]:
+) -> tuple[dict[str, np.ndarray], PyTree]:
   """Returns whether each example is finite [b] by stage, and the last map."""
   finite = {}
   first = model.stages.index(start) + 1 if start else 0
@@ -140,11 +141,11 @@ def _of_gradient(
   )
 
 
-def _finite_rows(values: Any) -> np.ndarray:
+def _finite_rows(values: ArrayLike) -> np.ndarray:
   values = np.asarray(values)
   return np.isfinite(values.reshape(len(values), -1)).all(1)
 
 
-def _list(names: Any, most: int = 5) -> str:
-  more = f' and {len(names) - most} more' if len(names) > most else ''
-  return ', '.join(map(str, names[:most])) + more
+def _list(names: Sequence[str] | np.ndarray) -> str:
+  more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+  return ', '.join(map(str, names[:5])) + more

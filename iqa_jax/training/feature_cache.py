@@ -8,7 +8,6 @@ in memory, or in a file where memory is short; epochs then read no image.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 import dataclasses
 import math
@@ -182,10 +181,21 @@ def for_phase(
     plan_lib.plan_views(source, np.unique(train), config, view)
     for view in views
   ]
-  plans.append(plan_lib.plan_eval(source, np.unique(validation)))
+  plans.append(plan_lib.plan_eval(np.unique(validation)))
   maps = _Maps(model, variables, source, config, plans, folder, stopped)
-  budget = config.train.cache_gb
   repeated = phases[number].epochs > len(views)
+  return _of_maps(maps, own, shared, held, repeated, config.train.cache_gb)
+
+
+def _of_maps(
+  maps: _Maps,
+  own: str,
+  shared: str,
+  held: FeatureCache | None,
+  repeated: bool,
+  budget: float,
+) -> tuple[FeatureCache | None, FeatureCache | None]:
+  """Returns the cache of a phase and the one to hold, within a budget in GB."""
   if maps.gigabytes(shared) > budget:
     if own != shared and repeated and maps.gigabytes(own) <= budget:
       return maps.compute(own), None
@@ -212,14 +222,7 @@ def for_phase(
 def gigabytes(
   model: Classifier, variables: Variables, prefix: str, size: int
 ) -> float:
-  """Returns what a feature point's maps of one photograph take, in 1e9 bytes.
-
-  Args:
-    model: the classifier.
-    variables: its variables, or their shapes.
-    prefix: the feature point.
-    size: side of the images in pixels.
-  """
+  """Returns what a photograph's maps of a feature point take, in 1e9 bytes."""
   spec = _spec(model, variables, prefix, size)
   return math.prod(spec.shape) * spec.dtype.itemsize / 1e9
 
@@ -332,20 +335,17 @@ class _Maps:
       x = x if base else models.normalize(x)
       return self.model.apply(variables, x, start=start, stop=prefix)
 
+    def given(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+      return devices.shard({k: batch[k] for k in (key, 'mask')})[key]
+
     function = devices.parallel(apply, in_axes=(None, 0))
     variables, size = devices.place(self.variables), self.config.eval.batch_size
     for plan in self.plans:
       done = 0
-      waiting: deque[tuple[Mapping[str, np.ndarray], PyTree]] = deque()
-      for batch in read(self.source, plan, self.config, base, batch_size=size):
-        inputs = devices.shard({k: batch[k] for k in (key, 'mask')})[key]
-        waiting.append((batch, function(variables, inputs)))
-        if len(waiting) > 1:
-          computed = _collect(*waiting.popleft())
-          yield plan, done, computed
-          done += len(computed['index'])
-      while waiting:
-        computed = _collect(*waiting.popleft())
+      batches = read(self.source, plan, self.config, base, batch_size=size)
+      begun = ((batch, function(variables, given(batch))) for batch in batches)
+      for batch, maps in devices.ahead(begun, 1):
+        computed = _collect(batch, maps)
         yield plan, done, computed
         done += len(computed['index'])
 

@@ -14,7 +14,6 @@ import io
 import json
 import math
 import pathlib
-from typing import Any
 
 from absl import logging
 import jax
@@ -103,7 +102,7 @@ def share(known: int, right: int) -> float | None:
   return right / known if known else None
 
 
-def finite(value: Any) -> float | None:
+def finite(value: float | jax.Array) -> float | None:
   """Returns a number as JSON has it: None for what is not finite."""
   value = float(value)
   return value if math.isfinite(value) else None

@@ -15,7 +15,7 @@ import dataclasses
 import os
 import signal
 import time
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import logging
 import jax
@@ -57,12 +57,8 @@ def train(
 ) -> None:
   """Trains all phases, or what is left of them, and saves the best model.
 
-  Args:
-    config: the run's configuration.
-    workdir: the run directory, locked by the caller.
-    source: the data (data/pipeline.py).
-    splits: indices into `source.table`: 'train' and 'validation'.
-    saved: called in the background after every checkpoint.
+  The caller has locked `workdir`; `splits` are indices into `source.table`, and
+  `saved` is called in the background after every checkpoint.
 
   Raises:
     Interrupted: SIGTERM or SIGINT; the state is saved.
@@ -233,7 +229,7 @@ class Trainer:
   ) -> Callable[[Variables], dict[str, float | None]]:
     """Returns a function from variables to `measure` of validation."""
     run = self.run
-    plan = plan_lib.plan_eval(run.source, run.splits['validation'])
+    plan = plan_lib.plan_eval(run.splits['validation'])
     predictor = inference.make_predictor(
       run.model, run.task, start=cache.prefix if cache else None
     )
@@ -310,7 +306,7 @@ class Trainer:
     bar: tqdm.tqdm,
     step: int,
     batch: Mapping[str, np.ndarray],
-    metrics: Any,
+    metrics: step_lib.Batch,
   ) -> bool:
     """Looks at a step under way; True if a process wishes to stop."""
     metrics = jax.device_get(metrics)

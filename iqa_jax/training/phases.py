@@ -8,7 +8,7 @@ optimiser over the learning parameters alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import re
 from typing import Any
@@ -45,7 +45,7 @@ class Learning:
   parts: tuple[str, ...]
   prefix: str | None
   optimizer: optax.GradientTransformation
-  schedule: Callable[[Any], Any]
+  schedule: optax.Schedule
 
 
 def flatten(params: Mapping[str, PyTree]) -> Flat:
@@ -123,7 +123,7 @@ def split(
   return learns, {path: flat[path] for path in flat if path not in paths}
 
 
-def keep_state(new: Any, old: Any) -> Any:
+def keep_state(new: PyTree, old: PyTree) -> PyTree:
   """Returns the optimiser state `new` with what `old` knows of the same parts.
 
   The learning rate schedule starts anew in every phase.
@@ -182,10 +182,7 @@ def _schedule(
     'cosine': lambda: optax.cosine_decay_schedule(peak, rest),
     'linear': lambda: optax.linear_schedule(peak, 0.0, rest),
   }
-  if phase.schedule not in after:
-    raise errors.InvalidValue(
-      f'schedule {phase.schedule!r} is none of {", ".join(after)}'
-    )
+  errors.one_of('schedule', phase.schedule, after)
   if not warmup:
     return after[phase.schedule]()
   # The first update is not wasted on a rate of 0.
@@ -209,10 +206,7 @@ def _update_rule(
     'adam': lambda: (decay, optax.scale_by_adam()),
     'sgd': lambda: (decay, optax.trace(phase.momentum)),
   }
-  if phase.optimizer not in rules:
-    raise errors.InvalidValue(
-      f'optimizer {phase.optimizer!r} is none of {", ".join(rules)}'
-    )
+  errors.one_of('optimizer', phase.optimizer, rules)
   return optax.chain(*rules[phase.optimizer](), optax.scale(rate))
 
 
@@ -221,12 +215,12 @@ def _decays(leaf: jax.Array) -> bool:
   return np.ndim(leaf) > 1
 
 
-def _by_path(tree: Any) -> Flat:
+def _by_path(tree: PyTree) -> Flat:
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def _overlay(tree: Any, known: Flat) -> Any:
+def _overlay(tree: PyTree, known: Flat) -> PyTree:
   def choose(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
     old = known.get(jax.tree_util.keystr(path))
     return leaf if old is None or jnp.shape(old) != jnp.shape(leaf) else old

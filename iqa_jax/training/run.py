@@ -105,13 +105,7 @@ class Run:
   def save_model(
     self, state: step_lib.TrainState, record: Record, source: Record
   ) -> None:
-    """Writes the evaluated weights of `state` as the run's best model.
-
-    Args:
-      state: at the end of the epoch.
-      record: the history's, of that epoch.
-      source: where the weights began (models/pretrained.py).
-    """
+    """Writes the evaluated weights of `state` as the run's best model."""
     if jax.process_index():
       return
     run_directory.save_model(
@@ -171,11 +165,7 @@ def start(
 def _check(
   config: ml_collections.ConfigDict, splits: Mapping[str, np.ndarray]
 ) -> None:
-  if config.eval.select_by not in history.SELECT_BY:
-    raise errors.InvalidValue(
-      f'eval.select_by={config.eval.select_by!r} is none of '
-      f'{", ".join(history.SELECT_BY)}'
-    )
+  errors.one_of('eval.select_by=', config.eval.select_by, history.SELECT_BY)
   for name in ('train', 'validation'):
     if not len(splits[name]):
       raise errors.InvalidValue(f'the {name} split is empty; see config.data')

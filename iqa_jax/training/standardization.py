@@ -40,25 +40,22 @@ def fit(
 
   Args:
     model: the classifier.
-    variables: its variables; unchanged if its head is neither `standardized`
-      nor one of evidence, or comes with statistics from another run.
+    variables: unchanged if its head has no statistics, or another run's.
     source: see data/pipeline.py.
     indices: the training examples, used as they are, without augmentation.
     config: the run's.
-    cache: maps of these examples, if there are any; otherwise the photographs
-      are read, and pass through the whole trunk.
+    cache: maps of these examples; None: photographs pass the whole trunk.
   """
   # Whose input is put on one scale, and the stage that gives it.
-  *owner, stage = (
-    ('neck', 'evidence', 'cells') if model.neck else ('head', HEAD_INPUT)
-  )
+  *owner, stage = 'head', HEAD_INPUT
+  if model.neck:
+    *owner, stage = 'neck', 'evidence', 'cells'
   held = variables.get('batch_stats', {})
   for name in owner:
     held = held.get(name, {})
   # A head that was loaded goes on with the scale it was trained on.
   if not held or np.any(np.asarray(held['mean'])):
     return variables
-
   start = cache.prefix if cache else None
   if start and model.stages.index(start) > model.stages.index(stage):
     raise ValueError(f'{stage} is not to be had from {start}')
@@ -70,7 +67,7 @@ def fit(
     if start != stage:
       x = model.apply(v, x, start=start, stop=stage)
     weight = mask
-    if model.neck:  # of cells, those inside the field, by their share in it
+    if model.neck:  # cells count by their share in the field
       weight = (mask[:, None, None] * x[..., -1]).ravel()
       x = x[..., :-1].reshape(len(weight), -1).astype(jnp.float32)
     return weight @ x, weight @ x**2, weight.sum()
@@ -80,13 +77,13 @@ def fit(
     some = some[:: -(-len(some) // _ENOUGH)]
   batches = feature_cache.read(
     source,
-    plan_lib.plan_eval(source, some),
+    plan_lib.plan_eval(some),
     config,
     cache,
     batch_size=config.eval.batch_size,
   )
-  inputs = 'features' if cache else 'image'
-  first, second, count = _summed(moments, variables, batches, inputs)
+  key = 'features' if cache else 'image'
+  first, second, count = _summed(moments, variables, batches, key)
   mean = first / count
   # Rounding may leave less than nothing of a channel that is constant.
   variance = np.maximum(second / count - mean**2, 0.0)
@@ -101,13 +98,9 @@ def placed(
 ) -> Variables:
   """Returns `variables` whose head sees features of this mean and variance.
 
-  A channel that never lights up keeps its scale.
+  Both are [c], of every channel, and lie in 'batch_stats' at the path `owner`.
 
-  Args:
-    variables: a model's.
-    owner: where the statistics lie in 'batch_stats'.
-    mean: [c], of every channel.
-    variance: [c], likewise.
+  A channel that never lights up keeps its scale.
   """
   variance = np.where(np.asarray(variance) > 1e-8, variance, 1.0)
   flat = phases.flatten(variables['batch_stats'])
@@ -126,7 +119,7 @@ def _summed(
   """Returns the sums of `moments` over all batches and processes."""
   measure = devices.parallel(moments, in_axes=(None, 0, 0))
   placed = devices.place(variables)
-  total: list[Any] = [0.0, 0.0, 0.0]
+  total: list[np.ndarray | float] = [0.0, 0.0, 0.0]
   for batch in batches:
     part = devices.shard({k: batch[k] for k in (inputs, 'mask')})
     sums = measure(placed, part[inputs], part['mask'])

@@ -155,6 +155,7 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
   from sklearn.metrics import roc_auc_score
 
   from iqa_jax.explain import scaling
+  from iqa_jax.simulation import unfamiliar
 
   task = loaded.task
 
@@ -202,6 +203,7 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
       energy.append(drawn[mask].sum() / drawn[inside].sum() / covered)
   named = {k: v for k, v in pixel.items() if k in NAMED}
   new = {k: v for k, v in pixel.items() if k not in NAMED}
+  apart = {k: v for k, v in new.items() if k not in unfamiliar.RELATED}
   good, bad = odds[kinds == ''], odds[kinds == 'bad']
   dirty = np.isin(kinds, ARTIFACTS)
   wrong = [cause[kinds == '', 2], cause[dirty, 2]]
@@ -217,6 +219,10 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
     'named kinds, probability rises': _mean({k: rises[k] for k in named}),
     'unfamiliar kinds, mean pixel AUC': _mean(new),
     'unfamiliar kinds, least pixel AUC': min(map(np.mean, new.values())),
+    'of these without a relative, mean pixel AUC': _mean(apart),
+    'of these without a relative, least pixel AUC': min(
+      map(np.mean, apart.values())
+    ),
     'unfamiliar kinds, probability rises': _mean({k: rises[k] for k in new}),
     **{f'pixel AUC of {k}': float(np.mean(v)) for k, v in pixel.items()},
     **{f'rises with {k}': float(np.mean(v)) for k, v in rises.items()},

@@ -103,7 +103,7 @@ def _read(source, passes: int, size: int, batch: int) -> None:
   from iqa_jax.data import plan as plan_lib
 
   training = np.nonzero(source.table['split'] == 'train')[0]
-  plan = plan_lib.plan_eval(source, np.tile(training, passes))
+  plan = plan_lib.plan_eval(np.tile(training, passes))
   read = 0
   for got in pipeline.batches(source, plan, image_size=size, batch_size=batch):
     read += int(got['mask'].sum())

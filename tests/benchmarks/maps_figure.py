@@ -63,8 +63,8 @@ def _row(kind, pixels, graders, rng) -> list[tuple[str, Image.Image]]:
     (np.asarray(mask, np.float32) > 0.25).astype(np.float32),
     np.eye(2, 3),
     SIDE,
+    overlay.Look(colors='inferno'),
     levels=(0.5,),
-    colors='inferno',
   )
   cells = [(f'{kind.replace("_", " ")}, put in', outlined)]
   for grader, name in zip(graders, ('evidence', 'Grad-CAM'), strict=True):

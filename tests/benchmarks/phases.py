@@ -58,7 +58,7 @@ class _Drawn:
     return _Plan(rng.permutation(indices), rng.random(len(indices)) < 0.5)
 
   @staticmethod
-  def plan_eval(source, indices):
+  def plan_eval(indices):
     import numpy as np
 
     return _Plan(np.asarray(indices), np.zeros(len(indices), bool))

@@ -37,6 +37,7 @@ def run(
   from PIL import Image
   from sklearn import metrics
 
+  from iqa_jax import machine
   from iqa_jax.data import records
   from iqa_jax.data.eyeq import labels
   from iqa_jax.photograph import images, prepare
@@ -73,7 +74,7 @@ def run(
       [off.mean(), np.quantile(off, 0.999)],
     )
 
-  results = list(records.in_parallel(measured, entries))
+  results = list(machine.in_threads(measured, entries))
   before, after, off = (np.array(r) for r in zip(*results, strict=True))
   bad = [e.metadata['grade'] > 0 for e in entries]
   rows = [

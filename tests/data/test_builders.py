@@ -460,7 +460,7 @@ def test_your_own_labels_are_a_dataset_like_eyeq(tmp_path, download):
   at = [names.index(n) for n in published['image_id']]
   for key in published.keys() - {'image_id', 'site', 'dataset'}:
     np.testing.assert_array_equal(table[key][at], published[key], err_msg=key)
-  plan = plan_lib.plan_eval(source, np.arange(5))
+  plan = plan_lib.plan_eval(np.arange(5))
   [batch] = pipeline.batches(source, plan, image_size=64, batch_size=5)
   assert batch['image'].shape == (5, 64, 64, 3)
   np.testing.assert_array_equal(batch['grade'], table['grade'])

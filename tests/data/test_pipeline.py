@@ -90,7 +90,7 @@ def assert_same(a, b):
 
 
 def test_every_image_is_scored_exactly_once(source):
-  plan = plan_lib.plan_eval(source, everything(source))
+  plan = plan_lib.plan_eval(everything(source))
   for processes in (1, 2, 4):
     seen = collections.Counter()
     for process in range(processes):
@@ -105,7 +105,7 @@ def test_every_image_is_scored_exactly_once(source):
 
 
 def test_a_batch_is_what_was_stored(source):
-  plan = plan_lib.plan_eval(source, everything(source))
+  plan = plan_lib.plan_eval(everything(source))
   stored = dummy.stored(source, 7)
   batch = collect(source, plan, image_size=64)[0]
   np.testing.assert_array_equal(batch['image'][7], stored)
@@ -171,7 +171,7 @@ def test_a_flip_mirrors_image_and_landmarks(source):
   assert 0 < plan.flip.sum() < _COUNT
   straight = {
     i: (image, marks)
-    for b in collect(source, plan_lib.plan_eval(source, everything(source)))
+    for b in collect(source, plan_lib.plan_eval(everything(source)))
     for i, image, marks, real in zip(
       b['index'], b['image'], b['landmarks'], b['mask'], strict=True
     )
@@ -191,7 +191,7 @@ def test_a_flip_mirrors_image_and_landmarks(source):
 
 
 def turned(source, index, angle, shrink):
-  plan = plan_lib.plan_eval(source, np.array([index]))
+  plan = plan_lib.plan_eval(np.array([index]))
   plan = plan_lib.Plan(
     plan.index, plan.flip, np.float32([angle]), np.float32([shrink]),
     plan.fault, plan.seed, plan.procedural, plan.variant, plan.camera,
@@ -214,7 +214,7 @@ def test_a_quarter_turn_is_exact(source):
 @pytest.mark.parametrize('flip', [False, True])
 def test_landmarks_go_where_the_image_goes(source, monkeypatch, flip):
   """A spot painted on the photograph is found where its landmark says."""
-  plan = plan_lib.plan_eval(source, np.array([5]))
+  plan = plan_lib.plan_eval(np.array([5]))
   plan = plan_lib.Plan(
     plan.index, np.array([flip]), np.float32([0.4]), np.float32([0.2]),
     plan.fault, plan.seed, plan.procedural, plan.variant, plan.camera,
@@ -389,14 +389,14 @@ def test_fault_rates_over_one_are_refused(source):
 
 
 def test_a_batch_that_does_not_divide_is_refused(source):
-  plan = plan_lib.plan_eval(source, everything(source))
+  plan = plan_lib.plan_eval(everything(source))
   with pytest.raises(ValueError, match='8 does not divide over 3'):
     collect(source, plan, process_count=3)
 
 
 def test_photographs_are_not_enlarged(source):
   size = int(source.table['size'].max())
-  plan = plan_lib.plan_eval(source, everything(source)[:2])
+  plan = plan_lib.plan_eval(everything(source)[:2])
   filed, drawn = copy.copy(source), copy.copy(source)
   for some, name in ((filed, 'eyeq'), (drawn, 'fundus_sim')):
     dataset = np.full(len(source.table['dataset']), name)
@@ -500,7 +500,7 @@ def test_pictures_without_cells_are_the_same(source):
 
 
 def test_the_field_is_the_fourth_channel(source):
-  plan = plan_lib.plan_eval(source, np.arange(4))
+  plan = plan_lib.plan_eval(np.arange(4))
   [batch] = collect(source, plan, image_size=64, batch_size=4, field=True)
   field = batch['image'][..., 3]
   for k in range(4):
@@ -584,7 +584,7 @@ def test_other_cameras_take_field_and_fault_along(source):
 
 
 def test_fields_that_were_found_are_kept(source, monkeypatch):
-  plan = plan_lib.plan_eval(source, np.arange(4))
+  plan = plan_lib.plan_eval(np.arange(4))
   [first] = collect(
     source, plan, image_size=64, batch_size=4, field=True, cells=8
   )

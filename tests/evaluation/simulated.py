@@ -167,7 +167,7 @@ def no_network() -> Iterator[Callable]:
   with (
     mock.patch.object(trained, 'load', load),
     mock.patch.object(inference, 'predict', predict),
-    mock.patch.object(plan_lib, 'plan_eval', lambda source, index: index),
+    mock.patch.object(plan_lib, 'plan_eval', lambda index: index),
     mock.patch.object(pipeline, 'batches', lambda source, plan, **_: plan),
     mock.patch.object(looks, 'measure', lambda *_: unseen),
   ):

@@ -191,7 +191,7 @@ class Known(subject_lib.Subject):
 
   def logits(self, images, variables=None):
     high, low = images[:, 0, 0, :2].astype(int).T
-    return self.loaded.variables['logits'][256 * high + low]
+    return self.trained.variables['logits'][256 * high + low]
 
   def maps(self, images, targets, variables=None):
     return {'gradcam': np.zeros((len(images), 2, 2), np.float32)}

@@ -195,7 +195,7 @@ def test_examples_show_each_photograph_with_its_own_map(monkeypatch):
       }
 
   monkeypatch.setattr(explainer_lib, 'Explainer', Explainer)
-  monkeypatch.setattr(plan_lib, 'plan_eval', lambda source, index: index)
+  monkeypatch.setattr(plan_lib, 'plan_eval', lambda index: index)
   monkeypatch.setattr(pipeline, 'batches', batches)
   config = config_lib.default()
   config.explain.examples = n

@@ -89,14 +89,14 @@ def test_a_cell_is_drawn_where_it_looks():
   looks = Placement(0.5, 32)
   for place, expected in ((looks, (128.5, 96.5)), (None, (144.0, 112.0))):
     for picture in (
-      overlay.overlay(photograph, shown, affine, 224, placement=place),
-      overlay.contour(photograph, shown, affine, 224, placement=place),
+      overlay.overlay(photograph, shown, affine, 224, overlay.Look(place)),
+      overlay.contour(photograph, shown, affine, 224, overlay.Look(place)),
     ):
       found = _brightest(picture, before) / 2
       assert np.abs(found - expected).max() < 1.5
     prepared = np.zeros((224, 224, 3), np.uint8)
     small = np.asarray(
-      overlay.thumbnail(prepared, shown, placement=place, side=112)
+      overlay.thumbnail(prepared, shown, overlay.Look(place), side=112)
     )[:, 112:]
     found = _brightest(small, np.zeros_like(small, int)) * 2
     assert np.abs(found - expected).max() < 2.5
@@ -147,7 +147,7 @@ def test_jet_covers_the_square_evenly():
   shown = np.zeros((7, 7))
   affine = np.array([[1.0, 0, 10], [0, 1.0, 10]])
   found = np.asarray(
-    overlay.overlay(image, shown, affine, 40, colors='jet', opacity=0.5)
+    overlay.overlay(image, shown, affine, 40, overlay.Look(None, 'jet', 0.5))
   )
   assert (found[15:45, 15:45] == found[20, 20]).all()
   assert found[20, 20].tolist() == [0, 0, 64]
@@ -212,7 +212,7 @@ def test_nothing_is_shown_beyond_the_rim():
   within = np.hypot(at[None], at[:, None]) < 0.4
   shown = np.ones((5, 5))
   drawn = functools.partial(overlay.overlay, image, shown, affine, 100)
-  clipped = np.asarray(drawn(within=within)).any(-1)
+  clipped = np.asarray(drawn(overlay.Look(within=within))).any(-1)
   y, x = np.mgrid[:200, :300] + 0.5
   inside = np.hypot(x - 140, y - 90) < 0.4 * 160
   assert np.asarray(drawn()).any(-1).sum() > 1.2 * inside.sum()

@@ -87,10 +87,10 @@ def test_what_is_not_known_stays_empty():
 
 def test_draws_the_lines_where_they_were_measured():
   empty = Image.new('RGB', (1100, 800))
-  ruler.draw(empty, np.full(5, np.nan), _VIEW)
+  ruler.draw(empty, np.full(5, np.nan), _VIEW, empty.size)
   assert empty.getbbox() is None
   picture = Image.new('RGB', (1100, 800))
-  ruler.draw(picture, _MARKS, _VIEW)
+  ruler.draw(picture, _MARKS, _VIEW, picture.size)
   drawn = np.asarray(picture).any(2)
   # From the disc's margin to the nasal edge, from the fovea to the other.
   assert drawn[399:402, 201:327].any(0).mean() > 0.97
@@ -101,4 +101,4 @@ def test_draws_the_lines_where_they_were_measured():
   assert not drawn[365:395, 350:375].any()
   # Landmarks out of the frame harm nothing.
   for marks in (_MARKS - [0, 390, 0, 0, 390], 3 * _MARKS):
-    ruler.draw(picture, marks, _VIEW)
+    ruler.draw(picture, marks, _VIEW, picture.size)

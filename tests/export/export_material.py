@@ -35,6 +35,7 @@ def make_run(
   config.model.depth = 0.34
   config.model.head = head
   config.model.cells = 6
+  config.model.cell_spread = (0.0, 0.8)
   config.data.image_size = size
   config.task.name = task
   outputs = Task(name=task).outputs

@@ -192,6 +192,38 @@ def test_evidence_is_a_noisy_or_of_its_cells():
   np.testing.assert_allclose(np.exp(-maps), 1 - expit(logits), rtol=1e-5)
 
 
+@pytest.mark.parametrize('spread', [(0.8,), (0.0, 0.8, 1.7)])
+def test_cells_share_their_evidence_and_none_is_lost(spread):
+  """Against every pair of cells, one after the other."""
+  task = Task()
+  plain, variables = make('vgg16', task)
+  shared, _ = make('vgg16', task, cell_spread=spread)
+  x = models.normalize(photographs(field=circle(0.35)))
+  before = np.asarray(plain.apply(variables, x, stop='evidence'), np.float64)
+  after = np.asarray(shared.apply(variables, x, stop='evidence'))
+  field = circle(0.35).reshape(8, 8, 8, 8).mean((1, 3))
+  assert (field == 0).any()
+  places = [(i, j) for i in range(8) for j in range(8)]
+  expected = np.zeros_like(before)
+  for deviation in spread:
+    for i, j in places:
+      away = [np.hypot(i - a, j - b) for a, b in places]
+      near = (
+        np.exp(-0.5 * (np.reshape(away, (8, 8)) / deviation) ** 2)
+        if (deviation)
+        else (np.reshape(away, (8, 8)) == 0)
+      )
+      given = near * field
+      if given.sum() > 0:
+        given = given / given.sum()
+      expected += given[..., None] * before[:, i, j, None, None] / len(spread)
+  np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-6)
+  assert (after[:, field == 0] == 0).all()
+  np.testing.assert_allclose(
+    shared.apply(variables, x), plain.apply(variables, x), rtol=1e-5
+  )
+
+
 def test_image_field_has_a_logit_but_no_truth_of_cells():
   assert evidence.LOCAL == ('focus', 'illumination', 'artifacts')
   assert [labels.CRITERIA[i] for i in evidence.local(4)] == list(evidence.LOCAL)
@@ -259,7 +291,6 @@ def test_field_pooling_averages_inside_the_field(name, head):
   maps = np.asarray(plain.apply(variables, x[..., :3], stop=plain.points[-1]))
   # Torch's padding has ResNet's cells look 15.5 px to the left of even shares.
   first = {
-    'filters': [0, 0, 1, 1, 1, 1, 1, 1],
     'vgg16': [0, 1, 1, 1],
     'resnet50': [0, 0.5 + 0.5 / 32, 1, 1],
   }[name]

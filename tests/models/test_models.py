@@ -21,11 +21,9 @@ from tests.models import reference
 GOLDEN = np.load(pathlib.Path(__file__).parent / 'golden.npz')
 WIDTH = 0.125
 PARAMETERS = {
-  'filters': 137_000,
   'resnet50': 25_557_032,
   'vgg16': 138_357_544,
 }
-PUBLISHED = ('resnet50', 'vgg16')  # whose weights torch has
 # Every kind of layer and every point, and little else.
 SMALL = {'width': 0.0625, 'depth': 0.3}
 
@@ -101,7 +99,7 @@ def test_parameter_count(name):
   assert sum(counts) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize('name', PUBLISHED)
+@pytest.mark.parametrize('name', models.names())
 def test_gives_torchvision_logits_and_maps(name, tmp_path):
   model, shapes = built(name)
   variables = reference_variables(model, shapes, tmp_path)
@@ -124,7 +122,7 @@ def test_gives_torchvision_logits_and_maps(name, tmp_path):
 
 
 @pytest.mark.parametrize('size', [(64, 64), (97, 65), (160, 256), (33, 40)])
-@pytest.mark.parametrize('name', PUBLISHED)
+@pytest.mark.parametrize('name', models.names())
 def test_gives_torch_logits_at_any_size(name, size, tmp_path):
   model, shapes = built(name, 10, width=WIDTH)
   variables = reference_variables(model, shapes, tmp_path)
@@ -142,7 +140,7 @@ def test_gives_the_logits_of_the_earlier_work(size, tmp_path):
   assert relative_error(logits, expected) < 1e-4
 
 
-@pytest.mark.parametrize('name', PUBLISHED)
+@pytest.mark.parametrize('name', models.names())
 def test_trains_as_torch_does(name, tmp_path):
   model, shapes = built(name, 10, width=WIDTH)
   variables = reference_variables(model, shapes, tmp_path)
@@ -306,7 +304,7 @@ def test_names_what_is_wrong():
     model.apply(variables, images, start='block2', stop='block1')
   with pytest.raises(ValueError, match='31x40 is too small'):
     model.apply(variables, images[:, :31].repeat(2, 2)[:, :, :40])
-  with pytest.raises(ValueError, match="'resnet5' is none of filters"):
+  with pytest.raises(ValueError, match="'resnet5' is none of resnet50"):
     models.create('resnet5', 2)
   with pytest.raises(ValueError, match=r"'dense' is none of .*imagenet"):
     models.create('vgg16', 2, head='dense')

@@ -76,7 +76,7 @@ def test_loads_the_earlier_work_s_checkpoint(kind):
   assert record['file'] == str(path)
 
 
-@pytest.mark.parametrize('name', test_models.PUBLISHED)
+@pytest.mark.parametrize('name', models.names())
 def test_a_new_head_on_a_published_trunk(name, tmp_path):
   tensors = checkpoint(name)
   if name == 'resnet50':

@@ -55,6 +55,7 @@ def test_an_unfamiliar_fault_is_seen_where_its_mask_is(eye, kind):
 
 
 def test_an_unfamiliar_kind_has_a_name(eye):
+  assert set(unfamiliar.RELATED) < set(unfamiliar.KINDS)
   with pytest.raises(ValueError, match='none of hair'):
     unfamiliar.apply(*eye, 'dragon', np.random.default_rng(0))
 

@@ -118,7 +118,7 @@ def test_drawings_of_a_run_are_those_of_its_records(tmp_path):
   run = constructed.loaded()
   for name, size in (('', 128), ('512', 512)):
     run.config.data.builder_config = name
-    [image] = photographs.of_run(run, tmp_path, limit=1).images
+    [image] = photographs.choose(run, tmp_path, limit=1).images
     drawn = photograph.draw(photographs._FIRST_SEED, size).image
     np.testing.assert_array_equal(image, prepare.resize(drawn, len(image)))
 
@@ -138,7 +138,7 @@ def test_a_run_without_its_files_says_what_to_give(tmp_path):
   run.config.data.name = 'eyeq'
   run.config.data.manual_dir = str(tmp_path / 'gone')
   with pytest.raises(ValueError, match='give --images'):
-    photographs.of_run(run, tmp_path, limit=0)
+    photographs.choose(run, tmp_path, limit=0)
 
 
 def test_the_test_photographs_of_a_run_are_found(folder, tmp_path_factory):
@@ -150,7 +150,7 @@ def test_the_test_photographs_of_a_run_are_found(folder, tmp_path_factory):
   run = constructed.loaded()
   run.config.data.name = 'eyeq'
   run.config.data.manual_dir = str(folder)
-  found = photographs.of_run(run, workdir, limit=0)
+  found = photographs.choose(run, workdir, limit=0)
   assert list(found.ids) == ['0_left', '2_left']
   assert list(found.quality) == [0, 1]
 

@@ -164,7 +164,7 @@ def evaluate(config, workdir, source, splits, last):
   """Predicts in all processes; process 0 may then need a while for a report."""
   del config
   loaded = trained.load(workdir)
-  plan = memory_data.plan_eval(source, splits['validation'])
+  plan = memory_data.plan_eval(splits['validation'])
   batches = memory_data.batches(
     source,
     plan,

@@ -58,8 +58,7 @@ def plan_train(source, indices, config, epoch):
   return Plan(rng.permutation(indices), flip & config.data.augment.flip)
 
 
-def plan_eval(source, indices):
-  del source
+def plan_eval(indices):
   return Plan(np.asarray(indices), np.zeros(len(indices), bool))
 
 

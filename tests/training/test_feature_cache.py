@@ -125,7 +125,7 @@ def test_batches_are_those_of_the_pipeline(network, memory, tmp_path):
 def test_what_was_not_cached_is_an_error(network, memory, tmp_path):
   source = memory.Source(20)
   cache = build(network, memory, source, make_config(), tmp_path)
-  plan = memory.plan_eval(source, np.array([3, 18]))
+  plan = memory.plan_eval(np.array([3, 18]))
   with pytest.raises(KeyError, match='example 18'):
     list(cache.batches(source, plan, batch_size=4))
 
@@ -259,7 +259,7 @@ def test_a_head_that_averages_has_averages_cached(memory, tmp_path, head):
   cache, _ = for_phase(network, source, config, tmp_path, [learning.prefix], 0)
   channels = network[1]['params']['head']['logits']['kernel'].shape[0]
   assert cache.maps.shape == (2 * 11 + 5, channels)
-  plan = memory.plan_eval(source, np.arange(5))
+  plan = memory.plan_eval(np.arange(5))
   [batch] = memory.batches(source, plan, image_size=SIZE, batch_size=5)
   [cached] = cache.batches(source, plan, batch_size=5)
   maps = model.apply(

@@ -121,7 +121,10 @@ def test_a_second_run_in_the_same_directory_is_refused(whole, tmp_path):
   _, cache, _ = whole
   first = spawn.start(tmp_path / 'run', cache=cache)
   assert wait_for_steps(first, 1)
+  # On a busy machine it would end before the second begins.
+  first.send_signal(signal.SIGSTOP)
   code, output = spawn.finish(spawn.start(tmp_path / 'run', cache=cache))
+  first.send_signal(signal.SIGCONT)
   assert code == 1
   assert 'is in use by another run' in output
   code, output = spawn.finish(first)

@@ -71,7 +71,7 @@ def test_a_run_leaves_history_and_the_best_model(memory, tmp_path):
     loaded,
     memory.batches(
       source,
-      memory.plan_eval(source, indices),
+      memory.plan_eval(indices),
       image_size=32,
       batch_size=5,
     ),
@@ -133,7 +133,7 @@ def test_training_accuracy_is_that_of_the_training_split(memory, tmp_path):
     trained.load(tmp_path),
     memory.batches(
       source,
-      memory.plan_eval(source, memory.split(COUNT, VALIDATION)['train']),
+      memory.plan_eval(memory.split(COUNT, VALIDATION)['train']),
       image_size=32,
       batch_size=14,
     ),

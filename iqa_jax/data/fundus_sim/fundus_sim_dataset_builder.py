@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-import concurrent.futures
 import dataclasses
-import multiprocessing
 from typing import Any
 
 import numpy as np
@@ -138,17 +136,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       (first + i, config.size, broken[i], first + i // _PER_PATIENT, kind)
       for i in range(count)
     ]
-    # Processes, not threads: drawing is mostly Python. Spawned, because
-    # TensorFlow's threads don't survive a fork.
-    context = multiprocessing.get_context('spawn')
-    workers = machine.cpu_count()
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-      drawn = pool.map(_record, jobs, chunksize=8)
-      bar = tqdm.tqdm(
-        drawn, f'drawing {split}', count, unit='photograph', disable=None
-      )
-      for record in bar:
-        yield record['image_id'], record
+    drawn = machine.in_processes(_record, jobs, 8)
+    for record in tqdm.tqdm(
+      drawn, f'drawing {split}', count, unit='photograph', disable=None
+    ):
+      yield record['image_id'], record
 
 
 def _deal(
