@@ -124,22 +124,16 @@ def shared_around(
     share: float32 [b, g, g, 1], of each cell that lies in the field.
     spread: standard deviations in cells; 0 is the cell itself.
   """
-  away = np.subtract.outer(*[np.arange(maps.shape[1])] * 2)
+  at = np.arange(maps.shape[1])
+  away = at[:, None] - at
   parts = []
   for deviation in spread:
     if not deviation:
       parts.append(maps)
       continue
-    weights = np.exp(-0.5 * (away / deviation) ** 2).astype(np.float32)
-
-    def around(x: jax.Array, weights: np.ndarray = weights) -> jax.Array:
-      exact = lax.Precision.HIGHEST
-      return jnp.einsum(
-        'bhwc,ih,jw->bijc', x, weights, weights, precision=exact
-      )
-
-    reached = jnp.maximum(around(share), _FLOOR)
-    parts.append(share * around(maps / reached))
+    near = np.exp(-0.5 * (away / deviation) ** 2).astype(np.float32)
+    reached = jnp.maximum(_weighed(share, near, near), _FLOOR)
+    parts.append(share * _weighed(maps / reached, near, near))
   return sum(parts[1:], parts[0]) / len(parts)
 
 
@@ -174,9 +168,7 @@ def shared_area(
     jnp.asarray(_overlap(s, n, cells, p), x.dtype)
     for s, n, p in zip(size, (h, w), placed, strict=True)
   )
-  return jnp.einsum(
-    'bhwc,ih,jw->bijc', x, rows, columns, precision=lax.Precision.HIGHEST
-  )
+  return _weighed(x, rows, columns)
 
 
 def largest(
@@ -226,6 +218,15 @@ def inside(
   )
   mean = jnp.maximum(share.mean((1, 2), keepdims=True), _FLOOR)
   return x * (share / mean)[..., None].astype(x.dtype)
+
+
+def _weighed(
+  x: jax.Array, rows: jax.typing.ArrayLike, columns: jax.typing.ArrayLike
+) -> jax.Array:
+  """Returns x [b, h, w, c] summed by weights [i, h], [j, w]: [b, i, j, c]."""
+  return jnp.einsum(
+    'bhwc,ih,jw->bijc', x, rows, columns, precision=lax.Precision.HIGHEST
+  )
 
 
 def _overlap(
