@@ -25,8 +25,15 @@ _LOCATION_FIELDS = (
   'train.cache_gb',
 )
 _PACKAGES = (
-  *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'pillow'),
-  *('tensorflow-cpu', 'tensorflow-datasets'),
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'numpy',
+  'pillow',
+  'tensorflow-cpu',
+  'tensorflow-datasets',
 )
 
 

@@ -21,17 +21,32 @@ MAX_FPR = 0.1  # up to which the partial AUC looks
 FIXED = 0.95  # specificity (sensitivity) at which the other one is given
 
 RANKING = (
-  *('auc', 'average_precision', 'partial_auc'),
-  *('sensitivity_at_95_specificity', 'specificity_at_95_sensitivity'),
+  'auc',
+  'average_precision',
+  'partial_auc',
+  'sensitivity_at_95_specificity',
+  'specificity_at_95_sensitivity',
 )
 DECISIONS = (
-  *('accuracy', 'balanced_accuracy', 'sensitivity', 'specificity'),
-  *('precision', 'negative_predictive_value'),
-  *('f1', 'f1_adequate', 'f1_macro', 'f1_weighted', 'mcc', 'kappa'),
+  'accuracy',
+  'balanced_accuracy',
+  'sensitivity',
+  'specificity',
+  'precision',
+  'negative_predictive_value',
+  'f1',
+  'f1_adequate',
+  'f1_macro',
+  'f1_weighted',
+  'mcc',
+  'kappa',
 )
 PROBABILITIES = (
-  *('log_loss', 'brier', 'rms_calibration_error'),
-  *('calibration_slope', 'calibration_intercept'),
+  'log_loss',
+  'brier',
+  'rms_calibration_error',
+  'calibration_slope',
+  'calibration_intercept',
 )
 # The least and the most that a metric can be, where it isn't 0 to 1.
 RANGES = {
@@ -240,7 +255,9 @@ def grades(
   names = [
     *('accuracy', 'balanced_accuracy', 'f1_macro', 'f1_weighted', 'mcc'),
     *('kappa', 'quadratic_kappa', 'auc_macro'),
-    *(f'{m}_{i}' for m in SHORT for i in classes),
+    *(
+      f'{m}_{i}' for m in ('precision', 'recall', 'f1', 'auc') for i in classes
+    ),
   ]
   if not len(truth):
     return dict.fromkeys(names, np.nan)
@@ -254,25 +271,34 @@ def grades(
   precision, recall, f1, _ = sk.precision_recall_fscore_support(
     truth, predicted, labels=classes, zero_division=np.nan
   )
-  macro, weighted = (
-    sk.f1_score(
+  averages = {
+    kind: sk.f1_score(
       truth, predicted, labels=classes, average=kind, zero_division=np.nan
     )
     for kind in ('macro', 'weighted')
-  )
+  }
   aucs = [
     sk.roc_auc_score(truth == i, p[:, i]) if _both(truth == i) else np.nan
     for i in classes
   ]
-  values = [
-    sk.accuracy_score(truth, predicted),
-    np.nanmean(recall) if several else np.nan,
-    *(macro, weighted),
-    sk.matthews_corrcoef(truth, predicted) if several else np.nan,
-    *(kappa, quadratic, np.mean(aucs)),
-    *(*precision, *recall, *f1, *aucs),
-  ]
-  return {k: float(v) for k, v in zip(names, values, strict=True)}
+  result = {
+    'accuracy': sk.accuracy_score(truth, predicted),
+    'balanced_accuracy': np.nanmean(recall) if several else np.nan,
+    'f1_macro': averages['macro'],
+    'f1_weighted': averages['weighted'],
+    'mcc': sk.matthews_corrcoef(truth, predicted) if several else np.nan,
+    'kappa': kappa,
+    'quadratic_kappa': quadratic,
+    'auc_macro': np.mean(aucs),
+  }
+  for i in classes:
+    result |= {
+      f'precision_{i}': precision[i],
+      f'recall_{i}': recall[i],
+      f'f1_{i}': f1[i],
+      f'auc_{i}': aucs[i],
+    }
+  return {name: float(result[name]) for name in names}
 
 
 def confusion(

@@ -176,26 +176,29 @@ class Predictions:
       return np.stack([columns[name] for name in names], axis=1)
 
     verdict = [_VERDICTS.index(v) - 1 for v in columns['verdict']]
-    optional: Record = {
-      key: columns.get(key)
-      for key in (
-        *('dataset', 'camera', 'site', 'eye', 'split', 'grade'),
-        *('field_found', 'width', 'height', 'log_odds', 'spread'),
-      )
-    }
     return cls(
       image_id=columns['image_id'],
       patient_id=columns['patient_id'],
       quality=columns['quality'],
       p_inadequate=columns['p_inadequate'],
       p_calibrated=columns['p_calibrated'],
-      **optional,
       verdict=np.array(verdict, int),
       uncertain=np.asarray(columns['uncertain']) == 1,
+      log_odds=columns.get('log_odds'),
+      grade=columns.get('grade'),
       criteria=stacked(labels.CRITERIA),
+      dataset=columns.get('dataset'),
+      camera=columns.get('camera'),
+      site=columns.get('site'),
+      eye=columns.get('eye'),
+      split=columns.get('split'),
+      field_found=columns.get('field_found'),
+      width=columns.get('width'),
+      height=columns.get('height'),
       outputs=outputs,
       logits=stacked([f'logit_{name}' for name in outputs]),
       probabilities=stacked([f'p_{name}' for name in outputs]),
+      spread=columns.get('spread'),
     )
 
   def _arrays(self) -> dict[str, np.ndarray]:

@@ -127,18 +127,22 @@ def from_config(
 ) -> Classifier:
   """Returns the model that `config.model` describes."""
   c = config.model
-  same = (
-    *('head', 'last', 'width', 'depth', 'dropout', 'dtype'),
-    *('cells', 'cell_units', 'field_pooling'),
-  )
   return create(
     c.name,
     num_outputs,
-    **{name: c[name] for name in same},
+    head=c.head,
+    last=c.last,
+    width=c.width,
+    depth=c.depth,
+    dropout=c.dropout,
+    dtype=c.dtype,
     axis_name=axis_name,
     taps=tuple(c.taps),
+    cells=c.cells,
+    cell_units=c.cell_units,
     cell_spread=tuple(c.cell_spread),
     independent=config.task.name == 'criteria',
+    field_pooling=c.field_pooling,
   )
 
 

@@ -29,8 +29,13 @@ MIN_SIDE = 32
 _SUBFILE, _REDUCED_OR_MASK = 254, 5  # TIFF's tag NewSubfileType, bits 0 and 2
 
 STATUSES = (
-  *('missing', 'permission', 'not_an_image', 'truncated', 'unreadable'),
-  *('too_large', 'too_small'),
+  'missing',
+  'permission',
+  'not_an_image',
+  'truncated',
+  'unreadable',
+  'too_large',
+  'too_small',
 )
 
 # The check below refuses them with a message of its own.
