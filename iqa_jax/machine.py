@@ -22,7 +22,11 @@ _ROOT = pathlib.Path('/')
 
 
 def cpu_count(root: pathlib.Path = _ROOT) -> int:
-  """Returns how many cores' worth of work this process may do at a time."""
+  """Returns how many cores' worth of work this process may do at a time.
+
+  Args:
+    root: where proc/ and sys/ lie.
+  """
   if hasattr(os, 'sched_getaffinity'):
     count = len(os.sched_getaffinity(0))
   else:
@@ -44,6 +48,9 @@ def available_memory(root: pathlib.Path = _ROOT) -> int:
   """Returns how many bytes this process can take without any swapping.
 
   Files that the system merely remembers give way, and so count as available.
+
+  Args:
+    root: where proc/ and sys/ lie.
   """
   known = _table(root / 'proc' / 'meminfo')
   if 'MemAvailable:' in known:

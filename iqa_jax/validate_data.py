@@ -47,8 +47,17 @@ _ALLOW_MISSING = flags.DEFINE_bool(
 )
 
 COLUMNS = (
-  *('image_id', 'split', 'patient_id', 'camera', 'label', 'status', 'reason'),
-  *('path', 'width', 'height', 'field_found'),
+  'image_id',
+  'split',
+  'patient_id',
+  'camera',
+  'label',
+  'status',
+  'reason',
+  'path',
+  'width',
+  'height',
+  'field_found',
 )
 
 _NOTICES = {
@@ -63,6 +72,10 @@ def examine(split: str, entry: Entry) -> tuple[Record, np.ndarray | None]:
   """Returns a row (COLUMNS) on a photograph, and its code (data/duplicates.py).
 
   The code is None where the photograph can't be read.
+
+  Args:
+    split: the builder's split.
+    entry: a records.Entry.
   """
   from iqa_jax import labels
   from iqa_jax.data import duplicates, records
@@ -319,10 +332,8 @@ def main() -> int:
 
   columns = dict(part.partition('=')[::2] for part in _COLUMNS.value)
   known = ('file', *config.CSV_COLUMNS)
-  if wrong := sorted(columns.keys() - set(known)):
-    raise errors.InvalidValue(
-      f'--columns: {wrong[0]!r} is none of {", ".join(known)}'
-    )
+  for column in sorted(columns):
+    errors.one_of('--columns:', column, known)
   lines, code = validate(
     _DATASET.value or '',  # a required flag
     os.path.expanduser(_MANUAL_DIR.value or ''),

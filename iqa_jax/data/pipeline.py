@@ -91,6 +91,11 @@ def with_fields(
   """Yields each photograph, uint8 [s, s, 3], and its field, bool [s, s].
 
   The field of view is looked for in what the network gets.
+
+  Args:
+    source: the data.
+    plan: what comes when.
+    image_size: side of the images in pixels.
   """
   for batch in batches(source, plan, image_size=image_size, batch_size=16):
     for image in batch['image'][batch['mask'] > 0]:

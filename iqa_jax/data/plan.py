@@ -75,8 +75,11 @@ def plan_train(
 ) -> Plan:
   """Plans one epoch of training.
 
-  Epochs are counted over all phases; of the configuration `seed`, `data` and
-  `task.name` are read.
+  Args:
+    source: the data.
+    indices: the training examples.
+    config: the run's; reads `seed`, `data` and `task.name`.
+    epoch: counted over all phases.
   """
   data = config.data
   order = np.random.default_rng([config.seed, epoch, 2])

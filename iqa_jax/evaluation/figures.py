@@ -49,10 +49,13 @@ def draw(
 ) -> dict[str, Drawn]:
   """Returns the figures of an evaluation, by file name.
 
-  `result` is what metrics.json holds, `tables` the predictions of every split
-  in it, `history` the lines of history.jsonl.
-
   Figures that the images can't give (one class only) are left out.
+
+  Args:
+    result: what metrics.json holds.
+    tables: the predictions of every split in it.
+    history: lines of history.jsonl.
+    resamples: of the bands.
   """
   split = main_split(tables)
   measured = result['splits'][split]

@@ -31,6 +31,11 @@ def pool(
   one test split, as a validation image of its fold (whose operating point and
   calibration it helped to choose; `pooled_on` and the notes say so).
 
+  Args:
+    workdir: the folder of the folds.
+    count: their number.
+    config: the configuration; reads `eval.bootstrap`.
+
   Returns:
     What metrics.json holds: 'folds' {metric: {'values', 'mean', 'least',
     'most', 'note'}} over the folds' test splits, 'pooled_on', and 'splits':
@@ -79,6 +84,10 @@ def read(
   workdir: str | os.PathLike, count: int
 ) -> tuple[list[Predictions], str, list[str]]:
   """Returns each fold's images, those in which folds share none.
+
+  Args:
+    workdir: the folder of the folds.
+    count: their number.
 
   Returns:
     A fold's `Predictions` each, the split that they are of, and what to know

@@ -29,6 +29,12 @@ def measure(
   Shares of the photographs, with 95 % intervals clustered by patient; of more
   than a thousand, of a thousand evenly taken. None where the model does not
   know what it learned from.
+
+  Args:
+    source: the data.
+    indices: of the photographs.
+    image_size: the network's, in pixels.
+    familiar: of familiar.fit, of the model's record.
   """
   some = indices[:: -(-len(indices) // _MOST)]
   shown = pipeline.with_fields(source, plan_lib.plan_eval(some), image_size)

@@ -37,8 +37,15 @@ def write(
 ) -> None:
   """Writes figures/, report/index.html and report/report.md.
 
-  `result` is what metrics.json holds, `tables` the predictions of every split
-  in it, `history` the lines of history.jsonl, `environment` environment.json.
+  Args:
+    output: the folder.
+    result: what metrics.json holds.
+    tables: the predictions of every split in it.
+    config: the run's configuration, nested.
+    history: lines of history.jsonl.
+    environment: what environment.json holds.
+    examples: photographs with maps.
+    resamples: of the figures' bands.
   """
   output = pathlib.Path(output)
   drawn = figures.draw(result, tables, history, resamples=resamples)

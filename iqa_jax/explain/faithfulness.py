@@ -150,8 +150,14 @@ def drop_and_increase(
 ) -> tuple[Float[np.ndarray, ' n'], Float[np.ndarray, ' n']]:
   """Returns what keeping only the explained part does (Chattopadhay 2018).
 
-  Arguments as of `replacement_curves`: maps, as shares of their maximum, say
-  how much of the photograph is kept; `before` are the scores [n] of `images`.
+  Args:
+    ask: the network; a probability.
+    images: [n, h, w, c] of 0..255.
+    targets: int [n].
+    maps: [n, h, w]; as shares of their maximum they say how much of the
+      photograph is kept.
+    other: what is seen instead of what is not kept.
+    before: the scores [n] of `images`.
 
   Returns:
     The relative fall of the score [n], 0 where it rises, and whether it rises.
@@ -218,12 +224,15 @@ def randomised(
 ) -> Iterator[tuple[str, Variables]]:
   """Yields (part, variables) with ever more of the network destroyed.
 
-  `variables` itself is left untouched.
-
   The cascade of Adebayo et al. 2018: the head first, then one feature point
   after the other from the top. The values of each tensor are shuffled, so
   that activations keep a usual scale; an explanation of what was learnt must
   change.
+
+  Args:
+    model: a models.Classifier.
+    variables: its parameters and statistics, left untouched.
+    seed: of the shuffling.
   """
   rng = np.random.default_rng(seed)
   broken = jax.tree.map(np.asarray, dict(variables))

@@ -219,9 +219,15 @@ def rise(
   number of masks that keep a pixel; subtracting the mean score makes the map
   signed and leaves the ranking of the pixels as it is.
 
-  Arguments as of `occlusion`. `masks` random masks, drawn by `seed` and the
-  same for all images, have a grid of `cells` along each side, each kept with
-  probability `keep`.
+  Args:
+    ask: the network, from outside.
+    images: [n, h, w, c] of 0..255.
+    targets: int [n].
+    fill: what stands where a mask removes, of the shape of `images`.
+    masks: how many random masks.
+    cells: the random grid's cells along each side.
+    keep: the probability that a cell is kept.
+    seed: of the masks, which are the same for all images.
 
   Returns:
     float32 [n, h, w].

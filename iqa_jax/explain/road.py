@@ -36,8 +36,13 @@ def road(
   most relevant pixels, averaged over the shares removed. Removed pixels are
   imputed from their neighbours, so the shape of the hole says little.
 
-  Arguments as of faithfulness.replacement_curves; `shares` of the pixels are
-  removed, and beyond the third channel nothing changes.
+  Args:
+    ask: the network, usually a probability.
+    images: [n, h, w, c] of 0..255; beyond the third channel nothing changes.
+    targets: int [n].
+    maps: [n, h, w].
+    shares: of the pixels that are removed.
+    seed: of the order among equals.
   """
   rng = np.random.default_rng(seed)
 

@@ -29,22 +29,44 @@ _FORMULA = ('=', '+', '-', '@', '\t', '\r')
 
 
 def columns(logits: Sequence[str], criteria: Sequence[str] = ()) -> list[str]:
-  """Returns the manifest's columns."""
+  """Returns the manifest's columns.
+
+  Args:
+    logits: the model's outputs.
+    criteria: those that it knows something of.
+  """
   names = [
-    *('path', 'status', 'reason', 'width', 'height'),
-    *('field_found', 'not_fundus', 'unlike_training'),
+    'path',
+    'status',
+    'reason',
+    'width',
+    'height',
+    'field_found',
+    'not_fundus',
+    'unlike_training',
     *(f'logit_{name}' for name in logits),
     *(f'p_{name}' for name in logits),
-    *('p_inadequate', 'p_calibrated', 'operating_point'),
-    *('verdict', 'uncertain'),
+    'p_inadequate',
+    'p_calibrated',
+    'operating_point',
+    'verdict',
+    'uncertain',
     *(('cause', 'advice') if criteria else ()),
     *(f'p_{name}' for name in criteria),
     *(f'share_{name}' for name in criteria),
-    *('target', 'method', 'layer', 'raw_min', 'raw_max', 'raw_sum'),
-    *('evidence_in_field', 'field_share', 'empty_map'),
+    'target',
+    'method',
+    'layer',
+    'raw_min',
+    'raw_max',
+    'raw_sum',
+    'evidence_in_field',
+    'field_share',
+    'empty_map',
     *ruler.COLUMNS,
     *KINDS,
-    *('checkpoint', 'runtime'),
+    'checkpoint',
+    'runtime',
   ]
   # Of two classes p_inadequate is both an output's and the verdict's.
   return list(dict.fromkeys(names))

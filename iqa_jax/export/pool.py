@@ -120,6 +120,10 @@ class Pool:
   ) -> Iterator[Iterator[Judged | Done]]:
     """Sends photographs through; gives the events, to be worked off.
 
+    Args:
+      root: what the keys are relative to.
+      keys: the photographs.
+
     Raises:
       Interrupted: SIGINT or SIGTERM came; what was under way is finished.
       ExportError: outputs can't be written, or workers don't start.

@@ -57,8 +57,12 @@ def choose(
 ) -> Scale:
   """Returns the scale of an export of the photographs `keys`.
 
-  These are all of the listing, so that shards agree; of a sample of them `pool`
-  says how strong maps are, where the scale is taken from one.
+  Args:
+    options: of the export.
+    model: that is explained.
+    pool: to look at a sample of photographs, where the scale is taken from one.
+    root: what keys are relative to.
+    keys: of the whole listing, so that shards agree.
 
   Raises:
     ExportError: no photograph of the sample has a map.

@@ -22,7 +22,13 @@ def workers(options: Options) -> int:
 def of_workers(
   options: Options, model: Model, temporary: pathlib.Path
 ) -> messages.Settings:
-  """Returns what a worker process must know."""
+  """Returns what a worker process must know.
+
+  Args:
+    options: of the export.
+    model: that is explained.
+    temporary: folder of what is not complete.
+  """
   return messages.Settings(
     output=os.path.abspath(options.output),
     temporary=os.path.abspath(temporary),

@@ -60,6 +60,11 @@ def translate(
 ) -> list[Value]:
   """Adds the nodes of an equation of a jaxpr; returns its results.
 
+  Args:
+    graph: to which they are added.
+    eqn: the equation.
+    values: of its arguments.
+
   Raises:
     Unsupported: there is no translation.
   """

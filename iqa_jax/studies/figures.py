@@ -31,7 +31,13 @@ _OWN = {'evidence': '#000000', CRITERION_MAP: '#D55E00'}
 def draw(
   result: Record, shown: Record, folder: str | os.PathLike
 ) -> list[pathlib.Path]:
-  """Draws a study, as PNG and PDF, and returns the PNGs' paths."""
+  """Draws a study, as PNG and PDF, and returns the PNGs' paths.
+
+  Args:
+    result: of study.run.
+    shown: its second result.
+    folder: made when missing.
+  """
   figures = {
     'curves': _curves(result, shown['curves']),
     'randomisation': _randomisation(result),

@@ -65,8 +65,14 @@ def perturbed(
 ) -> tuple[Values, dict[str, dict[str, np.ndarray]]]:
   """Returns deletion, insertion, drop, increase and ROAD of maps.
 
-  Maps are {method or control: [n, s, s]}, targets int [n]; `baselines` are some
-  of perturbation.BASELINES, `seed` orders equals.
+  Args:
+    subject: the network.
+    photographs: n of them.
+    targets: int [n].
+    maps: {method or control: [n, s, s]}.
+    baselines: some of perturbation.BASELINES.
+    steps: of deletion and insertion.
+    seed: of the order among equals.
 
   Returns:
     {measure: {name: float [n]}}, and the mean curves {'deletion/mean': {name:

@@ -78,7 +78,11 @@ def plant(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the photographs with a fault, and its masks, float32 [n, s, s].
 
-  `kind` is of GROUPS; severity is 0 to 1, and unfamiliar kinds have none.
+  Args:
+    photographs: that get it.
+    kind: of GROUPS.
+    severity: 0 to 1; unfamiliar kinds have none.
+    seed: of place, shape and colour.
   """
   pairs = []
   for i, (image, inside) in enumerate(
@@ -129,6 +133,13 @@ def measure(
 
   The gradient-free methods cost hundreds of passes a map, so they look at one
   fault of each photograph, the kinds in turn.
+
+  Args:
+    subject: the network and its methods.
+    clean: the photographs that get the faults.
+    gradient_free: some of methods.GRADIENT_FREE.
+    severity: of the named kinds.
+    seed: of faults and of the random control.
   """
   field = np.maximum(clean.inside.sum((1, 2)), 1)
   before = {

@@ -82,7 +82,13 @@ def _words(name: str) -> str:
 def draw(
   result: Record, shown: Record, folder: str | os.PathLike
 ) -> list[pathlib.Path]:
-  """Draws the figures of `run`, as PNG and PDF, and returns the PNGs' paths."""
+  """Draws the figures of `run`, as PNG and PDF, and returns the PNGs' paths.
+
+  Args:
+    result: what `run` found.
+    shown: its second result.
+    folder: made when missing.
+  """
   groups = shown['groups']
   magnitude = max(
     scaling.magnitude(of['group'].maps, 0.75) for of in groups.values()

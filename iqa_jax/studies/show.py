@@ -22,7 +22,11 @@ _CAPTION = (
 
 
 def overview(results: Iterable[Record]) -> str:
-  """Returns one table of all networks and methods, for print."""
+  """Returns one table of all networks and methods, for print.
+
+  Args:
+    results: of study.run, of one network each.
+  """
   lines: list[str] = []
   for result in results:
     if 'planted' not in result:

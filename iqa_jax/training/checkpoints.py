@@ -116,6 +116,10 @@ class Store:
   def save(self, state: PyTree, record: Record) -> None:
     """Saves a state in the background; its arrays are copied first.
 
+    Args:
+      state: pytree of arrays, replicated.
+      record: JSON, handed back by `restore`.
+
     Raises:
       RunDirectoryError: the save before this one failed.
     """

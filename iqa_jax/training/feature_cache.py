@@ -222,7 +222,14 @@ def _of_maps(
 def gigabytes(
   model: Classifier, variables: Variables, prefix: str, size: int
 ) -> float:
-  """Returns what a photograph's maps of a feature point take, in 1e9 bytes."""
+  """Returns what a feature point's maps of one photograph take, in 1e9 bytes.
+
+  Args:
+    model: the classifier.
+    variables: its variables, or their shapes.
+    prefix: the feature point.
+    size: side of the images in pixels.
+  """
   spec = _spec(model, variables, prefix, size)
   return math.prod(spec.shape) * spec.dtype.itemsize / 1e9
 

@@ -57,8 +57,12 @@ def train(
 ) -> None:
   """Trains all phases, or what is left of them, and saves the best model.
 
-  The caller has locked `workdir`; `splits` are indices into `source.table`, and
-  `saved` is called in the background after every checkpoint.
+  Args:
+    config: the run's configuration.
+    workdir: the run directory, locked by the caller.
+    source: the data (data/pipeline.py).
+    splits: indices into `source.table`: 'train' and 'validation'.
+    saved: called in the background after every checkpoint.
 
   Raises:
     Interrupted: SIGTERM or SIGINT; the state is saved.

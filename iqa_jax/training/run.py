@@ -105,7 +105,13 @@ class Run:
   def save_model(
     self, state: step_lib.TrainState, record: Record, source: Record
   ) -> None:
-    """Writes the evaluated weights of `state` as the run's best model."""
+    """Writes the evaluated weights of `state` as the run's best model.
+
+    Args:
+      state: at the end of the epoch.
+      record: the history's, of that epoch.
+      source: where the weights began (models/pretrained.py).
+    """
     if jax.process_index():
       return
     run_directory.save_model(

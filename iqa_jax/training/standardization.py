@@ -98,9 +98,13 @@ def placed(
 ) -> Variables:
   """Returns `variables` whose head sees features of this mean and variance.
 
-  Both are [c], of every channel, and lie in 'batch_stats' at the path `owner`.
-
   A channel that never lights up keeps its scale.
+
+  Args:
+    variables: a model's.
+    owner: where the statistics lie in 'batch_stats'.
+    mean: [c], of every channel.
+    variance: [c], likewise.
   """
   variance = np.where(np.asarray(variance) > 1e-8, variance, 1.0)
   flat = phases.flatten(variables['batch_stats'])
