@@ -54,19 +54,54 @@ def test_frames_without_detail_are_like_nothing():
   assert duplicates.pairs([]) == []
 
 
-def test_blocks_change_nothing(monkeypatch):
-  """Against a plain comparison of every pair in every position."""
+def brute(codes):
+  """Every pair in every position, by plain sums."""
+  signs = np.array(codes, int)
+  signs[:, 0, 0] = 0
+  most = np.full((len(codes), len(codes)), -1.0)
+  odd = (-1) ** np.arange(24)
+  for turned in (signs, signs.transpose(0, 2, 1)):
+    for rows in (1, odd[:, None]):
+      for columns in (1, odd):
+        way = (turned * rows * columns).reshape(len(codes), -1)
+        most = np.maximum(most, way @ signs.reshape(len(codes), -1).T / 575)
+  near = np.triu(most >= duplicates.SAME, 1)
+  return {(i, j): most[i, j] for i, j in zip(*np.nonzero(near), strict=True)}
+
+
+@pytest.mark.parametrize('parts', [2**20, 50])
+def test_as_a_plain_comparison_of_every_pair(parts, monkeypatch):
+  monkeypatch.setattr(duplicates, '_PAIRS', parts)
   rng = np.random.default_rng(0)
-  codes = list(rng.choice(np.int8([-1, 1]), (40, 24, 24)))
-  codes += [np.rot90(codes[5].T, 0), codes[7] * (-1) ** np.arange(24)]
-  codes.append(np.where(rng.random((24, 24)) < 0.1, -codes[11], codes[11]))
-  whole = duplicates.pairs(codes)
-  assert [pair[:2] for pair in whole] == [(5, 40), (7, 41), (11, 42)]
-  flips = codes[11].ravel()[1:] @ codes[42].ravel()[1:].astype(int)
-  assert whole[2][2] == pytest.approx(flips / 575)
-  monkeypatch.setattr(duplicates, '_BLOCK', 7)
-  monkeypatch.setattr(duplicates, '_WIDE', 9)
-  assert duplicates.pairs(codes) == whole
+  codes = list(rng.choice(np.int8([-1, 1]), (300, 24, 24)))
+  for i in range(60):
+    wrong = rng.random((24, 24)) < rng.uniform(0, 0.3)
+    code = np.where(wrong, -codes[i], codes[i])
+    code = code * (-1) ** (np.arange(24) * (i % 2))
+    code = code * (-1) ** (np.arange(24)[:, None] * (i // 2 % 2))
+    codes.append(code.T if i // 4 % 2 else code)
+  codes += [codes[3], codes[3], np.zeros((24, 24), np.int8)]
+  found = {(i, j): value for i, j, value in duplicates.pairs(codes)}
+  truth = brute(codes)
+  sure = {pair for pair, value in truth.items() if value > 0.66}
+  assert 30 < len(sure) < len(truth)
+  assert sure <= set(found) <= set(truth)
+  assert found == pytest.approx({pair: truth[pair] for pair in found})
+
+
+def test_of_pairs_at_the_threshold_99_in_100_are_found():
+  """As the docstring says; at 0.67, all."""
+  rng = np.random.default_rng(1)
+  codes = rng.choice(np.int8([-1, 1]), (4000, 24, 24))
+  for i in range(2000):
+    wrong = 1 + rng.choice(575, 115 if i % 2 else 94, replace=False)
+    copy = codes[i].ravel().copy()
+    copy[wrong] *= -1
+    codes[2000 + i] = copy.reshape(24, 24)
+  found = {(i, j) for i, j, _ in duplicates.pairs(list(codes))}
+  at = [[(i, 2000 + i) in found for i in range(k, 2000, 2)] for k in (0, 1)]
+  assert all(at[0])
+  assert np.mean(at[1]) >= 0.98
 
 
 @pytest.mark.slow
