@@ -90,8 +90,9 @@ def _moments(x: np.ndarray) -> tuple[float, float]:
   """Returns skewness and, compressed, the excess of the kurtosis."""
   centred = x - x.mean()
   deviation = max(float(x.std()), 1e-4)
-  skew = float((centred**3).mean() / deviation**3)
-  peak = float((centred**4).mean() / deviation**4)
+  squared = centred * centred  # NumPy's powers take ten times as long
+  skew = float((squared * centred).mean() / deviation**3)
+  peak = float((squared * squared).mean() / deviation**4)
   return float(np.arcsinh(skew)), float(np.log(peak + 0.1))
 
 
