@@ -36,8 +36,7 @@ def quality_of_grade(grade: int, usable: str = 'inadequate') -> int:
   Raises:
     ValueError: `usable` or `grade` is none of those.
   """
-  if usable not in USABLE:
-    raise errors.InvalidValue(f'usable={usable!r} is none of {USABLE}')
+  errors.one_of('usable=', usable, USABLE)
   if grade not in (UNKNOWN, 0, 1, 2):
     raise ValueError(f'grade={grade!r} is none of 0, 1, 2 or {UNKNOWN}')
   as_usable = {

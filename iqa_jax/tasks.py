@@ -81,10 +81,8 @@ class Task:
   verdict_teaches_cells: bool = True
 
   def __post_init__(self) -> None:
-    if self.name not in _NAMES:
-      raise errors.InvalidValue(f'task {self.name!r} is none of {_NAMES}')
-    if self.usable not in L.USABLE:
-      raise errors.InvalidValue(f'usable={self.usable!r} is none of {L.USABLE}')
+    errors.one_of('task', self.name, _NAMES)
+    errors.one_of('usable=', self.usable, L.USABLE)
     errors.one_of('loss', self.loss_name, ('cross_entropy', 'focal'))
     if self.class_weights and len(self.class_weights) != self._num_weights:
       raise ValueError(

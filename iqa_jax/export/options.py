@@ -130,18 +130,10 @@ def check(options: Options) -> None:
       f'{", ".join(manifest.KINDS)}'
     )
   overlay.palette(options.colors)
-  if options.language not in advice.LANGUAGES:
-    raise errors.InvalidValue(
-      f'--language={options.language} is none of {", ".join(advice.LANGUAGES)}'
-    )
-  if options.scaling not in (None, *SCALINGS):
-    raise errors.InvalidValue(
-      f'--scaling={options.scaling} is none of {", ".join(SCALINGS)}'
-    )
-  if options.placement not in placement.NAMES:
-    raise errors.InvalidValue(
-      f'--placement={options.placement} is none of {", ".join(placement.NAMES)}'
-    )
+  errors.one_of('--language=', options.language, advice.LANGUAGES)
+  if options.scaling is not None:
+    errors.one_of('--scaling=', options.scaling, SCALINGS)
+  errors.one_of('--placement=', options.placement, placement.NAMES)
   runtimes.check(options.runtime)
   for name, low, high in (
     ('opacity', 0, 1),

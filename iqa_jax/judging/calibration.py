@@ -67,8 +67,7 @@ def fit(
   Raises:
     ValueError: no such method.
   """
-  if method not in METHODS:
-    raise errors.InvalidValue(f'calibration {method!r} is none of {METHODS}')
+  errors.one_of('calibration', method, METHODS)
   if method == 'none':
     return {'method': 'none'}
   truth, p = np.asarray(truth), np.asarray(p, np.float64)

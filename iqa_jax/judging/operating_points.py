@@ -50,8 +50,7 @@ def choose(
   Raises:
     ValueError: no such rule, or a target out of its range.
   """
-  if rule not in RULES:
-    raise errors.InvalidValue(f'operating point {rule!r} is none of {RULES}')
+  errors.one_of('operating point', rule, RULES)
   upper = {'percentile': 100.0, 'cost': np.inf}.get(rule, 1.0)
   if rule != 'youden' and not (0 <= target <= upper and np.isfinite(target)):
     raise errors.InvalidValue(
