@@ -166,32 +166,37 @@ def finish_all(several):
 
 
 @pytest.mark.slow
-def test_two_processes_of_two_devices_train_as_one_of_one(
-  tmp_path, monkeypatch
-):
+def test_several_processes_train_as_one_device(tmp_path, monkeypatch):
   # Adam divides by the gradient's size, and so makes much of rounding errors
   # where it is all but zero.
   monkeypatch.setenv('DRIVER_OPTIMIZER', 'sgd')
   cache = tmp_path / 'cache'
-  for name in ('one', *devices.WAYS):
-    (tmp_path / name).mkdir()
+  (tmp_path / 'one').mkdir()
   code, output = spawn.finish(spawn.start(tmp_path / 'one', cache=cache))
   assert code == 0, output
   expected = read(tmp_path / 'one' / 'end0.npz')
   one = history(tmp_path / 'one')
-  for way in devices.WAYS:
+  for way, count in [*((way, 2) for way in devices.WAYS), ('pmap', 4)]:
     monkeypatch.setenv('IQA_PARALLEL', way)
-    for process in start_several(tmp_path / way, cache):
-      code, output = spawn.finish(process)
+    name = f'{way}{count}'
+    # Two share a run directory; four have one each.
+    folders = [tmp_path / name] * count
+    if count == 4:
+      folders[1:] = [tmp_path / f'{name}-{i}' for i in range(1, count)]
+    for _, code, output in finish_all(
+      start_several(
+        folders[0], cache, *folders[1:], count=count, devices=4 // count
+      )
+    ):
       assert code == 0, output
-    two = history(tmp_path / way)
-    assert len(one) == len(two) == 5
-    for a, b in zip(one, two, strict=True):
+    several = history(folders[0])
+    assert len(one) == len(several) == 5
+    for a, b in zip(one, several, strict=True):
       assert a['phase'] == b['phase']
       for key in ('train_loss', 'validation_loss', 'validation_auc'):
-        assert a[key] == pytest.approx(b[key], abs=1e-5), (way, key, a, b)
-    for number in (0, 1):
-      found = read(tmp_path / way / f'end{number}.npz')
+        assert a[key] == pytest.approx(b[key], abs=1e-5), (name, key, a, b)
+    for number, folder in enumerate(folders):
+      found = read(folder / f'end{number}.npz')
       assert set(found) == set(expected)
       for key in found:
         np.testing.assert_allclose(
@@ -199,7 +204,7 @@ def test_two_processes_of_two_devices_train_as_one_of_one(
           expected[key],
           rtol=1e-5,
           atol=1e-5,
-          err_msg=f'{way} {key}',
+          err_msg=f'{name} {key}',
         )
 
 

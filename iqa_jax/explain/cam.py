@@ -275,7 +275,9 @@ def choose_targets(
     margin = task.targets.index('margin')
     return jnp.where((label == 1).any(axis=1), at_fault.argmax(axis=1), margin)
   errors.one_of('target', target, ('predicted', 'labelled', *task.targets))
-  return np.full(len(logits), task.targets.index(target), np.int32)
+  # Traceable for any number of photographs, as other runtimes' programs are.
+  shape = jnp.shape(logits)[:1]
+  return jnp.full(shape, task.targets.index(target), jnp.int32)
 
 
 def placed(

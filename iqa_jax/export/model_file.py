@@ -75,11 +75,9 @@ def program(
       return model.judged(variables, x, logits)
 
     def targets(logits: jax.Array) -> jax.Array | np.ndarray:
-      if target != 'predicted':
-        index = task.targets.index(target)
-        return jnp.full(logits.shape[:1], index, jnp.int32)
-      p = task.p_inadequate(judged(logits))
-      return task.predicted_targets(p, model.raw_threshold)
+      return cam.choose_targets(
+        task, target, judged(logits), threshold=model.raw_threshold
+      )
 
     seen = cam.explain(
       model.model,

@@ -26,6 +26,7 @@ def make_run(
   head: str = 'linear',
   network: str = 'resnet50',
   head_scale: float = 1.0,
+  target: str = 'predicted',
   **record,
 ) -> str:
   """Saves a tiny untrained model as a run directory; returns its digest."""
@@ -38,6 +39,7 @@ def make_run(
   config.model.cell_spread = (0.0, 0.8)
   config.data.image_size = size
   config.task.name = task
+  config.explain.target = target
   outputs = Task(name=task).outputs
   model = models.from_config(config, len(outputs))
   variables = models.init(model, jax.random.key(3), size)
