@@ -29,6 +29,7 @@ def get_config():
   c.data.faults.procedural = 0.4
   c.data.fault_variants = 12
   c.task.class_weights = 'balanced'
+  c.task.ranking_weight = 3.0
   c.model.name = 'vgg16'
   c.model.head = 'evidence'
   c.model.cell_spread = (0.0, 0.8, 1.7)

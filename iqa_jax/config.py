@@ -45,6 +45,8 @@ def default() -> ml_collections.ConfigDict:
   c.task.verdict_weight = 1.0  # criteria task: verdict beside the criteria
   c.task.landmark_weight = 1.0  # landmarks head: their error in DD
   c.task.cell_weight = 3.0  # evidence head: cells with and without a fault
+  # Evidence head: cells with a fault above all others of their photograph.
+  c.task.ranking_weight = 0.0
   c.task.cause_weight = 0.5  # evidence head: which criterion is broken
   # Evidence head: whether verdicts teach the cells too, or faults whose place
   # is known alone; the head above them learns from verdicts either way.

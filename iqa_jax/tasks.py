@@ -63,6 +63,7 @@ class Task:
     landmark_weight: weight of the landmarks' error in disc diameters (of heads
       that locate them).
     cell_weight: weight of the cells' cross-entropy (of heads of evidence).
+    ranking_weight: weight of the ranking of each photograph's cells (likewise).
     cause_weight: weight of the causes' cross-entropy (likewise).
     verdict_teaches_cells: whether the gradient of verdict and causes reaches
       the cells (likewise), or stays in the head.
@@ -77,6 +78,7 @@ class Task:
   verdict_weight: float = 1.0
   landmark_weight: float = 1.0
   cell_weight: float = 3.0
+  ranking_weight: float = 0.0
   cause_weight: float = 0.5
   verdict_teaches_cells: bool = True
 
@@ -118,6 +120,7 @@ class Task:
       verdict_weight=c.verdict_weight,
       landmark_weight=c.landmark_weight,
       cell_weight=c.cell_weight,
+      ranking_weight=c.ranking_weight,
       cause_weight=c.cause_weight,
       verdict_teaches_cells=c.verdict_teaches_cells,
     )
@@ -285,8 +288,9 @@ class Task:
   ) -> jax.Array:
     """Returns what a head of evidence adds to each example's loss, [b].
 
-    The cross-entropy of its cells where faults are known to be, or not to be,
-    and that of the causes it tells of the photograph as a whole.
+    The cross-entropy of its cells where faults are known to be, or not to be;
+    how far those with a fault fail to stand out; and the cross-entropy of the
+    causes it tells of the photograph as a whole.
 
     Args:
       found: what the pass told (heads.found).
@@ -301,13 +305,17 @@ class Task:
     if fault.ndim == 3:  # of whichever criterion it is
       fault = fault[..., None]
     truth = jnp.where(cause == 0, 0.0, jnp.where(cause == 2, fault, -1.0))
-    cells = evidence.cell_loss(logits[..., local], truth, share)
+    logits = logits[..., local]
+    cells = self.cell_weight * evidence.cell_loss(logits, truth, share)
+    if self.ranking_weight:
+      ranking = evidence.ranking_loss(logits, truth, share)
+      cells += self.ranking_weight * ranking
     known = batch['cause'] >= 0
     told = optax.sigmoid_binary_cross_entropy(
       found.cause, (batch['cause'] > 0).astype(jnp.float32)
     )
     told = (told * known).sum(1) / jnp.maximum(known.sum(1), 1)
-    return self.cell_weight * cells + self.cause_weight * told
+    return cells + self.cause_weight * told
 
   def right(
     self, logits: jax.Array, batch: Mapping[str, jax.Array]

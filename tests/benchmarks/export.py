@@ -3,7 +3,8 @@
 The peer is the script that one would write with PyTorch, pytorch-grad-cam and
 OpenCV: photograph by photograph, both cores to the network. Both write JPEGs of
 quality 90 at the photograph's own size, coloured by jet; ours also finds the
-field of view, and keeps a journal and a manifest. Loading and compiling are
+field of view, and keeps a journal and a manifest. The same script, helped by
+bfloat16 and channels_last, has rows of its own. Loading and compiling are
 outside the timed part (see `startup`), starting the processes that decode is
 inside. Ours is computed by each runtime in turn (--computed).
 """
@@ -11,6 +12,7 @@ inside. Ours is computed by each runtime in turn (--computed).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import functools
 import os
@@ -22,6 +24,14 @@ from iqa_jax import errors, runtimes
 from tests.benchmarks import _material, common
 
 _STAGES = ('decode', 'prepare', 'network', 'render', 'encode')
+_SCRIPT = 'PyTorch + pytorch-grad-cam + OpenCV'
+_SCRIPTS = {_SCRIPT: False, f'{_SCRIPT}, bfloat16, channels_last': True}
+_NEEDS = ('torch', 'pytorch_grad_cam', 'cv2')
+_TARGETS = {
+  ('jax', False): 'at least 3x',
+  ('openvino_bfloat16', False): 'with AMX at least 6x (ResNet50), 15x (VGG16)',
+  ('openvino_bfloat16', True): 'with AMX at least 2x',
+}
 
 
 def run(
@@ -136,31 +146,35 @@ def _measure(
       stages[runtime] = {stage: [] for stage in _STAGES}
       functions[runtime] = functools.partial(ours, options, Model(options))
     absent = ''
-    peer = None
-    try:
-      peer = common.Peer(
-        'peer_export', packages=('torch', 'pytorch_grad_cam', 'cv2')
-      )
-      peer('prepare', model=name, threads=len(os.sched_getaffinity(0)))
-      functions['peer'] = functools.partial(
-        peer, 'export', photographs=str(photographs), output=f'{written}/peer'
-      )
-    except common.PeerAbsent as reason:
-      absent = str(reason)
-    times = common.alternate(functions, repeats=repeats)
-    if peer is not None:
-      peer.__exit__()
+    with contextlib.ExitStack() as stack:
+      try:
+        for script, helped in _SCRIPTS.items():
+          peer = stack.enter_context(
+            common.Peer('peer_export', packages=_NEEDS)
+          )
+          threads = len(os.sched_getaffinity(0))
+          peer('prepare', model=name, threads=threads, helped=helped)
+          functions[script] = functools.partial(
+            peer,
+            'export',
+            photographs=str(photographs),
+            output=f'{written}/{script}',
+          )
+      except common.PeerAbsent as reason:
+        absent = str(reason)
+      times = common.alternate(functions, repeats=repeats)
   label = f'{name}, {side} px'
   rows = [
     common.Row(
       f'export, {label}, {runtime}, {_processor()}',
       common.rates(images, times[runtime]),
       'images/s',
-      'PyTorch + pytorch-grad-cam + OpenCV',
-      common.rates(images, times['peer']) if 'peer' in times else (),
-      'at least 3x' if runtime == 'jax' else '',
+      script,
+      common.rates(images, times.get(script, ())),
+      _TARGETS.get((runtime, helped), ''),
       absent or f'{images} photographs',
     )
+    for script, helped in _SCRIPTS.items()
     for runtime in names
   ]
   for runtime in names[1:]:

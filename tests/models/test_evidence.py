@@ -260,6 +260,58 @@ def test_cell_loss_is_cross_entropy_of_known_cells():
   np.testing.assert_array_equal(unknown, [0])
 
 
+def test_ranking_loss_is_that_of_every_pair_of_cells():
+  """By a loop over pairs; the photograph without a fault adds nothing."""
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(3, 3, 3, 2)).astype(np.float32)
+  truth = rng.random((3, 3, 3, 2)).astype(np.float32)
+  share = rng.random((3, 3, 3)).astype(np.float32)
+  truth[0, 0, 0] = -1  # nothing is known of this cell
+  truth[0, 1:, :, 0] = -1  # of these by one criterion
+  truth[1] = 0
+  truth[2] = -1
+  total = count = 0.0
+  cells = list(np.ndindex(3, 3))
+  odds = {
+    at: np.log(
+      np.exp(logits[0][at].astype(np.float64))[truth[0][at] >= 0].sum()
+    )
+    for at in cells[1:]
+  }
+  for a in cells[1:]:
+    for b in cells[1:]:
+      weight = share[0][a] * truth[0][a].max()
+      weight *= share[0][b] * (1 - truth[0][b].max())
+      total += weight * np.log1p(np.exp(odds[b] - odds[a]))
+      count += weight
+  found = evidence.ranking_loss(*map(jnp.asarray, (logits, truth, share)))
+  np.testing.assert_allclose(found, [total / count, 0, 0], rtol=1e-5)
+  gradient = jax.grad(lambda x: evidence.ranking_loss(x, truth, share).sum())(
+    jnp.asarray(logits)
+  )
+  assert np.isfinite(gradient).all()
+  assert not np.asarray(gradient[1:]).any()
+  assert not np.asarray(gradient[0, 0, 0]).any()
+  assert not np.asarray(gradient[0, 1:, :, 0]).any()
+
+
+def test_ranking_loss_bounds_the_pixel_auc():
+  from sklearn.metrics import roc_auc_score
+
+  rng = np.random.default_rng(1)
+  truth = rng.integers(0, 2, (20, 6, 6, 1)).astype(np.float32)
+  logits = (rng.normal(size=truth.shape) + truth * 2).astype(np.float32)
+  found = evidence.ranking_loss(logits, truth, np.ones(truth.shape[:3]))
+  auc = [
+    roc_auc_score(t.ravel(), x.ravel())
+    for t, x in zip(truth, logits, strict=True)
+  ]
+  assert (np.asarray(found) / np.log(2) > 1 - np.array(auc)).all()
+  # Whatever is added to a whole photograph changes nothing.
+  shifted = evidence.ranking_loss(logits + 3, truth, np.ones(truth.shape[:3]))
+  np.testing.assert_allclose(shifted, found, rtol=1e-5)
+
+
 def test_cells_average_what_looks_at_them():
   """Features whose squares lie half a cell to the left of even shares."""
   x = np.arange(8.0).reshape(1, 1, 8, 1).repeat(8, 1)

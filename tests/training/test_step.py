@@ -378,7 +378,7 @@ def test_evidence_learns_on_four_devices_as_on_one():
   batch['image'] = np.concatenate([batch['image'], field], -1)
   batch['cause'] = rng.integers(-1, 3, (10, 3)).astype(np.int32)
   batch['fault'] = rng.integers(0, 256, (10, 4, 4), dtype=np.uint8)
-  task = Task(cell_weight=2.0, cause_weight=0.7)
+  task = Task(cell_weight=2.0, ranking_weight=1.5, cause_weight=0.7)
   update = step_lib.make_train_step(model, task, learning)
   state = step_lib.begin_phase(step_lib.create_state(variables), learning)
   state, metrics = train(devices.place(state), update, [batch])
