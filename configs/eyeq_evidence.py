@@ -22,6 +22,7 @@ from iqa_jax import config as config_lib
 def get_config():
   c = config_lib.default()
   c.data.name = 'eyeq'
+  c.data.image_size = 448  # the trunk sees half of it
   c.data.augment.flip = False
   c.data.faults.focus = 0.05
   c.data.faults.illumination = 0.1
@@ -33,6 +34,7 @@ def get_config():
   c.model.name = 'vgg16'
   c.model.head = 'evidence'
   c.model.cell_spread = (0.0, 0.8, 1.7)
+  c.model.detail = True
   c.model.pretrained = 'vgg16.tv_in1k'
   c.train.batch_size = 16
   c.train.cache_gb = 16.0

@@ -114,11 +114,14 @@ def default() -> ml_collections.ConfigDict:
   c.model.depth = 1.0  # multiplies the blocks of every stage
   # Of the evidence head: the points looked at, () = the network's own choice;
   # the side of the grid of cells; the hidden units of a cell; the standard
-  # deviations, in cells, by which cells share evidence with their neighbours.
+  # deviations, in cells, by which cells share evidence with their neighbours;
+  # whether cells also see the first layer of the image at its whole size and
+  # the network the image at half of it.
   c.model.taps = ()
   c.model.cells = 28
   c.model.cell_units = 128
   c.model.cell_spread = ()
+  c.model.detail = False
   c.model.dropout = 0.5  # of the mlp and imagenet heads
   c.model.dtype = 'float32'  # compute type; bfloat16 on GPU and TPU
   # A tag (resnet50.tv_in1k), a .safetensors or .pth file, a run directory, or

@@ -50,6 +50,7 @@ def create(
   cells: int = 28,
   cell_units: int = 128,
   cell_spread: tuple[float, ...] = (),
+  detail: bool = False,
   independent: bool = False,
   field_pooling: bool = False,
 ) -> Classifier:
@@ -71,6 +72,7 @@ def create(
     cells: side of the grid of evidence.
     cell_units: hidden units of a cell.
     cell_spread: how far a cell shares its evidence (evidence.shared_around).
+    detail: cells see the whole image, the backbone half of it (evidence.Neck).
     independent: the outputs are criteria, each judged by itself.
     field_pooling: the last map is averaged inside the field of view only.
 
@@ -91,10 +93,12 @@ def create(
     if min(cell_spread, default=0.0) < 0:
       raise errors.InvalidValue(f'cell_spread={cell_spread} is less than 0')
     neck = evidence.Neck(
-      taps, cells, cell_units, num_maps, jnp.dtype(dtype), cell_spread
+      taps, cells, cell_units, num_maps, jnp.dtype(dtype), cell_spread, detail
     )
     top = evidence.Head(num_outputs, num_maps, independent)
     return Classifier(backbone, top, taps[-1], neck)
+  if detail:
+    raise errors.InvalidValue(f'the head {head!r} has no cells to see detail')
   if last:
     errors.one_of('last', last, backbone.points)
   kinds = heads.KINDS | {'imagenet': backbone.imagenet_head}
@@ -141,6 +145,7 @@ def from_config(
     cells=c.cells,
     cell_units=c.cell_units,
     cell_spread=tuple(c.cell_spread),
+    detail=c.detail,
     independent=config.task.name == 'criteria',
     field_pooling=c.field_pooling,
   )

@@ -11,10 +11,11 @@ from jaxtyping import Float
 
 from iqa_jax import errors
 from iqa_jax.models import evidence, heads, layers
-from iqa_jax.photograph.placement import Placement
+from iqa_jax.photograph.placement import Placement, Window
 
 HEAD = 'head'
 HEAD_INPUT = 'head_input'
+_HALF = Window(2, 2)
 
 
 class Classifier(nn.Module):
@@ -26,7 +27,8 @@ class Classifier(nn.Module):
 
   Attributes:
     backbone: a module with `points`, `default_layer`, `dtype`,
-      `windows(point)` and `__call__(x, point, train=, mask=)`.
+      `windows(point)` and `__call__(x, point, train=, mask=)`, which know
+      'detail' besides: the first layer.
     head: what follows the last point.
     last: the backbone's point that the head follows; None for its last one.
     neck: what lies between backbone and head; None for nothing. Its points
@@ -94,6 +96,8 @@ class Classifier(nn.Module):
     if point not in self.backbone.points:
       return None
     placed = Placement()
+    if self.neck and self.neck.detail:
+      placed = placed.then(_HALF)
     for name in self.points[: self.points.index(point) + 1]:
       for window in self.backbone.windows(name):
         placed = placed.then(window)
@@ -144,9 +148,15 @@ class Classifier(nn.Module):
     if start in (None, *self.backbone.points):
       x = x.astype(self.backbone.dtype)
     tapped: list[tuple[jax.Array, Placement | None]] = []
+    wanted = 0
+    if self.neck:
+      wanted = len(self.neck.taps) + self.neck.detail
+      if self.neck.detail and start is None:
+        tapped.append(self._detail(x, mask))
+        x = _halved(x)
     for point in points:
       if self.neck and point == 'cells':
-        if field is None or len(tapped) < len(self.neck.taps):
+        if field is None or len(tapped) < wanted:
           raise ValueError(f'cells look at several points, {start} is beyond')
         x = self.neck.gather(tapped, field)
       elif self.neck and point == 'evidence':
@@ -170,6 +180,15 @@ class Classifier(nn.Module):
       x = self.head.takes(x)
     return x if stop else self.head(x, train=HEAD in train)
 
+  def _detail(
+    self, x: Float[jax.Array, 'b h w c'], mask: layers.Mask
+  ) -> tuple[jax.Array, Placement]:
+    """Returns the backbone's first layer of the image, and where it looks."""
+    placed = Placement()
+    for window in self.backbone.windows('detail'):
+      placed = placed.then(window)
+    return self.backbone(x, 'detail', train=False, mask=mask), placed
+
   def _between(
     self, start: str | None, stop: str | None, train: Collection[str]
   ) -> tuple[str, ...]:
@@ -183,3 +202,11 @@ class Classifier(nn.Module):
     if first > end:
       raise ValueError(f'{stop} comes before {start}')
     return self.points[first:end]
+
+
+def _halved(x: Float[jax.Array, 'b h w c']) -> jax.Array:
+  """Returns images of half the size, each pixel the mean of four."""
+  b, h, w, c = x.shape
+  if h % 2 or w % 2:
+    raise errors.InvalidValue(f'{h}x{w}: model.detail wants even sizes')
+  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))

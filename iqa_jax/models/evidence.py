@@ -39,6 +39,9 @@ class Neck(nn.Module):
     num_maps: maps of evidence, of the LOCAL or of all criteria, in order.
     dtype: compute type of the hidden layer.
     spread: how far, in cells, a cell shares its evidence (`shared_around`).
+    detail: whether cells also look at the backbone's first layer of the whole
+      image, of which the rest of the backbone then sees half the pixels a side:
+      thin and faint things at a small part of the cost of a larger image.
   """
 
   taps: tuple[str, ...]
@@ -47,6 +50,7 @@ class Neck(nn.Module):
   num_maps: int = len(LOCAL)
   dtype: jnp.dtype = jnp.float32
   spread: tuple[float, ...] = ()
+  detail: bool = False
 
   def setup(self) -> None:
     self.evidence = _Evidence(
@@ -63,7 +67,8 @@ class Neck(nn.Module):
     both as logarithms, log(1 + x), since features are 0 or more and skewed.
 
     Args:
-      maps: of the taps, [b, h, w, c], and where the cells of each look.
+      maps: of the detail and the taps, [b, h, w, c], and where the cells of
+        each look.
       field: [b, s, s] in 0..1, the field of view.
 
     Returns:

@@ -62,8 +62,12 @@ class ResNet(nn.Module):
     train: bool,
     mask: layers.Mask,
   ) -> Float[jax.Array, 'b rows columns d']:
-    """Returns the map [b, h, w, c] of `point` from that of the one before."""
-    return getattr(self, point)(x, train=train, mask=mask)
+    """Returns the map [b, h, w, c] of `point` from that of the one before.
+
+    'detail' is the stem too, of an image of any size.
+    """
+    module = self.stem if point == 'detail' else getattr(self, point)
+    return module(x, train=train, mask=mask)
 
   def windows(self, point: str) -> tuple[Window, ...]:
     """Returns the windows between the point before and `point`, in order.
@@ -71,7 +75,7 @@ class ResNet(nn.Module):
     Of the blocks those of the 3x3 convolutions; 1x1 ones look straight down,
     and so do the shortcuts, at the same cells.
     """
-    if point == 'stem':
+    if point in ('stem', 'detail'):
       return _STEM
     stage = self.points.index(point)
     blocks = layers.scaled(_BLOCKS[stage - 1], self.depth)

@@ -57,14 +57,21 @@ class VGG(nn.Module):
     train: bool,
     mask: layers.Mask,
   ) -> Float[jax.Array, 'b rows columns d']:
-    """Returns the map [b, h, w, c] of `point` from that of the one before."""
+    """Returns the map [b, h, w, c] of `point` from that of the one before.
+
+    'detail' is the first convolution alone, of an image of any size.
+    """
     del train, mask  # nothing here depends on them
+    if point == 'detail':
+      return self.block1(x, 1)
     if point.endswith('_pool'):
       return layers.max_pool(x, _POOL)
     return getattr(self, point)(x)
 
   def windows(self, point: str) -> tuple[Window, ...]:
     """Returns the windows between the point before and `point`, in order."""
+    if point == 'detail':
+      return (_CONVOLUTION,)
     if point.endswith('_pool'):
       return (_POOL,)
     count = _CONVOLUTIONS[self.points.index(point) // 2]
@@ -83,9 +90,9 @@ class _Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[jax.Array, 'b h w c']
+    self, x: Float[jax.Array, 'b h w c'], count: int | None = None
   ) -> Float[jax.Array, 'b h w d']:
-    for i in range(self.convolutions):
+    for i in range(count or self.convolutions):
       conv = layers.conv(
         self.channels,
         _CONVOLUTION,

@@ -2,13 +2,14 @@
 
 import functools
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import expit
 
-from iqa_jax import labels, models
+from iqa_jax import errors, labels, models
 from iqa_jax.explain import cam
 from iqa_jax.models import evidence
 from iqa_jax.photograph.placement import Placement
@@ -119,6 +120,67 @@ def test_gradients_give_the_same_map(name, method):
   np.testing.assert_allclose(
     own.sum((1, 2)) + bias, explained.scores, rtol=1e-5, atol=1e-5
   )
+
+
+@pytest.mark.parametrize('name', models.names())
+def test_detail_is_the_first_layer_of_the_whole_image(name):
+  """Cells of the image's first layer, then those of half of the image."""
+  fine, variables = make(name, Task(), detail=True)
+  plain, _ = make(name, Task())
+  x = models.normalize(photographs(field=circle()))
+  cells = fine.apply(variables, x, stop='cells')
+
+  half = np.asarray(x).reshape(3, SIZE // 2, 2, SIZE // 2, 2, 4).mean((2, 4))
+  expected = plain.apply(variables, half, stop='cells')
+  first = plain.points[0]  # at this depth a single layer
+  whole = nn.relu(plain.apply(variables, x[..., :3], stop=first))
+  where = (8, plain.placement(first), (SIZE, SIZE))
+  expected = np.concatenate(
+    [
+      np.log1p(evidence.shared_area(whole, *where)),
+      np.log1p(evidence.largest(whole, *where)),
+      expected,
+    ],
+    -1,
+  )
+  np.testing.assert_allclose(cells, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_detail_is_one_convolution_of_vgg():
+  model = models.create('vgg16', 2, width=0.06, head='evidence', detail=True)
+  variables = models.init(model, jax.random.key(0), 112)
+  images = np.random.default_rng(0).integers(0, 256, (1, 112, 112, 4), np.uint8)
+  x = models.normalize(images)
+  text = str(jax.make_jaxpr(model.apply)(variables, x))
+  assert text.count('conv_general_dilated[') == 1 + 2 + 2 + 3 + 3
+  first = variables['params']['backbone']['block1']['conv1']
+  whole = jax.lax.conv_general_dilated(
+    x[..., :3], first['kernel'], (1, 1), [(1, 1), (1, 1)],
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )  # fmt: skip
+  whole = np.maximum(whole + first['bias'], 0)
+  expected = whole.reshape(1, 28, 4, 28, 4, -1).mean((2, 4))
+  cells = model.apply(variables, x, stop='cells')
+  found = cells[..., : expected.shape[-1]]
+  np.testing.assert_allclose(found, np.log1p(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('point', ['stem', 'stage1'])
+def test_points_of_half_the_image_look_where_they_do(point):
+  """A pixel of the half is centred between two of the whole."""
+  plain = models.create('resnet50', 2, head='evidence').placement(point)
+  half = models.create('resnet50', 2, head='evidence', detail=True)
+  expected = plain.scaled(2)
+  found = half.placement(point)
+  assert (found.offset, found.stride) == (expected.offset, expected.stride)
+
+
+def test_detail_wants_even_sizes_and_a_head_with_cells():
+  model, variables = make('vgg16', Task(), detail=True)
+  with pytest.raises(errors.InvalidValue, match='63x63'):
+    model.apply(variables, models.normalize(photographs()[:, 1:, 1:]))
+  with pytest.raises(errors.InvalidValue, match='linear'):
+    models.create('vgg16', 2, detail=True)
 
 
 def test_nothing_lies_outside_the_field():
