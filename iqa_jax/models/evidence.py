@@ -160,18 +160,12 @@ def shared_area(
       picture evenly.
     size: height and width of the picture in pixels.
   """
-  b, h, w, c = x.shape
-  placed = [
-    placement or evenly(s, n) for s, n in zip(size, (h, w), strict=True)
-  ]
-  if all(
-    n % cells == 0 and p == evenly(s, n)
-    for s, n, p in zip(size, (h, w), placed, strict=True)
-  ):
-    return x.reshape(b, cells, h // cells, cells, w // cells, c).mean((2, 4))
+  placed = _placed(x, placement, size)
+  if (blocks := _blocks(x, cells, placed, size)) is not None:
+    return blocks.mean((2, 4))
   rows, columns = (
     jnp.asarray(_overlap(s, n, cells, p), x.dtype)
-    for s, n, p in zip(size, (h, w), placed, strict=True)
+    for s, n, p in zip(size, x.shape[1:3], placed, strict=True)
   )
   return _weighed(x, rows, columns)
 
@@ -186,9 +180,12 @@ def largest(
 
   Of all features that look into it; arguments as of `shared_area`.
   """
+  placed = _placed(x, placement, size)
+  if (blocks := _blocks(x, cells, placed, size)) is not None:
+    return blocks.max((2, 4))
   for axis, side in enumerate(size, 1):
     length = x.shape[axis]
-    overlap = _overlap(side, length, cells, placement or evenly(side, length))
+    overlap = _overlap(side, length, cells, placed[axis - 1])
     # Those that look elsewhere are passed over for the one that looks most.
     most = overlap.argmax(1)[:, None]
     looks = np.where(overlap > 1e-6, np.arange(length), most)
@@ -198,6 +195,25 @@ def largest(
     chosen = np.take_along_axis(looks, order, axis=1)
     x = jnp.take(x, chosen, axis=axis).max(axis + 1)
   return x
+
+
+def _placed(
+  x: jax.Array, placement: Placement | None, size: Sequence[int]
+) -> list[Placement]:
+  """Returns where rows and columns of x [b, h, w, c] look."""
+  lengths = zip(size, x.shape[1:3], strict=True)
+  return [placement or evenly(side, count) for side, count in lengths]
+
+
+def _blocks(
+  x: jax.Array, cells: int, placed: list[Placement], size: Sequence[int]
+) -> jax.Array | None:
+  """Returns x as [b, cells, n, cells, m, c]; None if cells cut features."""
+  b, h, w, c = x.shape
+  for side, count, placement in zip(size, (h, w), placed, strict=True):
+    if count % cells or placement != evenly(side, count):
+      return None
+  return x.reshape(b, cells, h // cells, cells, w // cells, c)
 
 
 def inside(
