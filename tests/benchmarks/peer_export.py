@@ -35,8 +35,9 @@ def prepare(model, threads, helped=False):
     _current['layout'] = torch.channels_last
     _current['precision'] = lambda: torch.autocast('cpu', torch.bfloat16)
     network = network.to(memory_format=torch.channels_last)
-    # GradCAM takes NumPy arrays of the layer, and NumPy has no bfloat16.
-    layer.register_forward_hook(lambda module, taken, given: given.float())
+    # GradCAM makes NumPy arrays of both, and NumPy has no bfloat16.
+    for module in (layer, network):
+      module.register_forward_hook(lambda module, taken, given: given.float())
   _current['cam'] = GradCAM(network, [layer])
 
 

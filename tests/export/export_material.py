@@ -37,6 +37,7 @@ def make_run(
   config.model.head = head
   config.model.cells = 6
   config.model.cell_spread = (0.0, 0.8)
+  config.model.detail = head == 'evidence'
   config.data.image_size = size
   config.task.name = task
   config.explain.target = target

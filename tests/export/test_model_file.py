@@ -41,6 +41,7 @@ def make(folder, network, head, task, calibrated, flip=False):
   config.model.width, config.model.depth = 0.1, 0.3
   config.model.cells, config.model.cell_units = 4, 5
   config.model.cell_spread = (0.0, 0.8)
+  config.model.detail = head == 'evidence' and network == 'vgg16'
   outputs = Task(name=task).outputs
   model = models.from_config(config, len(outputs))
   variables = models.init(model, jax.random.key(1), SIZE)
