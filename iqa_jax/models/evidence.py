@@ -8,7 +8,9 @@ counts only inside the field of view, may be shared with neighbours, and its
 average over the field is all that the head learns of the photograph. So the
 maps sum to the logit less its bias, are 0 outside the field, and need no
 backward pass; Grad-CAM over them gives the same maps
-(tests/models/test_evidence.py).
+(tests/models/test_evidence.py). What is thin is seen in the first layer of the
+image at its whole size, of which the rest of the network sees half
+(`Neck.detail`).
 """
 
 from __future__ import annotations
