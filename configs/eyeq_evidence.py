@@ -10,9 +10,9 @@ its own, so all passes through it once. --config.data.learn_inadequate=False
 learns from the Good photographs and those faults alone.
 
 On a sample of EyeQ (161 train, 68 test photographs, 17 of them not Good) with a
-VGG16 trunk trained for edges, seeds 0 to 2: AUC 0.953 to 0.960; planted faults'
-pixel AUC 0.956 of kinds trained on (dust least, 0.89) and 0.908 of unfamiliar
-ones, one of them hardly found (double exposure, 0.65; measured by
+VGG16 trunk trained for edges, seeds 0 to 2: AUC 0.952 to 0.965; planted faults'
+pixel AUC 0.970 of kinds trained on (dust least, 0.94) and 0.925 of unfamiliar
+ones, one of them hardly found (double exposure, 0.67; measured by
 tests/benchmarks/evidence.py).
 """
 
