@@ -6,6 +6,7 @@ from scipy import special
 from sklearn.utils import class_weight
 
 from iqa_jax import labels, tasks
+from iqa_jax.models import heads
 
 RNG = np.random.default_rng(0)
 
@@ -174,3 +175,38 @@ def test_grades_become_verdicts():
     'adequate': [0, 0, 1, -1],
     'exclude': [0, -1, 1, -1],
   }
+
+
+def test_evidence_loss_is_the_weighed_sum_of_its_parts():
+  """Of cells known to be whole (0) or faulty (2); 1: broken, somewhere.
+
+  Against float64, photograph by photograph and pair by pair.
+  """
+  rng = np.random.default_rng(0)
+  logits, told = rng.normal(size=(2, 2, 2, 3)), rng.normal(size=(2, 3))
+  share = rng.random((2, 2, 2))
+  fault = rng.integers(0, 256, (2, 2, 2), dtype=np.uint8)
+  cause = np.array([[0, 2, 1], [0, -1, 0]], np.int32)
+  found = heads.Found(
+    None, (np.float32(logits), np.float32(share)), np.float32(told)
+  )
+  task = tasks.Task(cell_weight=2.0, ranking_weight=5.0, cause_weight=0.7)
+  parts = task.evidence_loss(found, {'cause': cause, 'fault': fault})
+
+  expected = []
+  for b, columns in enumerate(([0, 1], [0, 2])):  # where cells are known
+    x = logits[b].reshape(4, 3)[:, columns]
+    truth = np.zeros((4, 2))
+    if b == 0:
+      truth[:, 1] = fault[b].ravel() / 255
+    weight = share[b].ravel()
+    cells = np.log1p(np.exp(x)) - truth * x
+    cells = (cells * weight[:, None]).sum() / (2 * weight.sum())
+    odds, faulty = special.logsumexp(x, axis=1), truth.max(1)
+    pairs = np.outer(faulty * weight, (1 - faulty) * weight)
+    ranking = np.log1p(np.exp(odds[None] - odds[:, None])) * pairs
+    ranking = ranking.sum() / pairs.sum() if b == 0 else 0.0
+    known = cause[b] >= 0
+    causes = np.log1p(np.exp(told[b])) - (cause[b] > 0) * told[b]
+    expected.append(2 * cells + 5 * ranking + 0.7 * causes[known].mean())
+  np.testing.assert_allclose(parts, expected, rtol=1e-5)
