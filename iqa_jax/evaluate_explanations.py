@@ -17,8 +17,8 @@ photographs and VGG16 at 224 px, takes about 4000 passes through the network,
 some 12 minutes on 2 cores (18 of eyeq_evidence, at 448 px). More buys:
 --examples narrower intervals; --steps=16 smoother curves (6 times the passes of
 deletion and insertion); --baselines=zero,blur,mean whether they depend on what
-replaces pixels (3 times); occlusion 197 and rise 512 passes a photograph twice, for itself and
-for one planted fault (hours; minutes on a GPU).
+replaces pixels (3 times); occlusion 197 and rise 512 passes a photograph twice,
+for itself and for one planted fault (hours; minutes on a GPU).
 """
 
 import os
