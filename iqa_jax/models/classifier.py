@@ -99,8 +99,7 @@ class Classifier(nn.Module):
     if self.neck and self.neck.detail:
       placed = placed.then(_HALF)
     for name in self.points[: self.points.index(point) + 1]:
-      for window in self.backbone.windows(name):
-        placed = placed.then(window)
+      placed = placed.then(*self.backbone.windows(name))
     return placed
 
   def __call__(
@@ -148,15 +147,15 @@ class Classifier(nn.Module):
     if start in (None, *self.backbone.points):
       x = x.astype(self.backbone.dtype)
     tapped: list[tuple[jax.Array, Placement | None]] = []
-    wanted = 0
-    if self.neck:
-      wanted = len(self.neck.taps) + self.neck.detail
-      if self.neck.detail and start is None:
-        tapped.append(self._detail(x, mask))
-        x = _halved(x)
+    if self.neck and self.neck.detail and start is None:
+      detail = self.backbone(x, 'detail', train=False, mask=mask)
+      looks = Placement().then(*self.backbone.windows('detail'))
+      tapped.append((detail, looks))
+      x = _halved(x)
     for point in points:
       if self.neck and point == 'cells':
-        if field is None or len(tapped) < wanted:
+        count = len(self.neck.taps) + self.neck.detail
+        if field is None or len(tapped) < count:
           raise ValueError(f'cells look at several points, {start} is beyond')
         x = self.neck.gather(tapped, field)
       elif self.neck and point == 'evidence':
@@ -179,15 +178,6 @@ class Classifier(nn.Module):
     if start != HEAD_INPUT:
       x = self.head.takes(x)
     return x if stop else self.head(x, train=HEAD in train)
-
-  def _detail(
-    self, x: Float[jax.Array, 'b h w c'], mask: layers.Mask
-  ) -> tuple[jax.Array, Placement]:
-    """Returns the backbone's first layer of the image, and where it looks."""
-    placed = Placement()
-    for window in self.backbone.windows('detail'):
-      placed = placed.then(window)
-    return self.backbone(x, 'detail', train=False, mask=mask), placed
 
   def _between(
     self, start: str | None, stop: str | None, train: Collection[str]

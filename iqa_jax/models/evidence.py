@@ -185,16 +185,16 @@ def largest(
   placed = _placed(x, placement, size)
   if (blocks := _blocks(x, cells, placed, size)) is not None:
     return blocks.max((2, 4))
-  for axis, side in enumerate(size, 1):
+  for axis, (side, looks) in enumerate(zip(size, placed, strict=True), 1):
     length = x.shape[axis]
-    overlap = _overlap(side, length, cells, placed[axis - 1])
+    overlap = _overlap(side, length, cells, looks)
     # Those that look elsewhere are passed over for the one that looks most.
     most = overlap.argmax(1)[:, None]
-    looks = np.where(overlap > 1e-6, np.arange(length), most)
+    near = np.where(overlap > 1e-6, np.arange(length), most)
     count = int((overlap > 1e-6).sum(1).max())
     # In order of what they share, so that the first `count` are all that look.
     order = np.argsort(-overlap, axis=1, kind='stable')[:, :count]
-    chosen = np.take_along_axis(looks, order, axis=1)
+    chosen = np.take_along_axis(near, order, axis=1)
     x = jnp.take(x, chosen, axis=axis).max(axis + 1)
   return x
 

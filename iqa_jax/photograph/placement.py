@@ -4,7 +4,7 @@ Each convolution or pooling of a network is a window that slides over the cells
 below it; padding and strides say where its centre comes to lie. Windows one
 after another give a feature point's placement:
 
-  Placement().then(Window(7, 2, 3)).then(Window(3, 2, 1))  # cell j: 4 j + 0.5
+  Placement().then(Window(7, 2, 3), Window(3, 2, 1))  # cell j: 4 j + 0.5
 
 With torch's padding, the same on all sides, ResNet's cell j of stage 4 looks at
 32 j + 0.5, and not at 32 (j + 1/2), where maps are usually drawn. Coordinates
@@ -49,12 +49,13 @@ class Placement:
   offset: float = 0.5
   stride: float = 1.0
 
-  def then(self, window: Window) -> Placement:
-    """Returns where the cells look that windows over these cells make."""
-    middle = (window.size - 1) / 2 - window.padding
-    return Placement(
-      self.offset + self.stride * middle, self.stride * window.stride
-    )
+  def then(self, *windows: Window) -> Placement:
+    """Returns where the cells look that windows, one after another, make."""
+    offset, stride = self.offset, self.stride
+    for window in windows:
+      offset += stride * ((window.size - 1) / 2 - window.padding)
+      stride *= window.stride
+    return Placement(offset, stride)
 
   def scaled(self, factor: float) -> Placement:
     """Returns the placement in pixels of which there are `factor` times."""
