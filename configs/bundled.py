@@ -28,7 +28,7 @@ def get_config():
   c.data.faults.procedural = 0.16
   c.data.fault_variants = 2
   c.model.name = 'vgg16'
-  c.model.width = 0.5
+  c.model.width = 0.7
   c.model.head = 'evidence'
   c.model.cells = 32
   c.model.cell_units = 64

@@ -114,10 +114,11 @@ def _plant(
 def batch(
   held: dict[str, jax.Array], at: jax.Array, key: jax.Array
 ) -> dict[str, jax.Array]:
-  """Returns a batch of those held, each mirrored, turned and tinted by chance.
+  """Returns a batch of those held, each mirrored, turned and toned by chance.
 
-  To be compiled. Turned by half, as indirect lenses do; a tint scales the
-  channels by up to a tenth.
+  To be compiled. Turned by half, as indirect lenses do. How they are toned
+  (`_toned`) is drawn anew for every batch: a photograph that is shown again
+  shows the same faults in other light.
   """
   import jax
   import jax.numpy as jnp
@@ -129,10 +130,8 @@ def batch(
     turned = jax.random.bernoulli(chosen, 0.5, (b, 1, 1, 1))
     image = jnp.where(turned, jnp.flip(image, axes), image)
     fault = jnp.where(turned, jnp.flip(fault, axes), fault)
-  tint = jax.random.uniform(keys[2], (b, 1, 1, 3), minval=0.9, maxval=1.1)
-  pixels = jnp.clip(jnp.rint(image[..., :3] * tint), 0, 255)
   made = {
-    'image': jnp.concatenate([pixels.astype(jnp.uint8), image[..., 3:]], -1),
+    'image': _toned(image, keys[2]),
     'fault': fault,
     'cause': held['cause'][at].astype(jnp.int32),
     'quality': held['quality'][at],
@@ -144,3 +143,43 @@ def batch(
   # Of one device.
   made = {name: value[None] for name, value in made.items()}
   return {**made, 'stop': jnp.zeros(1, jnp.float32)}
+
+
+def _toned(image: jax.Array, key: jax.Array) -> jax.Array:
+  """Returns pictures uint8 [b, s, s, 4] as another sensor might give them.
+
+  Inside the field only, and mildly, so that a good photograph stays one:
+  channels mixed and scaled, saturation, exposure, gamma, contrast, light that
+  falls to one side and towards the rim, and grain.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  b, size = image.shape[:2]
+  keys = iter(jax.random.split(key, 10))
+
+  def uniform(low: float, high: float, *shape: int) -> jax.Array:
+    return jax.random.uniform(next(keys), (b, *shape), None, low, high)
+
+  grey = jnp.array([0.299, 0.587, 0.114])
+  keep = uniform(0.7, 1.3, 1, 1)  # saturation
+  mix = keep * jnp.eye(3) + (1 - keep) * grey[:, None]
+  mix *= jnp.exp(0.1 * jax.random.normal(next(keys), (b, 1, 3)))
+  mix += 0.04 * jax.random.normal(next(keys), (b, 3, 3))
+  light = jnp.maximum(image[..., :3] / 255.0, 1e-3)
+  light **= jnp.exp(uniform(-0.2, 0.2, 1, 1, 1))
+  light = jnp.einsum('bhwi,bij->bhwj', light, mix)
+  at = jnp.linspace(-1, 1, size)
+  slope = uniform(-0.08, 0.08, 2)
+  fall = (
+    slope[:, 0, None, None] * at[:, None]
+    + slope[:, 1, None, None] * at
+    - uniform(-0.05, 0.2, 1, 1) * (at[:, None] ** 2 + at**2)
+  )
+  light *= uniform(0.9, 1.15, 1, 1, 1) * (1 + fall)[..., None]
+  light = 0.4 + (light - 0.4) * uniform(0.85, 1.15, 1, 1, 1)
+  grain = jax.random.normal(next(keys), (b, size, size, 3))
+  light += uniform(-0.01, 0.012, 1, 1, 1).clip(0) * grain
+  pixels = jnp.rint(255 * light.clip(0, 1)).astype(jnp.uint8)
+  pixels = jnp.where(image[..., 3:] > 127, pixels, image[..., :3])
+  return jnp.concatenate([pixels, image[..., 3:]], -1)

@@ -71,8 +71,8 @@ def portable(platform: str = '') -> Iterator[None]:
   For formats that have no word for a choice by platform.
 
   Args:
-    platform: has what is tuned for 'cpu' or 'tpu' nevertheless, wherever it
-      runs.
+    platform: has what is tuned for 'cpu', 'cuda' or 'tpu' nevertheless,
+      wherever it runs.
   """
   token = _AS_ON.set(platform)
   try:
@@ -209,13 +209,26 @@ def _pointwise(
 
 
 def relu(x: Float[jax.Array, 'b *place c']) -> Float[jax.Array, 'b *place c']:
-  """Returns max(x, 0); on a TPU the gradient looks at the result.
+  """Returns max(x, 0); on a TPU or GPU the gradient looks at the result.
 
   That one is kept anyway, what it was made of is not.
   """
-  from_result = jax.custom_jvp(nn.relu)
-  from_result.defjvps(lambda change, y, x: jnp.where(y > 0, change, 0))
-  return _by_platform(nn.relu, x, tpu=from_result)
+
+  def from_result(x: jax.Array) -> jax.Array:
+    function = jax.custom_jvp(nn.relu)
+    function.defjvps(lambda change, y, x: jnp.where(y > 0, change, 0))
+    return function(x)
+
+  def kept(x: jax.Array) -> jax.Array:
+    # Without the barrier XLA asks x > 0 instead, and keeps both.
+    function = jax.custom_vjp(lambda x: lax.optimization_barrier(nn.relu(x)))
+    function.defvjp(
+      lambda x: (y := function(x), y),
+      lambda y, change: (jnp.where(y > 0, change, 0),),
+    )
+    return function(x)
+
+  return _by_platform(nn.relu, x, tpu=from_result, cuda=kept)
 
 
 def max_pool(
@@ -252,7 +265,42 @@ def max_pool(
         best = jnp.where((here > best) | jnp.isnan(here), here, best)
     return best
 
+  if size == stride and not padding:
+    return _by_platform(pool, x, cpu=running, cuda=_tiled_max(pool, size))
   return _by_platform(pool, x, cpu=running)
+
+
+def _tiled_max(
+  pool: Callable[[jax.Array], jax.Array], size: int
+) -> Callable[[jax.Array], jax.Array]:
+  """Returns `pool` of windows that do not overlap, with a gradient of its own.
+
+  XLA's for a GPU looks for places, as int32, and scatters to them; here every
+  pixel asks whether it is the first that won its window.
+  """
+
+  def backward(
+    kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+  ) -> tuple[jax.Array]:
+    x, best = kept
+    b, rows, columns, channels = best.shape
+    tiles = x[:, : rows * size, : columns * size].reshape(
+      b, rows, size, columns, size, channels
+    )
+    first = jnp.zeros(best.shape, jnp.int8)
+    for place in reversed(range(size * size)):
+      here = tiles[:, :, place // size, :, place % size]
+      first = jnp.where((here == best) | jnp.isnan(here), place, first)
+    places = jnp.arange(size * size).reshape(size, 1, size, 1)
+    whole = jnp.where(
+      places == first[:, :, None, :, None], gradient[:, :, None, :, None], 0
+    ).reshape(b, rows * size, columns * size, channels)
+    beyond = [(0, n - m) for n, m in zip(x.shape, whole.shape, strict=True)]
+    return (jnp.pad(whole, beyond),)
+
+  function = jax.custom_vjp(pool)
+  function.defvjp(lambda x: ((best := pool(x)), (x, best)), backward)
+  return function
 
 
 def adaptive_average(

@@ -100,7 +100,7 @@ class _Block(nn.Module):
         dtype=self.dtype,
         name=f'conv{i + 1}',
       )
-      x = nn.relu(conv(x))
+      x = layers.relu(conv(x))
     return x
 
 

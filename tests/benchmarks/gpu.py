@@ -38,8 +38,12 @@ def run(
   budget: float = 420.0,
   repeats: int = 5,
   steps: int = 10,
+  only: str = '',
 ) -> list[common.Row]:
-  """Measures until `budget` seconds are over; what is left out is noted."""
+  """Measures until `budget` seconds are over; what is left out is noted.
+
+  `only` is the training of one case, such as 'vgg16 512'.
+  """
   # Half of the GPU for each: both networks are on it at the same time.
   os.environ.setdefault('XLA_CLIENT_MEM_FRACTION', '0.45')
   begin = time.monotonic()
@@ -63,7 +67,9 @@ def run(
       peer, absent = None, str(reason)
     for measure in (_gradcam, _training):
       for case in cases:
-        if measure is _gradcam and case[1] == 512:
+        if measure is _gradcam and (only or case[1] == 512):
+          continue
+        if only and only != f'{case[0]} {case[1]}':
           continue
         if time.monotonic() - begin > budget:
           print(f'left out, over {budget} s: {case}', file=sys.stderr)

@@ -382,12 +382,13 @@ def test_init_follows_the_key_and_keeps_the_scale():
   assert 1e-4 < np.abs(logits).max() < 10
 
 
-@pytest.mark.parametrize('window', [(3, 2, 1), (2, 2, 0)])
-def test_max_pool_is_xla_s_with_ties_and_nan(window):
+@pytest.mark.parametrize('platform', ['cpu', 'cuda', 'tpu'])
+@pytest.mark.parametrize('window', [(3, 2, 1), (2, 2, 0), (3, 3, 0)])
+def test_max_pool_is_xla_s_with_ties_and_nan(window, platform):
   size, stride, padding = window
   rng = np.random.default_rng(0)
   # Few values: most windows hold their maximum more than once.
-  x = rng.integers(0, 4, (2, 9, 12, 5)).astype(np.float32)
+  x = rng.integers(0, 4, (2, 11, 13, 5)).astype(np.float32)
 
   def theirs(x):
     return nn.max_pool(
@@ -396,12 +397,28 @@ def test_max_pool_is_xla_s_with_ties_and_nan(window):
 
   ours = functools.partial(layers.max_pool, window=Window(*window))
   expected, pull = jax.vjp(theirs, x)
-  actual, our_pull = jax.vjp(ours, x)
-  np.testing.assert_array_equal(actual, expected)
   weight = rng.integers(-8, 8, expected.shape).astype(np.float32)
-  np.testing.assert_array_equal(our_pull(weight)[0], pull(weight)[0])
-  x[0, 2, 2, 1] = np.nan
-  assert np.isnan(ours(x)[0, 1, 1, 1])
+  with layers.portable(platform):
+    actual, our_pull = jax.vjp(ours, x)
+    np.testing.assert_array_equal(actual, expected)
+    np.testing.assert_array_equal(our_pull(weight)[0], pull(weight)[0])
+    place = (0, size, size, 1)  # in the second window of both axes
+    x[place] = np.nan
+    actual, our_pull = jax.vjp(ours, x)
+  assert np.isnan(actual[0, 1, 1, 1])
+  if platform != 'tpu':  # there XLA's own
+    assert our_pull(weight)[0][place] != 0
+
+
+@pytest.mark.parametrize('platform', ['', 'cuda', 'tpu'])
+def test_relu_has_the_gradient_of_what_is_above_zero(platform):
+  x = jnp.asarray([[-2.0, -0.0, 0.0, 0.5, 3.0, jnp.inf]])
+  with layers.portable(platform):
+    y, pull = jax.vjp(jax.jit(layers.relu), x)
+  np.testing.assert_array_equal(y, [[0, 0, 0, 0.5, 3, np.inf]])
+  np.testing.assert_array_equal(
+    pull(jnp.full_like(x, 5))[0], [[0] * 3 + [5] * 3]
+  )
 
 
 @pytest.mark.parametrize('padding', [0, 1])

@@ -262,6 +262,20 @@ def test_wide_convolutions_stay_unseen_in_a_tpus_training_only():
   assert lowered(predict, 'tpu') == lowered(predict, 'cuda')
 
 
+def test_a_gpu_remembers_what_vgg_s_relu_gave_and_scatters_nothing():
+  traced = training('vgg16', 'all')
+  assert lowered(traced, 'cuda')['select_and_scatter'] == 0
+  assert lowered(traced, 'tpu')['select_and_scatter'] == 5
+  text = traced.lower(lowering_platforms=('cuda',)).as_text()
+  _, shapes = built('vgg16')
+  convolutions = sum(leaf.ndim == 4 for leaf in jax.tree.leaves(shapes))
+  barriers = text.count('stablehlo.optimization_barrier')
+  assert barriers == convolutions
+  for platform in ('cpu', 'tpu'):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert 'optimization_barrier' not in text
+
+
 def test_portable_programs_leave_no_choice():
   layer = layers.conv(4, Window(1), dtype=jnp.float32)
   x = jnp.ones((1, 3, 3, 2))
