@@ -32,6 +32,7 @@ def get_config():
   c.model.head = 'evidence'
   c.model.cells = 32
   c.model.cell_units = 64
+  c.task.ranking_weight = 1.0
   c.train.batch_size = 64
   c.train.phases = (
     config_lib.phase(

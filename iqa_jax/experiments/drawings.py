@@ -4,10 +4,11 @@
 
 Processes draw photographs, good ones and bad ones; each is shown a few times,
 with another fault, by another camera, and its cells are taught where every
-fault is. Nothing is stored: the last few thousand shown are held in memory,
-from which the updates draw their batches. The output is a run directory that
-`--config.model.pretrained` takes (configs/bundled.py). Made for a GPU and many
-cores, it uses one device; on a few cores it takes hours.
+fault is. Nothing is stored: the last shown are held in the device's memory (at
+256 px a quarter of a megabyte each), from which the updates draw their batches.
+The output is a run directory that `--config.model.pretrained` takes
+(configs/bundled.py). Made for a GPU and many cores, it uses one device; on a few
+cores it takes hours.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
   from iqa_jax.models.classifier import Classifier
 
 _OUTPUT = flags.DEFINE_string('output', None, 'run directory to write')
-_DRAWINGS = flags.DEFINE_integer('drawings', 17_664, 'photographs to draw', 1)
+_DRAWINGS = flags.DEFINE_integer('drawings', 22_272, 'photographs to draw', 1)
 _SHOWN = flags.DEFINE_integer('shown', 6, 'times that each is shown', 1)
-_UPDATES = flags.DEFINE_integer('updates', 8_000, 'of the network, in all', 1)
+_UPDATES = flags.DEFINE_integer('updates', 7_200, 'of the network, in all', 1)
 _BATCH = flags.DEFINE_integer('batch', 64, 'photographs of an update', 1)
-_HELD = flags.DEFINE_integer('held', 20_000, 'shown photographs in memory', 1)
+_HELD = flags.DEFINE_integer('held', 60_000, 'shown photographs in memory', 1)
 _SEED = flags.DEFINE_integer('seed', 0, 'of everything')
 _SMALL = flags.DEFINE_bool('small', False, 'a tiny network, to try it out')
 

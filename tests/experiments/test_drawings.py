@@ -54,3 +54,37 @@ def test_a_batch_turns_photograph_and_faults_together():
   places = np.asarray(batch['fault'])[0, ..., 2] > 0
   np.testing.assert_array_equal(lit.all((2, 4)), places)
   assert len(np.unique(places.reshape(64, -1), axis=0)) == 4
+
+
+def test_a_batch_is_toned_inside_the_field_and_mildly(shown):
+  n = len(shown['image'])
+  key = jax.random.key(3)
+  batch = shown_lib.batch(shown, np.tile(np.arange(n), 20), key)
+  image = np.asarray(batch['image'])[0].reshape(20, n, 96, 96, 4)
+  inside = shown['image'][..., 3] > 127
+  # However a picture was turned, its field holds as many pixels.
+  np.testing.assert_array_equal(
+    (image[..., 3] > 127).sum((2, 3)), np.tile(inside.sum((1, 2)), (20, 1))
+  )
+  for i in range(n):
+    field = image[:, i, ..., 3] > 127
+    before = shown['image'][i, inside[i], :3].astype(float)
+    after = [x[f, :3].astype(float) for x, f in zip(image[:, i], field, strict=True)]
+    # The dark outside is as it was: the same values, turned.
+    dark = np.sort(shown['image'][i][~inside[i]], axis=None)
+    for x, f in zip(image[:, i], field, strict=True):
+      np.testing.assert_array_equal(np.sort(x[~f], axis=None), dark)
+    tones = np.array([x.mean() for x in after])
+    assert len(np.unique(tones)) == 20  # each by another sensor
+    assert np.abs(tones / before.mean() - 1).max() < 0.6
+    # What is light and what is dark stays so.
+    plain = shown['image'][i]
+    for x in image[:, i]:
+      for y in (plain, plain[:, ::-1], plain[::-1, ::-1], plain[::-1]):
+        if np.array_equal(y[..., 3], x[..., 3]):
+          light = x[..., :3].mean(-1)[y[..., 3] > 127]
+          truth = y[..., :3].mean(-1)[y[..., 3] > 127]
+          if np.corrcoef(light, truth)[0, 1] > 0.75:
+            break
+      else:
+        raise AssertionError('a toned picture is no longer the one it was')
