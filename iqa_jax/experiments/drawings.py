@@ -7,8 +7,8 @@ with another fault, by another camera, and its cells are taught where every
 fault is. Nothing is stored: the last shown are held in the device's memory (at
 256 px a quarter of a megabyte each), from which the updates draw their batches.
 The output is a run directory that `--config.model.pretrained` takes
-(configs/bundled.py). Made for a GPU and many cores, it uses one device; on a few
-cores it takes hours.
+(configs/bundled.py). Made for a GPU and many cores, it uses one device; on a
+few cores it takes hours.
 """
 
 from __future__ import annotations

@@ -69,10 +69,11 @@ def test_a_batch_is_toned_inside_the_field_and_mildly(shown):
   for i in range(n):
     field = image[:, i, ..., 3] > 127
     before = shown['image'][i, inside[i], :3].astype(float)
-    after = [x[f, :3].astype(float) for x, f in zip(image[:, i], field, strict=True)]
+    pictures = [*zip(image[:, i], field, strict=True)]
+    after = [x[f, :3].astype(float) for x, f in pictures]
     # The dark outside is as it was: the same values, turned.
     dark = np.sort(shown['image'][i][~inside[i]], axis=None)
-    for x, f in zip(image[:, i], field, strict=True):
+    for x, f in pictures:
       np.testing.assert_array_equal(np.sort(x[~f], axis=None), dark)
     tones = np.array([x.mean() for x in after])
     assert len(np.unique(tones)) == 20  # each by another sensor
