@@ -12,14 +12,14 @@ destroyed from the top down; mirror images; all beside controls that know
 nothing of the network. Several runs make one table (overview.md).
 
 Without --images the run's own test photographs are looked for (a run on
-fundus_sim gets new drawings, whose pixels are known). The default, 24
-photographs and VGG16 at 224 px, takes about 4000 passes through the network,
-some 12 minutes on 2 cores; half as many photographs of eyeq_evidence, at 448
-px, took 17 minutes of processor time. More buys: --examples narrower intervals;
---steps=16 smoother curves (6 times the passes of deletion and insertion);
---baselines=zero,blur,mean whether they depend on what replaces pixels (3
-times); occlusion 197 and rise 512 passes a photograph twice, for itself and
-for one planted fault (hours; minutes on a GPU).
+fundus_sim gets new drawings, whose pixels are known). The default, 20
+photographs and VGG16 at 224 px, takes about 2800 passes through the network,
+some 9 minutes on 2 cores; eyeq_evidence, at 448 px, takes twice as long. More
+buys: --examples narrower intervals; --steps=16 smoother curves (8 times the
+passes of deletion and insertion); --baselines=zero,blur,mean whether they
+depend on what replaces pixels (3 times); occlusion 197 and rise 512 passes a
+photograph twice, for itself and for one planted fault (hours; minutes on a
+GPU).
 """
 
 import os
@@ -76,12 +76,12 @@ _TARGET = flags.DEFINE_string(
   'towards the verdict), labelled, a class or a criterion',
 )
 _EXAMPLES = flags.DEFINE_integer(
-  'examples', 24, 'photographs at most, evenly over the labels; 0 for all'
+  'examples', 20, 'photographs at most, evenly over the labels; 0 for all'
 )
 _BASELINES = flags.DEFINE_list(
   'baselines', ['mean'], 'what replaces removed pixels: zero, blur, mean'
 )
-_STEPS = flags.DEFINE_integer('steps', 4, 'of deletion and insertion')
+_STEPS = flags.DEFINE_integer('steps', 3, 'of deletion and insertion')
 _SEVERITY = flags.DEFINE_float('severity', 0.8, 'of planted faults, 0 to 1')
 _BATCH = flags.DEFINE_integer('batch_size', 16, 'photographs at a time')
 _SEED = flags.DEFINE_integer('seed', 0, 'of everything that is drawn by lot')

@@ -83,7 +83,7 @@ def replacement_curves(
   other: Real[np.ndarray, 'n h w c'],
   *,
   ends: tuple[Float[np.ndarray, ' n'], Float[np.ndarray, ' n']],
-  steps: int = 4,
+  steps: int = 3,
   seed: int = 0,
 ) -> tuple[Float[np.ndarray, 'n points'], Float[np.ndarray, 'n points']]:
   """Returns the scores while pixels are deleted, and while they are inserted.

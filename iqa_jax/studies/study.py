@@ -30,7 +30,7 @@ def run(
   target: str = 'margin',
   gradient_free: Sequence[str] = (),
   baselines: Sequence[str] = ('mean',),
-  steps: int = 4,
+  steps: int = 3,
   severity: float = 0.8,
   seed: int = 0,
 ) -> tuple[Record, Record]:
