@@ -14,7 +14,7 @@ import iqa_jax as iqa
 from iqa_jax import errors, runtimes
 from iqa_jax.export import run as export
 from iqa_jax.export.options import Options
-from iqa_jax.models import layers
+from iqa_jax.models import pooling
 from iqa_jax.photograph.placement import Window
 from iqa_jax.runtimes import sessions
 from tests.export import export_material
@@ -105,7 +105,7 @@ def test_a_pools_gradient_goes_to_the_first_of_the_largest(runtime):
 
   def gradient(weight, images):
     def score(x):
-      return (weight * layers.max_pool(x, Window(2, 2, 0)) ** 2).sum()
+      return (weight * pooling.max_pool(x, Window(2, 2, 0)) ** 2).sum()
 
     return jax.grad(score)(images.astype(jnp.float32))
 

@@ -26,7 +26,7 @@ import numpy as np
 from iqa_jax import errors, models, trained
 from iqa_jax.aliases import Record
 from iqa_jax.explain import cam
-from iqa_jax.models import layers
+from iqa_jax.models import platforms
 
 FORMATS = ('onnx', 'stablehlo')
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -213,7 +213,7 @@ def _onnx(
   from iqa_jax.runtimes import onnx_builder, onnx_graph
 
   try:
-    with layers.portable():
+    with platforms.portable():
       made = onnx_graph.convert(
         function, spec, input_name=INPUT, output_names=OUTPUTS
       )

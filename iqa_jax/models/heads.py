@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from iqa_jax.aliases import Variables
-from iqa_jax.models import layers
+from iqa_jax.models import pooling
 
 # Name: how the map is pooled, and the sizes of the hidden layers.
 KINDS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -107,7 +107,7 @@ class Head(nn.Module):
     if self.pool in ('average', 'standardized'):
       return x.astype(jnp.float32).mean((1, 2))
     if self.pool == 'flatten':
-      return layers.adaptive_average(x, _CELLS)
+      return pooling.adaptive_average(x, _CELLS)
     return x
 
   @nn.compact

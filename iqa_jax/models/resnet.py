@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from iqa_jax.models import layers
+from iqa_jax.models import layers, pooling
 from iqa_jax.photograph.placement import Window
 
 _BLOCKS = (3, 4, 6, 3)
@@ -117,7 +117,7 @@ class _Stem(nn.Module):
     x = layers.conv(self.channels, window, dtype=self.dtype, name='conv')(x)
     norm = layers.BatchNorm(self.axis_name, self.dtype, name='norm')
     x = nn.relu(norm(x, train=train, mask=mask))
-    return layers.max_pool(x, pool)
+    return pooling.max_pool(x, pool)
 
 
 class _Stage(nn.Module):

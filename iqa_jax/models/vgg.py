@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from iqa_jax.models import layers
+from iqa_jax.models import layers, pooling
 from iqa_jax.photograph.placement import Window
 
 _CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -65,7 +65,7 @@ class VGG(nn.Module):
     if point == 'detail':
       return self.block1(x, 1)
     if point.endswith('_pool'):
-      return layers.max_pool(x, _POOL)
+      return pooling.max_pool(x, _POOL)
     return getattr(self, point)(x)
 
   def windows(self, point: str) -> tuple[Window, ...]:

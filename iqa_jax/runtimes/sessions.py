@@ -11,7 +11,7 @@ from jax import export as jax_export
 import numpy as np
 
 from iqa_jax import devices, errors, machine, runtimes
-from iqa_jax.models import layers
+from iqa_jax.models import platforms
 
 _INPUT = 'images'
 
@@ -76,7 +76,7 @@ def _session(
   spec = jax.ShapeDtypeStruct((batch, *image), np.uint8)
   leaves, tree = jax.tree.flatten(jax.eval_shape(function, spec))
   try:
-    with layers.portable():
+    with platforms.portable():
       made = onnx_graph.convert(
         lambda x: jax.tree.leaves(function(x)),
         spec,

@@ -14,7 +14,7 @@ import pytest
 
 from iqa_jax import config as config_lib
 from iqa_jax import models
-from iqa_jax.models import heads, layers, pretrained
+from iqa_jax.models import heads, layers, platforms, pooling, pretrained
 from iqa_jax.photograph.placement import Window
 from tests.models import reference
 
@@ -395,10 +395,10 @@ def test_max_pool_is_xla_s_with_ties_and_nan(window, platform):
       x, (size, size), (stride, stride), [(padding, padding)] * 2
     )
 
-  ours = functools.partial(layers.max_pool, window=Window(*window))
+  ours = functools.partial(pooling.max_pool, window=Window(*window))
   expected, pull = jax.vjp(theirs, x)
   weight = rng.integers(-8, 8, expected.shape).astype(np.float32)
-  with layers.portable(platform):
+  with platforms.portable(platform):
     actual, our_pull = jax.vjp(ours, x)
     np.testing.assert_array_equal(actual, expected)
     np.testing.assert_array_equal(our_pull(weight)[0], pull(weight)[0])
@@ -413,7 +413,7 @@ def test_max_pool_is_xla_s_with_ties_and_nan(window, platform):
 @pytest.mark.parametrize('platform', ['', 'cuda', 'tpu'])
 def test_relu_has_the_gradient_of_what_is_above_zero(platform):
   x = jnp.asarray([[-2.0, -0.0, 0.0, 0.5, 3.0, jnp.inf]])
-  with layers.portable(platform):
+  with platforms.portable(platform):
     y, pull = jax.vjp(layers.relu, x)
   np.testing.assert_array_equal(y, [[0, 0, 0, 0.5, 3, np.inf]])
   np.testing.assert_array_equal(

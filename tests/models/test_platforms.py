@@ -14,7 +14,7 @@ import pytest
 from iqa_jax import config as config_lib
 from iqa_jax import devices, inference, models
 from iqa_jax.explain import cam
-from iqa_jax.models import layers
+from iqa_jax.models import layers, platforms
 from iqa_jax.photograph.placement import Window
 from iqa_jax.tasks import Task
 from iqa_jax.training import phases
@@ -141,7 +141,7 @@ def test_a_1x1_convolution_is_the_same_product_everywhere(stride):
     return y, pull(back)
 
   tuned = jax.jit(gradients)(variables, x)
-  with layers.portable():
+  with platforms.portable():
     plain = jax.jit(lambda *a: gradients(*a))(variables, x)
   by_hand = np.einsum(
     'bhwi,io->bhwo',
@@ -207,7 +207,7 @@ def normalised(stride, dtype, platform, devices=1):
     return y, new, to_params, to_x
 
   arguments = x.astype(dtype), mask, weight
-  with layers.portable(platform):
+  with platforms.portable(platform):
     if not axis:
       found = jax.jit(run)(*arguments)
     else:
@@ -252,7 +252,7 @@ def test_wide_convolutions_stay_unseen_in_a_tpus_training_only():
   names = jax.tree_util.tree_flatten_with_path(shapes['params'])[0]
   wide = [p for p, _ in names if p[-2].key in ('conv3', 'shortcut_conv')]
   traced = training('resnet50', 'all')
-  with layers.portable():
+  with platforms.portable():
     plain = lowered(training('resnet50', 'all'), 'cuda')
   assert lowered(traced, 'cuda') == plain
   # The products of a map's channels and their gradient.
@@ -280,7 +280,7 @@ def test_portable_programs_leave_no_choice():
   layer = layers.conv(4, Window(1), dtype=jnp.float32)
   x = jnp.ones((1, 3, 3, 2))
   variables = layer.init(jax.random.key(0), x)
-  with layers.portable():
+  with platforms.portable():
     jaxpr = str(jax.make_jaxpr(layer.apply)(variables, x))
   assert 'platform_index' not in jaxpr and 'conv_general_dilated' in jaxpr
   assert 'platform_index' in str(jax.make_jaxpr(layer.apply)(variables, x))
