@@ -146,7 +146,7 @@ def main() -> None:
   rounds = _rounds(config.data.image_size, config.model.cells)
   validation, first = next(rounds), next(rounds)
   model, update, state = _begin(config, first['image'][:256])
-  held = _Held(_HELD.value)
+  held = _Held(min(_HELD.value, _DRAWINGS.value * _SHOWN.value))
   draw, judge = jax.jit(shown_lib.batch), _judge(model)
   order = np.random.default_rng([_SEED.value, 8])
   count = -(-_DRAWINGS.value // (_JOB * _ERRANDS))

@@ -155,15 +155,16 @@ def _toned(image: jax.Array, key: jax.Array) -> jax.Array:
   import jax
   import jax.numpy as jnp
 
+  from iqa_jax.simulation import cameras
+
   b, size = image.shape[:2]
   keys = iter(jax.random.split(key, 10))
 
   def uniform(low: float, high: float, *shape: int) -> jax.Array:
     return jax.random.uniform(next(keys), (b, *shape), None, low, high)
 
-  grey = jnp.array([0.299, 0.587, 0.114])
   keep = uniform(0.7, 1.3, 1, 1)  # saturation
-  mix = keep * jnp.eye(3) + (1 - keep) * grey[:, None]
+  mix = keep * jnp.eye(3) + (1 - keep) * cameras.LUMA[:, None]
   mix *= jnp.exp(0.1 * jax.random.normal(next(keys), (b, 1, 3)))
   mix += 0.04 * jax.random.normal(next(keys), (b, 3, 3))
   light = jnp.maximum(image[..., :3] / 255.0, 1e-3)

@@ -21,7 +21,8 @@ from iqa_jax.simulation import canvas
 from iqa_jax.simulation.canvas import Frame
 
 FAMILIAR, UNSEEN = 'familiar', 'unseen'
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# Shares of red, green and blue in how bright a colour looks (ITU-R BT.601).
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _toned(pixels: np.ndarray, camera: Camera) -> np.ndarray:
   curve = 255 * levels**camera.gamma
   light = curve[pixels] * np.array(camera.gains, np.float32)
   # Saturation and contrast in one matrix: rows of grey, mixed with identity.
-  mix = (1 - camera.saturation) * _LUMA[:, None] + camera.saturation * np.eye(3)
+  mix = (1 - camera.saturation) * LUMA[:, None] + camera.saturation * np.eye(3)
   light = light @ (camera.contrast * mix).astype(np.float32)
   light += np.float32(110 * (1 - camera.contrast))
   # A shoulder: what is bright is compressed before it saturates.

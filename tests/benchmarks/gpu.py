@@ -56,6 +56,10 @@ def run(
   if smoke:
     cases = [('resnet50', 64, 2), ('vgg16', 64, 2)]
     repeats, steps = 2, 1
+  if only:
+    cases = [case for case in cases if f'{case[0]} {case[1]}' == only]
+    if not cases:
+      raise SystemExit(f'--only={only}: no such network and side')
   rows = []
   with contextlib.ExitStack() as stack:
     try:
@@ -65,11 +69,9 @@ def run(
       absent = ''
     except common.PeerAbsent as reason:
       peer, absent = None, str(reason)
-    for measure in (_gradcam, _training):
+    for measure in (_training,) if only else (_gradcam, _training):
       for case in cases:
-        if measure is _gradcam and (only or case[1] == 512):
-          continue
-        if only and only != f'{case[0]} {case[1]}':
+        if measure is _gradcam and case[1] == 512:
           continue
         if time.monotonic() - begin > budget:
           print(f'left out, over {budget} s: {case}', file=sys.stderr)
