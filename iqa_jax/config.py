@@ -95,6 +95,8 @@ def default() -> ml_collections.ConfigDict:
   c.data.faults.illumination = 0.0
   c.data.faults.artifacts = 0.0
   c.data.faults.procedural = 0.0  # of no named kind, see simulation/procedural
+  # Kinds (simulation.faults.KINDS) that are never put in: are they found?
+  c.data.left_out_faults = ()
   # Each photograph gets one of so many faults of its own: a finite set, which
   # the feature cache can hold. 0: a fresh one every time.
   c.data.fault_variants = 0

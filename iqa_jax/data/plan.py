@@ -241,6 +241,11 @@ def _draw_faults(
       procedural[hit] = True
     else:
       fault[hit] = labels.CRITERIA.index(name)
+  if config.data.left_out_faults:
+    named = (fault >= 0) & ~procedural
+    seed[named] = planting.without(
+      config.data.left_out_faults, fault[named], seed[named]
+    )
   return {'fault': fault, 'seed': seed, 'procedural': procedural}
 
 

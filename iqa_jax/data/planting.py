@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from iqa_jax import labels
+from iqa_jax import errors, labels
 
 
 def plant(
@@ -32,12 +32,47 @@ def plant(
   from iqa_jax.simulation import procedural as unnamed
 
   rng = np.random.default_rng(seed)
-  name = labels.CRITERIA[criterion]
   if procedural:
-    return unnamed.apply(pixels, inside, name, rng)
-  kind = str(rng.choice(faults.KINDS[name]))
+    return unnamed.apply(pixels, inside, labels.CRITERIA[criterion], rng)
+  kind = _kind(criterion, rng)
   severity = rng.uniform(faults.THRESHOLD, 1.0)
   return faults.apply(pixels, inside, kind, severity, rng)
+
+
+def without(
+  left_out: Collection[str], criterion: np.ndarray, seed: np.ndarray
+) -> np.ndarray:
+  """Returns seeds of which `plant` makes none of the named kinds left out.
+
+  A seed that would is replaced by the next one that would not.
+
+  Args:
+    left_out: of simulation.faults.CRITERION.
+    criterion: int [n], as of `plant`.
+    seed: uint32 [n].
+
+  Raises:
+    InvalidValue: there is no such kind, or no other of its criterion.
+  """
+  from iqa_jax.simulation import faults
+
+  for kind in left_out:
+    errors.one_of('fault', kind, faults.CRITERION)
+  for name, kinds in faults.KINDS.items():
+    if set(kinds) <= set(left_out):
+      raise errors.InvalidValue(f'every fault of {name} is left out')
+  seed = seed.copy()
+  for i, number in enumerate(criterion):
+    while _kind(number, np.random.default_rng(seed[i])) in left_out:
+      seed[i] += 1
+  return seed
+
+
+def _kind(criterion: int, rng: np.random.Generator) -> str:
+  """Draws a named kind of fault; the first that a fault's seed draws."""
+  from iqa_jax.simulation import faults
+
+  return str(rng.choice(faults.KINDS[labels.CRITERIA[criterion]]))
 
 
 def after_faults(

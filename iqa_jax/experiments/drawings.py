@@ -7,8 +7,9 @@ with another fault, by another camera, and its cells are taught where every
 fault is. Nothing is stored: the last shown are held in the device's memory (at
 256 px a quarter of a megabyte each), from which the updates draw their batches.
 The output is a run directory that `--config.model.pretrained` takes
-(configs/bundled.py). Made for a GPU and many cores, it uses one device; on a
-few cores it takes hours.
+(configs/bundled.py), and so do other configs with the same network and width:
+few labels are enough for a head on what it has learned. Made for a GPU and many
+cores, it uses one device; on a few cores it takes hours.
 """
 
 from __future__ import annotations
@@ -42,6 +43,12 @@ _UPDATES = flags.DEFINE_integer('updates', 7_200, 'of the network, in all', 1)
 _BATCH = flags.DEFINE_integer('batch', 64, 'photographs of an update', 1)
 _HELD = flags.DEFINE_integer('held', 60_000, 'shown photographs in memory', 1)
 _SEED = flags.DEFINE_integer('seed', 0, 'of everything')
+_NETWORK = flags.DEFINE_enum(
+  'network', 'vgg16', ['vgg16', 'resnet50'], 'that learns; vgg16 is the bundled'
+)
+_WIDTH = flags.DEFINE_float(
+  'width', 0.7, 'of the network: of its channels', 0.01
+)
 _SMALL = flags.DEFINE_bool('small', False, 'a tiny network, to try it out')
 
 _JOB = 48  # drawings of one process's errand
@@ -67,6 +74,7 @@ def _config() -> ml_collections.ConfigDict:
 
   config = config_lib.variant('bundled')
   config.model.pretrained = ''
+  config.model.update({'name': _NETWORK.value, 'width': _WIDTH.value})
   if _SMALL.value:
     config.model.update({'width': 0.06, 'cells': 8, 'cell_units': 8})
     config.data.image_size = 64

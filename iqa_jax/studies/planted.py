@@ -7,7 +7,7 @@ does not react has not found the fault. Kinds that training may have shown
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
@@ -64,13 +64,21 @@ class Kind:
   shown: Record
 
 
-def kinds() -> dict[str, tuple[str, str]]:
-  """Returns {kind: (group, criterion)} of all of GROUPS."""
-  return {
-    kind: (group, faults.CRITERION.get(kind, 'artifacts'))
+def kinds(left_out: Collection[str] = ()) -> dict[str, tuple[str, str]]:
+  """Returns {kind: (group, criterion)} of all of GROUPS, named ones first.
+
+  Args:
+    left_out: named kinds that a network was not shown: unfamiliar to it.
+  """
+  found = {
+    kind: (
+      'unfamiliar' if kind in left_out else group,
+      faults.CRITERION.get(kind, 'artifacts'),
+    )
     for group, names in GROUPS.items()
     for kind in names
   }
+  return dict(sorted(found.items(), key=lambda item: item[1][0]))
 
 
 def plant(
@@ -147,7 +155,8 @@ def measure(
     for criterion in L.LOCAL_CRITERIA
   }
   turn = 0
-  for kind, (group, criterion) in kinds().items():
+  left_out = subject.trained.config.data.left_out_faults
+  for kind, (group, criterion) in kinds(left_out).items():
     images, masks = plant(clean, kind, severity, seed)
     seen = _look(subject, images, criterion)
     area = masks.sum((1, 2)) / field

@@ -7,6 +7,8 @@ test split, and its Good photographs again with one fault planted in each: of
 every named kind that has a place, and of every unfamiliar kind, from which
 nothing learns. Pixel AUC is inside the field of view; the map is the evidence
 for Inadequate, enlarged to the network's input. A figure is one run's mean.
+Kinds that a run was not shown (config.data.left_out_faults) are not among its
+named ones; each has a row of its own, from the runs that left it out.
 """
 
 from __future__ import annotations
@@ -79,9 +81,12 @@ def run(
   figures = [_measure(one, items, cells, clean) for one in loaded]
   return [
     common.Row(
-      name, [f[name] for f in figures], '', target=_TARGETS.get(name, '')
+      name,
+      [f[name] for f in figures if name in f],
+      '',
+      target=_TARGETS.get(name, ''),
     )
-    for name in figures[0]
+    for name in dict.fromkeys(name for f in figures for name in f)
   ]
 
 
@@ -201,7 +206,8 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
     covered = mask.sum() / inside.sum()
     if covered < _LOCAL:
       energy.append(drawn[mask].sum() / drawn[inside].sum() / covered)
-  named = {k: v for k, v in pixel.items() if k in NAMED}
+  left_out = loaded.config.data.left_out_faults
+  named = {k: v for k, v in pixel.items() if k in NAMED and k not in left_out}
   new = {k: v for k, v in pixel.items() if k not in NAMED}
   apart = {k: v for k, v in new.items() if k not in unfamiliar.RELATED}
   good, bad = odds[kinds == ''], odds[kinds == 'bad']
@@ -224,7 +230,10 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
       map(np.mean, apart.values())
     ),
     'unfamiliar kinds, probability rises': _mean({k: rises[k] for k in new}),
-    **{f'pixel AUC of {k}': float(np.mean(v)) for k, v in pixel.items()},
+    **{
+      f'pixel AUC of {k}{", left out" * (k in left_out)}': float(np.mean(v))
+      for k, v in pixel.items()
+    },
     **{f'rises with {k}': float(np.mean(v)) for k, v in rises.items()},
   }
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from iqa_jax import config as config_lib
-from iqa_jax import labels, tasks
+from iqa_jax import errors, labels, tasks
 from iqa_jax.data import decoding, pipeline, planting, records
 from iqa_jax.data import plan as plan_lib
 from iqa_jax.data import source as source_lib
 from iqa_jax.data.records import METADATA
-from iqa_jax.simulation import photograph
+from iqa_jax.simulation import faults, photograph, procedural
 from tests.data import dummy
 
 SIZE = 32
@@ -555,6 +555,64 @@ def test_fixed_variants_are_few_and_come_again(source):
       assert seen.get(row[:2], {row[2:]}) == {row[2:]}
   inadequate = np.nonzero(source.table['quality'] == labels.INADEQUATE)[0]
   assert not len(plan_lib.plan_views(source, inadequate, config, 2).index)
+
+
+@pytest.mark.parametrize('variants', [0, 3])
+def test_kinds_that_are_left_out_are_never_planted(
+  source, monkeypatch, variants
+):
+  config = faulty_configuration(focus=0.2, artifacts=0.5, procedural=0.2)
+  config.data.fault_variants = variants
+  planted = []
+  monkeypatch.setattr(
+    faults, 'apply', lambda *given: planted.append(given[2]) or (None, None)
+  )
+  monkeypatch.setattr(procedural, 'apply', lambda *given: (None, None))
+
+  def kinds():
+    planted.clear()
+    plans = [
+      plan_lib.plan_train(source, everything(source), config, epoch)
+      for epoch in range(20)
+    ]
+    plans += [
+      plan_lib.plan_views(source, everything(source), config, view)
+      for view in plan_lib.finite_views(config) or ()
+    ]
+    for plan in plans:
+      hit = plan.fault >= 0
+      for row in zip(
+        plan.fault[hit], plan.seed[hit], plan.procedural[hit], strict=True
+      ):
+        planting.plant(None, None, *row)
+    return list(planted), plans
+
+  whole, before = kinds()
+  wanted = {*faults.KINDS['focus'], *faults.KINDS['artifacts']}
+  assert set(whole) == wanted
+  config.data.left_out_faults = ('dust', 'motion', 'central_flare')
+  fewer, after = kinds()
+  assert set(fewer) == wanted - {'dust', 'motion', 'central_flare'}
+  # As many faults, and what was another kind before is as it was.
+  pairs = [*zip(whole, fewer, strict=True)]
+  assert all(new == old for old, new in pairs if old in fewer)
+  for old, new in zip(before, after, strict=True):
+    same = old.procedural | (old.fault < 0)
+    np.testing.assert_array_equal(new.seed[same], old.seed[same])
+
+
+@pytest.mark.parametrize(
+  ('left_out', 'message'),
+  [
+    (('dus',), 'dus'),
+    (faults.KINDS['focus'], 'every fault of focus is left out'),
+  ],
+)
+def test_what_cannot_be_left_out_is_refused(source, left_out, message):
+  config = faulty_configuration(focus=0.5)
+  config.data.left_out_faults = left_out
+  with pytest.raises(errors.InvalidValue, match=message):
+    plan_lib.plan_train(source, everything(source), config, 0)
 
 
 def test_other_cameras_take_field_and_fault_along(source):

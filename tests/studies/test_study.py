@@ -116,6 +116,19 @@ def test_what_fills_the_field_is_known():
     assert (share.max() > 0.98) == (kind in planted.WHOLE), kind
 
 
+def test_kinds_that_a_run_was_not_shown_are_unfamiliar_to_it(studied):
+  every = planted.kinds()
+  found = planted.kinds(['dust', 'haze'])
+  assert found.keys() == every.keys()
+  moved = {kind for kind in every if found[kind] != every[kind]}
+  assert moved == {'dust', 'haze'}
+  assert found['dust'] == ('unfamiliar', 'artifacts')
+  assert found['haze'] == ('unfamiliar', 'illumination')
+  # Figures draw one line between the groups.
+  groups = [group for group, _ in found.values()]
+  assert groups == sorted(groups)
+
+
 def test_labelled_pixels_are_ranked_by_criterion(studied):
   pixels = studied[0]['pixels']
   assert list(pixels) == ['all', 'artifacts']
