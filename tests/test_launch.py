@@ -133,7 +133,8 @@ def test_scripts_are_strict_executable_and_say_what_they_do(tools, script):
       },
       [
         'XLA_CLIENT_MEM_FRACTION=0.5',
-        "'XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=true --mine'",
+        "'XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=true "
+        "--xla_gpu_all_reduce_combine_threshold_bytes=100000 --mine'",
         '--config=eyeq_vgg16 --workdir=runs/eyeq_vgg16 --mode=train',
         '--config.seed=3',
       ],

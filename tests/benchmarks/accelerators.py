@@ -10,7 +10,8 @@ bandwidth allow at best. Two throw-away environments beside the project's own:
   GPU/bin/python -m tests.benchmarks.accelerators --targets=h100:1
 
 The default is a part of the grid; every axis is a flag. A cell is a process of
-its own: a compiler that aborts ends a cell, not the table.
+its own: a compiler that aborts ends a cell, not the table. Several GPUs get the
+flags that launch/ starts them with, the peer too.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _DEVICES = {
 }
 _LAST = {'resnet50': 'stage4+head', 'vgg16': 'block5+head'}
 _PATIENCE = 1800
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _BYTES = {'bf16': 2, 'f16': 2, 'pred': 1, 's8': 1, 'u8': 1, 's64': 8, 'u64': 8}
 # What moves nothing.
 _FREE = ('bitcast', 'constant', 'get-tuple-element', 'parameter', 'tuple')
@@ -160,6 +162,10 @@ def _in_a_process(cell: Cell) -> dict[str, Any]:
     'TPU_WORKER_HOSTNAMES': 'localhost',
     'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1',
   }
+  kind, _, count = cell.target.partition(':')
+  if kind == 'h100' and count != '1':
+    flags = [_launch_flags(), os.environ.get('XLA_FLAGS', '')]
+    environment['XLA_FLAGS'] = ' '.join(flags)
   try:
     done = subprocess.run(
       command, env=environment, capture_output=True, text=True,
@@ -173,6 +179,14 @@ def _in_a_process(cell: Cell) -> dict[str, Any]:
     last = done.stderr.strip().rpartition('\n')[2]
     return {'failed': last[:200].replace('|', '/')}
   return json.loads(done.stdout.strip().rpartition('\n')[2])
+
+
+def _launch_flags() -> str:
+  """Returns the XLA flags with which launch/ starts several GPUs."""
+  shell = '. launch/lib.sh --dry-run >/dev/null; echo "$MULTI_GPU_FLAGS"'
+  return subprocess.run(
+    ['bash', '-c', shell], cwd=_ROOT, capture_output=True, text=True, check=True
+  ).stdout.strip()
 
 
 def compiled(cell: Cell) -> dict[str, Any]:
@@ -241,8 +255,7 @@ def _topology(target: str) -> list[Any]:
       **({'chips_per_host_bounds': [1, 1, 1]} if shape == '1x1' else {}),
     )  # fmt: skip
     return list(found.devices)
-  root = pathlib.Path(__file__).resolve().parents[2]
-  shared = pathlib.Path(os.environ.get('IQA_SHARED', root.parent / 'shared'))
+  shared = pathlib.Path(os.environ.get('IQA_SHARED', _ROOT.parent / 'shared'))
   config = shared / 'accelerators' / 'h100_target_config.txt'
   found = topologies.get_topology_desc(
     platform='cuda',
