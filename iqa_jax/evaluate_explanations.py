@@ -57,6 +57,12 @@ _METHODS = flags.DEFINE_list(
   'maps to test, or all; evidence: the own map of a head that has one (else it '
   'is left out); occlusion and rise are possible too and cost much more',
 )  # fmt: skip
+_PARTS = flags.DEFINE_list(
+  'parts',
+  ['planted', 'pixels', 'removal', 'randomisation'],
+  'what to do: planted faults; labelled pixels; deletion, insertion and ROAD; '
+  'destroyed networks. Planted faults alone halve what occlusion and rise cost',
+)
 _LAYER = flags.DEFINE_string(
   'layer',
   None,
@@ -154,6 +160,7 @@ def _study(workdir: str, output: str) -> dict:
   result, shown = study.run(
     subject,
     found,
+    parts=_PARTS.value,
     target=_TARGET.value,
     gradient_free=[m for m in names if m in methods.GRADIENT_FREE],
     baselines=_BASELINES.value,

@@ -38,10 +38,11 @@ def draw(
     shown: its second result.
     folder: made when missing.
   """
-  figures = {
-    'curves': _curves(result, shown['curves']),
-    'randomisation': _randomisation(result),
-  }
+  figures: dict[str, Figure] = {}
+  if shown['curves']:
+    figures['curves'] = _curves(result, shown['curves'])
+  if 'randomisation' in result:
+    figures['randomisation'] = _randomisation(result)
   local = [kind for kind in shown['planted'] if kind.values]
   if local:
     figures['planted'] = _planted(result)

@@ -167,8 +167,7 @@ def measure(
         images, clean.inside, seen.cells, seed
       )
       values = _score(maps, before[criterion].maps, masks, clean.inside, area)
-      # Of two dozen kinds each photograph's is another one.
-      one = np.flatnonzero(np.arange(len(clean)) % _local() == turn % _local())
+      one = np.flatnonzero(_turns(len(clean)) == turn)
       turn += 1
       if gradient_free and len(one):
         targets = subject.targets(_target(subject, criterion), seen.logits)
@@ -190,8 +189,14 @@ def measure(
     )  # fmt: skip
 
 
-def _local() -> int:
-  return len(kinds()) - len(WHOLE)
+def _turns(count: int) -> np.ndarray:
+  """Returns the number [n] of the kind that each photograph has a turn with.
+
+  They share two dozen kinds evenly, so that few photographs too have kinds of
+  both groups.
+  """
+  local = len(kinds()) - len(WHOLE)
+  return np.arange(count) * local // max(count, 1)
 
 
 def passes(count: int, gradient_free: Sequence[str]) -> int:

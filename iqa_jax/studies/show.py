@@ -30,7 +30,10 @@ def overview(results: Iterable[Record]) -> str:
   lines: list[str] = []
   for result in results:
     if 'planted' not in result:
-      lines += [f'{_network(result)}: no photograph is called adequate.', '']
+      why = 'no photograph is called adequate'
+      if 'planted' not in result['parts']:
+        why = 'no faults were planted'
+      lines += [f'{_network(result)}: {why}.', '']
       continue
     found = result['planted']
     groups = found['groups']
@@ -45,12 +48,12 @@ def overview(results: Iterable[Record]) -> str:
       f'{_share(groups["unfamiliar"]["rises"])}.',
       '',
     ]
-    deletion, insertion = (
-      next(m for m in result['measures'] if m.startswith(what))
-      for what in ('deletion', 'insertion')
-    )
     of_groups = [groups[group]['measures'] for group in planted.GROUPS]
-    of_all = [result['measures'][m] for m in (deletion, insertion, 'road')]
+    removed = result.get('measures', {})
+    of_all: list[Record] = [
+      next((removed[m] for m in removed if m.startswith(what)), {})
+      for what in ('deletion', 'insertion', 'road')
+    ]
     names = ordered(dict.fromkeys(n for m in of_groups for n in m['auc']))
     head = ['AUC', 'before', 'AP', 'energy', 'hits']
     lines += table(
@@ -183,6 +186,8 @@ def _pixels(result: Record) -> list[str]:
 
 
 def _removal(result: Record) -> list[str]:
+  if 'measures' not in result:
+    return []
   first = next(iter(result['measures'].values()))
   names = ordered(first)
   rows = [
@@ -206,6 +211,8 @@ def _removal(result: Record) -> list[str]:
 
 
 def _randomised(result: Record) -> list[str]:
+  if 'randomisation' not in result:
+    return []
   parts = list(next(iter(result['randomisation'].values()), {}))
   rows = []
   for kind in ('spearman', 'ssim'):

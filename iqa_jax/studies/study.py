@@ -13,6 +13,7 @@ import time
 import numpy as np
 import tqdm
 
+from iqa_jax import errors
 from iqa_jax import labels as L
 from iqa_jax.aliases import Record
 from iqa_jax.evaluation import means
@@ -22,11 +23,14 @@ from iqa_jax.studies import methods as methods_lib
 from iqa_jax.studies.photographs import Photographs
 from iqa_jax.studies.subject import Subject
 
+PARTS = ('planted', 'pixels', 'removal', 'randomisation')
+
 
 def run(
   subject: Subject,
   photographs: Photographs,
   *,
+  parts: Sequence[str] = PARTS,
   target: str = 'margin',
   gradient_free: Sequence[str] = (),
   baselines: Sequence[str] = ('mean',),
@@ -39,6 +43,8 @@ def run(
   Args:
     subject: the network, the methods and the layer.
     photographs: of any verdict; the adequate ones get the planted faults.
+    parts: some of PARTS: planted faults; labelled pixels, where there are any;
+      deletion, insertion and ROAD; destroyed networks and mirror images.
     target: what is explained, see cam.choose_targets.
     gradient_free: some of methods.GRADIENT_FREE, measured like the others.
     baselines: some of perturbation.BASELINES.
@@ -48,7 +54,14 @@ def run(
 
   Returns:
     What goes to JSON, and what the figures show: arrays.
+
+  Raises:
+    ValueError: no such part.
   """
+  for part in parts:
+    errors.one_of('part', part, PARTS)
+  labelled = 'pixels' in parts and photographs.truth is not None
+  whole = labelled or {'removal', 'randomisation'} & set(parts)
   clock = _Clock()
   subject.tick = clock.tick
   with clock.part('maps'):
@@ -56,33 +69,44 @@ def run(
     clean = clean_of(subject, photographs, logits)
     targets = subject.targets(target, logits, photographs.labels)
     count = len(photographs), len(clean)
-    clock.expect(_passes(subject, *count, gradient_free, baselines, steps))
-    maps = _maps(subject, photographs, targets, gradient_free, seed)
+    passes = _passes(subject, count, gradient_free, baselines, steps)
+    wanted = [*parts, 'maps'] if whole else parts
+    clock.expect(sum(passes.get(part, 0) for part in wanted))
+    maps = {}
+    if whole:
+      maps = _maps(subject, photographs, targets, gradient_free, seed)
   names = (*subject.methods, *gradient_free)
   result = _head(subject, photographs, target, targets, names, seed)
-  result['empty'] = {
-    n: int((scaling.status(maps[n]) != 'ok').sum()) for n in names
-  }
-  with clock.part('perturbations'):
-    values, curves = measures.perturbed(
-      subject, photographs, targets, maps, baselines=baselines, steps=steps,
-      seed=seed,
-    )  # fmt: skip
-  result |= _removed(values, maps, photographs)
-  with clock.part('randomisation'):
-    result['randomisation'] = measures.randomised(
-      subject, photographs, targets, maps, seed
-    )
-    result['flip'] = measures.mirrored(subject, photographs, targets, maps)
-  with clock.part('planted faults'):
-    kinds = _planted(subject, clean, gradient_free, severity, seed, result)
-  if photographs.truth is not None:
+  result['parts'] = list(parts)
+  shown: Record = {'curves': {}, 'planted': []}
+  if 'removal' in parts:
+    with clock.part('perturbations'):
+      values, shown['curves'] = measures.perturbed(
+        subject, photographs, targets, maps, baselines=baselines, steps=steps,
+        seed=seed,
+      )  # fmt: skip
+    result |= _removed(values, maps, photographs)
+    result['empty'] = {
+      n: int((scaling.status(maps[n]) != 'ok').sum()) for n in names
+    }
+  if 'randomisation' in parts:
+    with clock.part('randomisation'):
+      result['randomisation'] = measures.randomised(
+        subject, photographs, targets, maps, seed
+      )
+      result['flip'] = measures.mirrored(subject, photographs, targets, maps)
+  if 'planted' in parts:
+    with clock.part('planted faults'):
+      shown['planted'] = _planted(
+        subject, clean, gradient_free, severity, seed, result
+      )
+  if labelled:
     with clock.part('pixel labels'):
       result['pixels'] = _pixels(subject, photographs, logits, maps, target)
   with clock.part('positional'):
     result['positional'] = measures.positional(subject, photographs, logits)
   result['seconds'] = clock.close()
-  return result, {'curves': curves, 'planted': kinds}
+  return result, shown
 
 
 def _removed(
@@ -247,21 +271,20 @@ def _pixels(
 
 def _passes(
   subject: Subject,
-  count: int,
-  clean: int,
+  counts: tuple[int, int],
   gradient_free: Sequence[str],
   baselines: Sequence[str],
   steps: int,
-) -> int:
-  """Returns about how many passes the rest of a study needs."""
-  free = methods_lib.cost(gradient_free)
+) -> dict[str, int]:
+  """Returns about how many passes each part needs, of all and clean ones."""
+  count, clean = counts
   maps = len(subject.methods) + len(gradient_free) + len(faithfulness.CONTROLS)
-  parts = len(subject.trained.model.points) + 1
-  return (
-    count * (1 + free + parts)
-    + measures.passes(count, maps, len(baselines), steps)
-    + planted.passes(clean, gradient_free)
-  )
+  return {
+    'maps': count * (1 + methods_lib.cost(gradient_free)),
+    'removal': measures.passes(count, maps, len(baselines), steps),
+    'randomisation': count * (len(subject.trained.model.points) + 1),
+    'planted': planted.passes(clean, gradient_free),
+  }
 
 
 class _Clock:

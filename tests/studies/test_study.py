@@ -99,6 +99,18 @@ def test_gradient_free_methods_look_at_each_photograph_once(studied):
   )
 
 
+@pytest.mark.parametrize('count', [1, 3, 8, 24, 31])
+def test_each_photograph_has_a_turn_with_kinds_of_both_groups(count):
+  turns = planted._turns(count)
+  assert len(turns) == count
+  local = [k for k in planted.kinds() if k not in planted.WHOLE]
+  assert len(np.unique(turns)) == min(count, len(local))
+  groups = [planted.kinds()[local[turn]][0] for turn in turns]
+  if count > 2:
+    named = len([k for k in local if k in faults.CRITERION]) / len(local)
+    assert groups.count('named') / count == pytest.approx(named, abs=1 / count)
+
+
 def test_faults_without_a_place_are_reported_apart(studied):
   result = studied[0]
   everywhere = result['planted']['kinds']['over']
@@ -227,6 +239,40 @@ def test_results_are_json_and_everything_can_be_shown(studied, tmp_path):
   }
   assert all(p.stat().st_size > 5000 for p in paths)
   assert all(p.with_suffix('.pdf').is_file() for p in paths)
+
+
+def test_a_part_alone_says_the_same_and_costs_no_more(studied, tmp_path):
+  whole = studied[0]
+  photographs = constructed.photographs(5)
+  photographs.images[3, 20:32, 36:48] = 255
+  photographs.quality[3:] = 1
+  photographs.patients[:] = ['a', 'a', 'b', 'c', 'd']
+  photographs.criteria[3, 3] = photographs.criteria[4, 2] = 1
+
+  def alone(part):
+    subject = Subject(
+      constructed.loaded(), methods=('gradcam', 'eigencam'), batch_size=8
+    )
+    options = {'gradient_free': ('occlusion',), 'severity': 0.9}
+    return study.run(
+      subject, photographs, parts=[part], baselines=('zero', 'mean'), **options
+    )
+
+  told = {}
+  for part in study.PARTS:
+    result, shown = alone(part)
+    run_directory.write_json(tmp_path / 'result.json', result)
+    told[part] = show.report(result, 0.9)
+    figures.draw(result, shown, tmp_path / part)
+    assert ('planted faults' in result['seconds']) == (part == 'planted')
+    for key in ('planted', 'measures', 'randomisation', 'flip'):
+      if key in result:
+        assert result[key] == whole[key], (part, key)
+  assert 'gradcam' in told['planted'] and 'ROAD' in told['removal']
+  assert 'no faults were planted' in told['removal']
+  assert 'called adequate' in told['planted']
+  with pytest.raises(ValueError, match='removals'):
+    alone('removals')
 
 
 def test_planted_faults_are_written_and_read_again(tmp_path):
