@@ -19,7 +19,7 @@ buys: --examples narrower intervals; --steps=16 smoother curves (8 times the
 passes of deletion and insertion); --baselines=zero,blur,mean whether they
 depend on what replaces pixels (3 times); occlusion 197 and rise 512 passes a
 photograph twice, for itself and for one planted fault (hours; minutes on a
-GPU).
+GPU), with --parts=planted once.
 """
 
 import os
