@@ -65,7 +65,9 @@ def load(
   The backbone must match tensor by tensor, up to the model's last point. The
   head is loaded when the checkpoint has one of the same kind after that point;
   its last layer is left as it is when the number of outputs differs, and the
-  whole head when the checkpoint has none or another kind.
+  whole head when the checkpoint has none or another kind. Cells of evidence
+  that see other features, or have other units, are left as they are too, with
+  their head.
 
   Args:
     source: a tag, a file or a run directory (see above); '' or None for none.
@@ -280,6 +282,12 @@ def _fit(
   last = {f'params/head/logits/{leaf}' for leaf in ('kernel', 'bias')}
   beyond = set(model.backbone.points) - set(model.points)
   cut = any(ours.split('/')[2] in beyond for ours in named)
+  # Cells that see other features learn anew, and what judges them.
+  cut |= any(
+    value.shape != flat[ours].shape
+    for ours, (_, value) in named.items()
+    if ours in flat and ours.split('/')[1] == 'neck'
+  )
   for ours, (name, value) in named.items():
     collection, part, layer = ours.split('/', 2)
     if part in (*heads.KINDS, 'imagenet', evidence.Head.kind):
@@ -287,7 +295,9 @@ def _fit(
         unused.append(name)
         continue
       ours = f'{collection}/head/{layer}'
-    elif layer.split('/')[0] in beyond or (part == 'neck' and not model.neck):
+    elif layer.split('/')[0] in beyond or (
+      part == 'neck' and (cut or not model.neck)
+    ):
       unused.append(name)
       continue
     if ours not in flat:

@@ -296,6 +296,45 @@ def test_goes_on_from_a_run_directory(head, tmp_path):
     assert 'params/head/hidden0/kernel' in record['unused']
 
 
+@pytest.mark.parametrize(
+  'changed', [{'cell_units': 16}, {'detail': True}, {'taps': ('stage2',)}]
+)
+def test_cells_that_see_something_else_learn_anew(changed, tmp_path):
+  def made(**options):
+    model = models.create('resnet50', 2, head='evidence', **SMALL, **options)
+    return model, models.init(model, jax.random.key(len(options)), 64)
+
+  options = {'cells': 8, 'cell_units': 8}
+  model, variables = made(**options)
+  config = {'model': {'name': 'resnet50', 'head': 'evidence', **SMALL}}
+  run_directory.save_model(tmp_path, variables, {'config': config})
+  loaded, record = pretrained.load(tmp_path, model, made(**options)[1])
+  jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+  other, fresh = made(**(options | changed))
+  loaded, record = pretrained.load(tmp_path, other, fresh)
+  for part in ('neck', 'head'):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      loaded['params'][part],
+      fresh['params'][part],
+    )
+  trunk = loaded['params']['backbone']
+  assert trunk  # of the taps that it has
+  for name, layers in trunk.items():
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      layers,
+      variables['params']['backbone'][name],
+    )
+  assert any('neck/evidence/hidden' in path for path in record['initialised'])
+  # A trunk of another width is still refused.
+  with pytest.raises(pretrained.WeightsError, match='mis-shaped'):
+    wider = models.create(
+      'resnet50', 2, head='evidence', **(SMALL | {'width': 0.5}), **options
+    )
+    pretrained.load(tmp_path, wider, models.init(wider, jax.random.key(0), 64))
+
+
 def test_damaged_run_directories_are_refused(tmp_path):
   model, variables = small()
   with pytest.raises(pretrained.WeightsError, match='no trained model'):
