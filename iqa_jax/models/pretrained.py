@@ -6,6 +6,8 @@
               ImageNet weights of torchvision, from the Hugging Face hub's timm
               repositories; downloaded once and cached. The only case in which
               the network is used.
+  bundled     the model that comes with the package, which knows simulated
+              photographs (config.model.name vgg16, width 0.7)
   x.safetensors, x.pth
               a file under torchvision's or timm's names, or the earlier
               PyTorch work's VGG-16 checkpoint
@@ -33,6 +35,7 @@ from iqa_jax.aliases import Record, Variables
 from iqa_jax.models import evidence, heads, torch_file
 
 TAGS = ('resnet50.tv_in1k', 'resnet50.tv2_in1k', 'vgg16.tv_in1k')
+BUNDLED = 'bundled'
 
 # Where a file can be put by hand for a tag, on machines without network.
 _FOLDER = pathlib.Path('~/.cache/iqa_jax/weights')
@@ -91,8 +94,12 @@ def load(
     record.update(loaded=[], initialised=sorted(flat), unused=[])
     return dict(variables), record
 
-  path = _download(source) if source in TAGS else pathlib.Path(source)
-  path = path.expanduser()
+  if source in TAGS:
+    path = _download(source)
+  else:
+    path = pathlib.Path(source).expanduser()
+    if source == BUNDLED:
+      path = pathlib.Path(run_directory.bundled())
   record['file'] = str(path.absolute())
   named, unused, record['sha256'] = _named(path, source, model)
   fitting, others = _fit(path, named, flat, model)

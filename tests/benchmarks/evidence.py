@@ -42,6 +42,7 @@ def run(
   *,
   smoke: bool = False,
   workdirs: str = '',
+  split: str = 'test',
   photographs: int = 51,
   seed: int = 0,
 ) -> list[common.Row]:
@@ -50,7 +51,8 @@ def run(
   Args:
     smoke: an untrained small network on drawn photographs.
     workdirs: run directories, joined by commas.
-    photographs: how many Good test photographs faults are planted into.
+    split: whose photographs; a recipe is chosen on 'validation'.
+    photographs: how many Good photographs faults are planted into.
     seed: draws the faults.
   """
   import numpy as np
@@ -71,7 +73,7 @@ def run(
       raise SystemExit('--workdirs names no trained run')
     config = loaded[0].config
     source = open_source(config)
-    test = splits.assign(source.table, config)['test']
+    test = splits.assign(source.table, config)[split]
     grades = source.table['grade'][test]
     good = list(_stored(source, test[grades == 0]))
     bad = list(_stored(source, test[grades > 0]))

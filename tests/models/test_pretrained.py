@@ -335,6 +335,27 @@ def test_cells_that_see_something_else_learn_anew(changed, tmp_path):
     pretrained.load(tmp_path, wider, models.init(wider, jax.random.key(0), 64))
 
 
+def test_the_bundled_model_s_trunk_serves_another_head(monkeypatch):
+  monkeypatch.setattr(pretrained, '_download', None)  # nothing is asked for
+  options = {'head': 'evidence', 'width': 0.7, 'detail': True}
+  model = models.create('vgg16', 2, **options)
+  fresh = models.init(model, jax.random.key(0), 64)
+  loaded, record = pretrained.load('bundled', model, fresh)
+  saved = run_directory.load_model(run_directory.bundled())
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    loaded['params']['backbone'],
+    jax.tree.map(np.float32, saved.variables['params']['backbone']),
+  )
+  assert record['source'] == 'bundled' and record['sha256'] == saved.digest
+  assert {p.split('/')[1] for p in record['initialised']} == {'head', 'neck'}
+  with pytest.raises(pretrained.WeightsError, match='does not fit'):
+    narrow = models.create('vgg16', 2, **(options | {'width': 0.5}))
+    pretrained.load(
+      'bundled', narrow, models.init(narrow, jax.random.key(0), 64)
+    )
+
+
 def test_damaged_run_directories_are_refused(tmp_path):
   model, variables = small()
   with pytest.raises(pretrained.WeightsError, match='no trained model'):
