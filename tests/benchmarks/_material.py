@@ -3,6 +3,21 @@
 from __future__ import annotations
 
 import pathlib
+import sys
+
+
+def installed(runtime: str) -> bool:
+  """Returns whether a runtime can be used here; says why not."""
+  from iqa_jax import errors, runtimes
+
+  try:
+    runtimes.check(runtime)
+  except errors.UserError as reason:
+    if runtime not in runtimes.NAMES:
+      raise
+    print(f'{reason}; left out', file=sys.stderr)
+    return False
+  return True
 
 
 def cache_compilations(folder: str | pathlib.Path) -> None:

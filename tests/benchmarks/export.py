@@ -20,7 +20,7 @@ import pathlib
 import sys
 import tempfile
 
-from iqa_jax import errors, runtimes
+from iqa_jax import runtimes
 from tests.benchmarks import _material, common
 
 _STAGES = ('decode', 'prepare', 'network', 'render', 'encode')
@@ -56,7 +56,7 @@ def run(
   """
   if smoke:
     sides, images, repeats = '256', 4, 1
-  names = [name for name in computed.split(',') if _installed(name)]
+  names = [name for name in computed.split(',') if _material.installed(name)]
   rows = []
   with tempfile.TemporaryDirectory() as folder:
     for name in models.split(','):
@@ -69,17 +69,6 @@ def run(
           name, side, workdir, photographs, images, repeats, names
         )
   return rows
-
-
-def _installed(runtime: str) -> bool:
-  try:
-    runtimes.check(runtime)
-  except errors.UserError as reason:
-    if runtime not in runtimes.NAMES:
-      raise
-    print(f'{reason}; left out', file=sys.stderr)
-    return False
-  return True
 
 
 def _photographs(folder: pathlib.Path, count: int, side: int) -> None:

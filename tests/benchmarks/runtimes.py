@@ -19,7 +19,7 @@ import tempfile
 import time
 from typing import Any
 
-from iqa_jax import errors, runtimes
+from iqa_jax import runtimes
 from tests.benchmarks import _material, common
 
 _MAPS = 24  # photographs whose maps are compared
@@ -50,7 +50,7 @@ def run(
       are not installed are left out.
     repeats: of the pass of a batch.
   """
-  names = [name for name in computed.split(',') if _installed(name)]
+  names = [name for name in computed.split(',') if _material.installed(name)]
   rows: list[common.Row] = []
   with tempfile.TemporaryDirectory() as folder:
     paths = [pathlib.Path(path) for path in workdirs.split(',') if path]
@@ -65,17 +65,6 @@ def run(
       found = [_ask(path, name, photographs, repeats) for name in names]
       rows += _rows(path.name, names, found, _truth(labels, photographs))
   return rows
-
-
-def _installed(runtime: str) -> bool:
-  try:
-    runtimes.check(runtime)
-  except errors.UserError as reason:
-    if runtime not in runtimes.NAMES:
-      raise
-    print(f'{reason}; left out', file=sys.stderr)
-    return False
-  return True
 
 
 def _drawn(folder: pathlib.Path, count: int) -> None:
