@@ -44,10 +44,10 @@ _BATCH = flags.DEFINE_integer('batch', 64, 'photographs of an update', 1)
 _HELD = flags.DEFINE_integer('held', 60_000, 'shown photographs in memory', 1)
 _SEED = flags.DEFINE_integer('seed', 0, 'of everything')
 _NETWORK = flags.DEFINE_enum(
-  'network', 'vgg16', ['vgg16', 'resnet50'], 'that learns; vgg16 is the bundled'
+  'network', None, ['vgg16', 'resnet50'], "that learns (configs/bundled.py's)"
 )
 _WIDTH = flags.DEFINE_float(
-  'width', 0.7, 'of the network: of its channels', 0.01
+  'width', None, "share of the network's channels (configs/bundled.py's)", 0.01
 )
 _SMALL = flags.DEFINE_bool('small', False, 'a tiny network, to try it out')
 
@@ -74,7 +74,8 @@ def _config() -> ml_collections.ConfigDict:
 
   config = config_lib.variant('bundled')
   config.model.pretrained = ''
-  config.model.update({'name': _NETWORK.value, 'width': _WIDTH.value})
+  config.model.name = _NETWORK.value or config.model.name
+  config.model.width = _WIDTH.value or config.model.width
   if _SMALL.value:
     config.model.update({'width': 0.06, 'cells': 8, 'cell_units': 8})
     config.data.image_size = 64

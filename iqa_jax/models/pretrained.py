@@ -96,10 +96,10 @@ def load(
 
   if source in TAGS:
     path = _download(source)
+  elif source == BUNDLED:
+    path = pathlib.Path(run_directory.bundled())
   else:
     path = pathlib.Path(source).expanduser()
-    if source == BUNDLED:
-      path = pathlib.Path(run_directory.bundled())
   record['file'] = str(path.absolute())
   named, unused, record['sha256'] = _named(path, source, model)
   fitting, others = _fit(path, named, flat, model)

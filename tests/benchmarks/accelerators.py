@@ -41,7 +41,6 @@ _DEVICES = {
 }
 _LAST = {'resnet50': 'stage4+head', 'vgg16': 'block5+head'}
 _PATIENCE = 1800
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _BYTES = {'bf16': 2, 'f16': 2, 'pred': 1, 's8': 1, 'u8': 1, 's64': 8, 'u64': 8}
 # What moves nothing.
 _FREE = ('bitcast', 'constant', 'get-tuple-element', 'parameter', 'tuple')
@@ -185,7 +184,11 @@ def _launch_flags() -> str:
   """Returns the XLA flags with which launch/ starts several GPUs."""
   shell = '. launch/lib.sh --dry-run >/dev/null; echo "$MULTI_GPU_FLAGS"'
   return subprocess.run(
-    ['bash', '-c', shell], cwd=_ROOT, capture_output=True, text=True, check=True
+    ['bash', '-c', shell],
+    cwd=common.ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
   ).stdout.strip()
 
 
@@ -255,7 +258,8 @@ def _topology(target: str) -> list[Any]:
       **({'chips_per_host_bounds': [1, 1, 1]} if shape == '1x1' else {}),
     )  # fmt: skip
     return list(found.devices)
-  shared = pathlib.Path(os.environ.get('IQA_SHARED', _ROOT.parent / 'shared'))
+  beside = common.ROOT.parent / 'shared'
+  shared = pathlib.Path(os.environ.get('IQA_SHARED', beside))
   config = shared / 'accelerators' / 'h100_target_config.txt'
   found = topologies.get_topology_desc(
     platform='cuda',

@@ -73,10 +73,10 @@ def run(
       raise SystemExit('--workdirs names no trained run')
     config = loaded[0].config
     source = open_source(config)
-    test = splits.assign(source.table, config)[split]
-    grades = source.table['grade'][test]
-    good = list(_stored(source, test[grades == 0]))
-    bad = list(_stored(source, test[grades > 0]))
+    indices = splits.assign(source.table, config)[split]
+    grades = source.table['grade'][indices]
+    good = list(_stored(source, indices[grades == 0]))
+    bad = list(_stored(source, indices[grades > 0]))
   items = list(_items(good, bad, loaded[0].image_size, photographs, seed))
   clean = np.array([i.kind in ('', 'bad') for i in items])
   cells = _cells(loaded, items)

@@ -155,7 +155,13 @@ def _rows(
     rows.append(common.Row(label, plain, unit, target=target, note=note))
 
   for name, one in zip(names, found, strict=True):
-    add('a pass', name, one['rates'], 'images/s', 'of processor time')
+    add(
+      'a pass with Grad-CAM',
+      name,
+      one['rates'],
+      'images/s',
+      'of processor time',
+    )
     if told:
       auc = roc_auc_score(truth[known], one['odds'][known])
       add('AUC', name, [auc], '', f'{known.sum()} photographs')
