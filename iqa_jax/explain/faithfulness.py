@@ -212,10 +212,10 @@ def pointing(
   hits = np.zeros(len(maps))
   for i in range(len(maps)):
     if maps[i].max() > 0:
-      away = ndimage.distance_transform_edt(~(mask[i] > 0.5))
-      place = np.unravel_index(maps[i].argmax(), maps[i].shape)
-      region = (mask[i] > 0.5).any()
-      hits[i] = region and away[place] <= _TOLERANCE * maps.shape[1]
+      row, column = np.unravel_index(maps[i].argmax(), maps[i].shape)
+      rows, columns = np.nonzero(mask[i] > 0.5)
+      away = np.hypot(rows - row, columns - column).min(initial=np.inf)
+      hits[i] = away <= _TOLERANCE * maps.shape[1]
   return hits
 
 

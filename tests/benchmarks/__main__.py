@@ -38,7 +38,11 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument('--output', help='folder for the JSON, one file each')
   parser.add_argument('--smoke', action='store_true', help='smallest sizes')
   parser.add_argument('--list', action='store_true', help='names only')
-  arguments, own = parser.parse_known_args(argv)
+  argv = sys.argv[1:] if argv is None else argv
+  known = ('-h', '--help', '--output', '--smoke', '--list')
+  # Left to argparse, an unknown '--only=vgg16 224' is a name for its space.
+  own = [a for a in argv if a[:1] == '-' and a.split('=')[0] not in known]
+  arguments = parser.parse_args([a for a in argv if a not in own])
   if arguments.list:
     print('\n'.join(names()))
     return 0

@@ -4,6 +4,7 @@ import ast
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -109,4 +110,25 @@ def test_every_benchmark_can_be_run_and_smoked():
 def test_unknown_benchmark_is_named(capsys):
   with pytest.raises(SystemExit):
     suite.main(['no_such_benchmark'])
+
+
+def test_options_reach_the_one_benchmark_that_is_named(monkeypatch, capsys):
+  ran = []
+
+  def run(command, **_):
+    ran.append(command[2:])
+    return subprocess.CompletedProcess(command, 0)
+
+  monkeypatch.setattr(subprocess, 'run', run)
+  # As a shell gives --only='vgg16 224': with a space.
+  assert suite.main(['gpu', '--only=vgg16 224', '--output', 'x y']) == 0
+  assert suite.main(['gpu', 'explain', '--smoke']) == 0
+  assert ran == [
+    ['tests.benchmarks.gpu', '--only=vgg16 224', '--output=x y'],
+    ['tests.benchmarks.gpu', '--smoke'],
+    ['tests.benchmarks.explain', '--smoke'],
+  ]
+  with pytest.raises(SystemExit):
+    suite.main(['gpu', 'explain', '--repeats=2'])
+  assert 'Name one benchmark' in capsys.readouterr().err
   assert "no benchmark 'no_such_benchmark'" in capsys.readouterr().err
