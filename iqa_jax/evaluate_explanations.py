@@ -14,12 +14,12 @@ nothing of the network. Several runs make one table (overview.md).
 Without --images the run's own test photographs are looked for (a run on
 fundus_sim gets new drawings, whose pixels are known). The default, 20
 photographs and VGG16 at 224 px, takes about 2800 passes through the network,
-some 10 minutes on 2 cores; eyeq_evidence, at 448 px, 14. More
-buys: --examples narrower intervals; --steps=16 smoother curves (8 times the
-passes of deletion and insertion); --baselines=zero,blur,mean whether they
-depend on what replaces pixels (3 times); occlusion 197 and rise 512 passes a
-photograph twice, for itself and for one planted fault (hours; minutes on a
-GPU), with --parts=planted once.
+some 10 minutes on 2 cores; eyeq_evidence, at 448 px, 14. More buys: --examples
+narrower intervals; --steps=16 smoother curves (8 times the passes of deletion
+and insertion); --baselines=zero,blur,mean whether they depend on what replaces
+pixels (3 times); occlusion 197 and rise 512 passes a photograph twice, for
+itself and for one planted fault (hours; minutes on a GPU), with --parts=planted
+once.
 """
 
 import os
