@@ -20,7 +20,7 @@ _NOISE = 0.01 * 255
 # Of the imputation: sweeps a level of the first guess; V-cycles after it, and
 # the steps of damped Jacobi before and after each level of one.
 _SWEEPS, _CYCLES, _SMOOTHING, _DAMPING = 6, 6, 2, 0.75
-_KERNEL = np.float32([[1, 2, 1], [2, 0, 2], [1, 2, 1]]) / 12
+_KERNEL = np.array([[1, 2, 1], [2, 0, 2], [1, 2, 1]], np.float32) / 12
 
 
 def road(
