@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import os
 import pathlib
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ _COLORS = (
   '#0072B2', '#009E73', '#E69F00', '#CC79A7', '#56B4E9', '#999933', '#882255',
   '#44AA99',
 )  # fmt: skip
+_TILE = 224  # pixels of an example's side, of which 200 are printed
 _OWN = {'evidence': '#000000', CRITERION_MAP: '#D55E00'}
 
 
@@ -239,18 +240,11 @@ def _kinds(result: Record) -> Figure:
 def _examples(kinds: Sequence[planted.Kind], group: str) -> Figure:
   """One row a fault: the photograph, then each method's evidence on it."""
   names = show.ordered(kinds[0].shown['maps'])
-  rows = [
-    np.concatenate(
-      [
-        kind.shown['image'] / 255,
-        *(_tile(kind.shown, kind.shown['maps'][name]) for name in names),
-      ],
-      1,
-    )
-    for kind in kinds
-  ]
+  step = max(1, round(len(kinds[0].shown['image']) / _TILE))
   # One picture: so many axes would take a minute to lay out.
-  mosaic = np.concatenate(rows)
+  mosaic = np.concatenate(
+    [np.concatenate([*_tiles(kind.shown, names, step)], 1) for kind in kinds]
+  )
   side = mosaic.shape[0] / len(kinds)
   figure = print_figure.create(
     1.0 * (len(names) + 1) + 0.9, 1.0 * len(kinds) + 0.7
@@ -277,13 +271,25 @@ def _examples(kinds: Sequence[planted.Kind], group: str) -> Figure:
   return figure
 
 
-def _tile(shown: Record, value: np.ndarray) -> np.ndarray:
-  """Returns a map over its photograph in grey, the fault outlined."""
+def _tiles(
+  shown: Record, names: Sequence[str], step: int
+) -> Iterator[np.ndarray]:
+  """Yields a photograph and its maps over it in grey, the fault outlined.
+
+  Args:
+    shown: of a planted.Kind.
+    names: of the maps.
+    step: every how many pixels one is shown.
+  """
   import matplotlib
 
-  grey = shown['image'].mean(-1, keepdims=True) / 255
-  seen = faithfulness.positive_share(value[None])[0]
-  tile = 0.1 * grey + 0.9 * matplotlib.colormaps['inferno'](seen)[..., :3]
-  fault = shown['mask'] >= 0.5
-  tile[fault ^ ndimage.binary_dilation(fault)] = (0.34, 0.71, 0.91)
-  return np.clip(tile, 0, 1)
+  image, mask = (shown[name][::step, ::step] for name in ('image', 'mask'))
+  yield image
+  fault = mask >= 0.5
+  outline = fault ^ ndimage.binary_dilation(fault)
+  for name in names:
+    seen = faithfulness.positive_share(shown['maps'][name][None])[0]
+    tile = matplotlib.colormaps['inferno'](seen[::step, ::step])[..., :3]
+    tile = 0.1 * image.mean(-1, keepdims=True) / 255 + 0.9 * tile
+    tile[outline] = (0.34, 0.71, 0.91)
+    yield (255 * np.clip(tile, 0, 1)).round().astype(np.uint8)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from iqa_jax import labels as L
+from iqa_jax import machine
 from iqa_jax.aliases import Record
 from iqa_jax.evaluation import means
 from iqa_jax.explain import faithfulness, perturbation, road
@@ -155,14 +156,15 @@ def mirrored(
 
 
 def _alike(a: np.ndarray, b: np.ndarray, people: np.ndarray) -> Record:
+  def one(pair: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    x, y = (of_map[None] for of_map in pair)
+    positive = (faithfulness.positive_share(m) for m in (x, y))
+    return faithfulness.spearman(x, y)[0], faithfulness.ssim(*positive)[0]
+
+  found = np.asarray(list(machine.in_threads(one, zip(a, b, strict=True))))
   return {
-    'spearman': means.mean(faithfulness.spearman(a, b), people),
-    'ssim': means.mean(
-      faithfulness.ssim(
-        faithfulness.positive_share(a), faithfulness.positive_share(b)
-      ),
-      people,
-    ),
+    'spearman': means.mean(found[:, 0], people),
+    'ssim': means.mean(found[:, 1], people),
   }
 
 

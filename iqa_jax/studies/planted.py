@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from iqa_jax import labels as L
+from iqa_jax import machine
 from iqa_jax.aliases import Record
 from iqa_jax.evaluation import means
 from iqa_jax.explain import faithfulness
@@ -239,21 +240,25 @@ def _score(
   labels = np.stack(
     [pixel_labels.of_fault(m, i) for m, i in zip(masks, inside, strict=True)]
   )
-  values: measures.Values = {}
-  for name, of_map in maps.items():
-    energy = faithfulness.energy(of_map, masks)
+
+  def one(name: str) -> dict[str, np.ndarray]:
+    energy = faithfulness.energy(maps[name], masks)
     with np.errstate(invalid='ignore', divide='ignore'):
       ratio = np.where(area > 0, energy / area, np.nan)
-    found = pixel_truth.rank(of_map, labels) | {
+    found = pixel_truth.rank(maps[name], labels) | {
       'energy': energy,
       'energy_over_area': ratio,
-      'hits': faithfulness.pointing(of_map, masks),
+      'hits': faithfulness.pointing(maps[name], masks),
     }
     if name in before:
       found['auc_before'] = pixel_truth.rank(before[name], labels)['auc']
+    del found['bad']
+    return found
+
+  values: measures.Values = {}
+  for name, found in zip(maps, machine.in_threads(one, maps), strict=True):
     for measure, value in found.items():
-      if measure != 'bad':
-        values.setdefault(measure, {})[name] = value
+      values.setdefault(measure, {})[name] = value
   return values
 
 
