@@ -13,8 +13,8 @@ nothing of the network. Several runs make one table (overview.md).
 
 Without --images the run's own test photographs are looked for (a run on
 fundus_sim gets new drawings, whose pixels are known). The default, 20
-photographs and VGG16 at 224 px, takes about 2800 passes through the network,
-at most 10 minutes on 2 cores; eyeq_evidence, at 448 px, 10. More buys: --examples
+photographs, takes about 2800 passes through the network, up to 10 minutes on 2
+cores, by VGG16 at 224 px or eyeq_evidence at 448. More buys: --examples
 narrower intervals; --steps=16 smoother curves (8 times the passes of deletion
 and insertion); --baselines=zero,blur,mean whether they depend on what replaces
 pixels (3 times); occlusion 197 and rise 512 passes a photograph twice, for
