@@ -97,9 +97,10 @@ def impute(
   x, known = jnp.moveaxis(images, -1, 1), known[:, None]
   unknown = 1.0 - known
   x = jnp.where(known, x, _pyramid(x * known, known.astype(jnp.float32)))
+  weight = _weight(x)
 
   def cycle(_: int, x: jax.Array) -> jax.Array:
-    return x + _correction(unknown * _residual(x), unknown)
+    return x + _correction(unknown * (_neighbours(x) - weight * x), unknown)
 
   return jnp.moveaxis(jax.lax.fori_loop(0, _CYCLES, cycle, x), 1, -1)
 
@@ -119,10 +120,6 @@ def _weight(x: jax.Array) -> Float[jax.Array, '1 1 h w']:
   return _neighbours(jnp.ones((1, 1, *x.shape[2:])))
 
 
-def _residual(x: Float[jax.Array, 'n c h w']) -> Float[jax.Array, 'n c h w']:
-  return _neighbours(x) - _weight(x) * x
-
-
 def _correction(
   residual: Float[jax.Array, 'n c h w'], unknown: Float[jax.Array, 'n 1 h w']
 ) -> Float[jax.Array, 'n c h w']:
@@ -131,20 +128,24 @@ def _correction(
   Of a coarse pixel that has a known one under it nothing is asked, without
   which the cycle would diverge in narrow holes.
   """
-  rate = _DAMPING * unknown / _weight(residual)
+  weight = _weight(residual)
+  rate = _DAMPING * unknown / weight
+
+  def left(x: jax.Array) -> jax.Array:
+    return residual + _neighbours(x) - weight * x
 
   def smooth(_: int, x: jax.Array) -> jax.Array:
-    return x + rate * (residual + _residual(x))
+    return x + rate * left(x)
 
   x = jax.lax.fori_loop(1, _SMOOTHING, smooth, rate * residual)
   height, width = residual.shape[2:]
   if min(height, width) > 2:
     # Bilinear between the levels, [1 2 1] x [1 2 1] / 16 of doubled pixels.
-    share = 3 * _weight(x) + 1
-    left = unknown * (residual + _residual(x)) / share
+    share = 3 * weight + 1
+    fine = unknown * left(x) / share
     coarse = _halve(unknown, 1.0) == 4
-    left = _halve(3 * _neighbours(left) + left) * coarse
-    found = _correction(left, coarse.astype(jnp.float32))
+    fine = _halve(3 * _neighbours(fine) + fine) * coarse
+    found = _correction(fine, coarse.astype(jnp.float32))
     found = _double(found, height, width)
     x += unknown * (3 * _neighbours(found) + found) / share
   return jax.lax.fori_loop(0, _SMOOTHING, smooth, x)
@@ -181,8 +182,9 @@ def _pyramid(
     return mean
   coarse = _pyramid(_halve(values), _halve(weights))
   x = jnp.where(known, mean, _double(coarse, height, width))
+  weight = _weight(x)
 
   def sweep(_: int, x: jax.Array) -> jax.Array:
-    return jnp.where(known, mean, _neighbours(x) / _weight(x))
+    return jnp.where(known, mean, _neighbours(x) / weight)
 
   return jax.lax.fori_loop(0, _SWEEPS, sweep, x)
