@@ -119,6 +119,50 @@ def test_a_pools_gradient_goes_to_the_first_of_the_largest(runtime):
   np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize('name', MODELS)
+def test_bfloat16_shows_what_jax_shows(folder, said, name):
+  needs('openvino')
+  grader = iqa.load(
+    folder / name, check_fundus=False, runtime='openvino_bfloat16'
+  )
+  found = grader.explain(sorted((folder / 'photographs').iterdir()))
+  for one, expected in zip(found, said[name], strict=True):
+    assert one.verdict.p_inadequate == pytest.approx(
+      expected.verdict.p_inadequate, abs=0.005
+    )
+    alike = np.corrcoef(one.raw.flat, expected.raw.flat)[0, 1]
+    assert alike >= 0.999
+
+
+@pytest.mark.parametrize('layers', [1, 2])
+def test_bfloat16_sees_what_is_faint_in_a_photograph(layers):
+  """Edges of one grey level of 200, which eight bits do not hold."""
+  needs('openvino')
+
+  def edges(weight, images):
+    x = (images.astype(jnp.float32) / 255 - 0.45) / 0.225
+    for kernel in weight[:layers]:
+      x = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      )
+      x = jax.nn.relu(x)
+    return x
+
+  weight = [jnp.array([[[[1.0]], [[-1.0]]]]), jnp.ones((1, 1, 1, 1))]
+  shape = (1, 2, 16, 16, 1)
+  images = np.random.default_rng(0).integers(200, 205, shape).astype('u1')
+  expected, found = (
+    np.asarray(
+      sessions.parallel(edges, name, weight, shape[2:])(weight, images)
+    )
+    for name in ('jax', 'openvino_bfloat16')
+  )
+  if layers == 1:  # no network: nothing follows the first layer
+    assert found.shape == expected.shape
+  else:
+    np.testing.assert_allclose(found, expected, rtol=0.01, atol=1e-3)
+
+
 def test_an_export_is_the_same_and_says_what_computed(folder, tmp_path):
   needs('onnxruntime')
   tables = []
