@@ -27,8 +27,8 @@ def get_config():
   c.data.faults.focus = 0.05
   c.data.faults.illumination = 0.1
   c.data.faults.artifacts = 0.15
-  c.data.faults.procedural = 0.4
-  c.data.fault_variants = 12
+  c.data.faults.procedural = 0.6
+  c.data.fault_variants = 24
   c.task.class_weights = 'balanced'
   c.task.ranking_weight = 3.0
   c.model.name = 'vgg16'

@@ -153,6 +153,7 @@ def test_a_way_that_does_not_exist_is_refused():
 def test_batches_divide_over_the_devices():
   assert devices.batch_size() == 8 * 4
   assert devices.batch_size(5) == 8
+  assert [devices.pass_size(n) for n in (16, 64)] == [16, 8 * 4]
 
 
 def test_a_folder_that_others_can_write_is_no_cache(tmp_path):

@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from iqa_jax import config as config_lib
-from iqa_jax import inference, labels, run_directory, trained
+from iqa_jax import devices, inference, labels, run_directory, trained
 from iqa_jax import models as models_lib
 from iqa_jax.aliases import Record
 from iqa_jax.data import pipeline
@@ -80,7 +80,7 @@ def run(
   complete = all(k in saved for k in operating_record.FIELDS)
   fit = own or bool(ensemble) or not complete
   flip_tta = bool(config.eval.flip_tta) if fit else models[0].judges.flip_tta
-  size = config.eval.batch_size
+  size = devices.pass_size(config.eval.batch_size)
   tables = {
     name: _predict(models, source, splits[name], name, size, flip_tta)
     for name in SPLITS

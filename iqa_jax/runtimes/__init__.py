@@ -7,7 +7,8 @@ results agree to 1e-5 of their largest (tests/test_runtimes.py).
   jax                what is compiled is what is trained
   onnxruntime        pip install 'iqa_jax[onnx]'
   openvino           pip install 'iqa_jax[openvino]'
-  openvino_bfloat16  the same in bfloat16: other numbers, see README
+  openvino_bfloat16  the same, but the first layer, in bfloat16: other numbers,
+                     see README
 """
 
 from __future__ import annotations

@@ -124,13 +124,10 @@ def _openvino(content: bytes, bfloat16: bool) -> Session:
     return core.compile_model(model, 'CPU', settings)
 
   model = core.read_model(content)
-  if not bfloat16:
-    parts = [compiled(model, 'f32')]
-  else:
-    parts = [
-      *(compiled(first, 'f32') for first in _first_layer(model)),
-      compiled(model, 'bf16'),
-    ]
+  parts = []
+  if bfloat16 and (first := _first_layer(model)):
+    parts.append(compiled(first, 'f32'))
+  parts.append(compiled(model, 'bf16' if bfloat16 else 'f32'))
 
   def run(images: np.ndarray) -> list[np.ndarray]:
     found: list[np.ndarray] = []
@@ -143,7 +140,7 @@ def _openvino(content: bytes, bfloat16: bool) -> Session:
   return run
 
 
-def _first_layer(model: Any) -> list[Any]:
+def _first_layer(model: Any) -> Any:
   """Takes the first convolutions out of a network, as a model of their own.
 
   Eight bits are too few for what is faint in a photograph: rounding the pixels
@@ -154,7 +151,7 @@ def _first_layer(model: Any) -> list[Any]:
       and what follows from them before a second one, becomes further inputs.
 
   Returns:
-    The model that gives those further inputs, in order; none if no second
+    The model that gives those further inputs, in order; None if no second
     convolution follows.
   """
   import openvino
@@ -166,17 +163,17 @@ def _first_layer(model: Any) -> list[Any]:
   for operation in model.get_ordered_ops():
     count = operation.get_type_name() == 'Convolution'
     sources = [value.get_source_output() for value in operation.inputs()]
-    before = [passed[x.get_node().get_friendly_name()] for x in sources]
+    before = [passed[x.get_node().get_name()] for x in sources]
     count = min(2, count + max(before, default=0))
-    passed[operation.get_friendly_name()] = count
+    passed[operation.get_name()] = count
     for value, source, one in zip(
       operation.inputs(), sources, before, strict=True
     ):
       if one == 1 and count == 2:
-        key = source.get_node().get_friendly_name(), source.get_index()
+        key = source.get_node().get_name(), source.get_index()
         cut.setdefault(key, []).append(value)
   if not cut:
-    return []
+    return None
   given = [values[0].get_source_output() for values in cut.values()]
   first = openvino.Model(given, model.get_parameters())
   for source, values in zip(given, cut.values(), strict=True):
@@ -187,4 +184,4 @@ def _first_layer(model: Any) -> list[Any]:
       value.replace_source_output(place.output(0))
     model.add_parameters([place])
   model.validate_nodes_and_infer_types()
-  return [first]
+  return first

@@ -346,7 +346,8 @@ class _Maps:
       return devices.shard({k: batch[k] for k in (key, 'mask')})[key]
 
     function = devices.parallel(apply, in_axes=(None, 0))
-    variables, size = devices.place(self.variables), self.config.eval.batch_size
+    variables = devices.place(self.variables)
+    size = devices.pass_size(self.config.eval.batch_size)
     for plan in self.plans:
       done = 0
       batches = read(self.source, plan, self.config, base, batch_size=size)

@@ -237,7 +237,8 @@ class Trainer:
     predictor = inference.make_predictor(
       run.model, run.task, start=cache.prefix if cache else None
     )
-    size = self._config.eval.batch_size
+    asked = self._config.eval.batch_size
+    size = asked if cache else devices.pass_size(asked)
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
       for batch in feature_cache.read(
