@@ -11,9 +11,9 @@ learns from the Good photographs and those faults alone.
 
 The trunk is that of the model which comes with the package: nothing is
 downloaded. On a sample of EyeQ (161 train, 68 test photographs, 17 of them not
-Good), seeds 0 to 2: AUC 0.971 to 0.983; planted faults' pixel AUC 0.974 of
-kinds trained on (dust least, 0.93) and 0.943 of unfamiliar ones, one of them
-hardly found (double exposure, 0.74; measured by tests/benchmarks/evidence.py).
+Good), seeds 0 to 2: AUC 0.979 to 0.987; planted faults' pixel AUC 0.976 of
+kinds trained on (dust least, 0.93) and 0.948 of unfamiliar ones, one of them
+hardly found (double exposure, 0.76; measured by tests/benchmarks/evidence.py).
 """
 
 from iqa_jax import config as config_lib
