@@ -163,6 +163,28 @@ def test_bfloat16_sees_what_is_faint_in_a_photograph(layers):
     np.testing.assert_allclose(found, expected, rtol=0.01, atol=1e-3)
 
 
+@pytest.mark.parametrize('runtime', OTHERS)
+def test_blocks_of_a_map_are_reduced_over_their_own_axes(runtime):
+  needs(runtime)
+
+  def reduced(weight, images):
+    blocks = (weight * images).reshape(-1, 2, 3, 4, 2, 3)
+    return (
+      [f(blocks, axis=(2, 4)) for f in (jnp.sum, jnp.max, jnp.min)],
+      [jnp.sum(blocks, axis=axes) for axes in ((1, 2, 5), (3,))],
+    )
+
+  images = np.random.default_rng(1).integers(0, 255, (1, 5, 6, 8, 3), 'u1')
+  weight = jnp.float32(0.3)
+  expected, found = (
+    sessions.parallel(reduced, name, weight, images.shape[2:])(weight, images)
+    for name in ('jax', runtime)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected
+  )
+
+
 def test_an_export_is_the_same_and_says_what_computed(folder, tmp_path):
   needs('onnxruntime')
   tables = []

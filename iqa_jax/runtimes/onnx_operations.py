@@ -6,6 +6,7 @@ Those that our networks, heads and maps are made of.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import math
 from typing import Any
 
 import numpy as np
@@ -68,16 +69,30 @@ def translate(
   Raises:
     Unsupported: there is no translation.
   """
-  name, params = eqn.primitive.name, eqn.params
+  name = eqn.primitive.name
   if name in _SIMPLE:
     return [graph.elementwise(_SIMPLE[name], *values)]
   if name in _REDUCTIONS:
-    axes = np.asarray(params['axes'], np.int64)
-    return [graph.add(_REDUCTIONS[name], *values, axes, keepdims=0)]
+    return [_reduce(graph, eqn, *values)]
   if name not in _TRANSLATED:
     raise Unsupported(f'{name} has no translation to ONNX')
   found = _TRANSLATED[name](graph, eqn, *values)
   return found if isinstance(found, list) else [found]
+
+
+def _reduce(graph: Builder, eqn: Equation, x: Value) -> Value:
+  op = _REDUCTIONS[eqn.primitive.name]
+  shape, axes = [*eqn.invars[0].aval.shape], sorted(eqn.params['axes'])
+  if len(shape) <= 5 or 0 in axes:
+    return graph.add(op, x, np.asarray(axes, np.int64), keepdims=0)
+  # Blocks of a map: OpenVINO has no fast program for more than five axes. One
+  # axis after another, each of them the middle one of three.
+  for axis in reversed(axes):
+    three = [-1, shape[axis], math.prod(shape[axis + 1 :])]
+    x = graph.add('Reshape', x, np.asarray(three, np.int64))
+    x = graph.add(op, x, np.asarray([1], np.int64), keepdims=0)
+    del shape[axis]
+  return _reshape(graph, eqn, x)
 
 
 def _like(value: Any, number: float) -> np.ndarray:
