@@ -157,10 +157,10 @@ def test_bfloat16_sees_what_is_faint_in_a_photograph(layers):
     )
     for name in ('jax', 'openvino_bfloat16')
   )
-  if layers == 1:  # no network: nothing follows the first layer
-    assert found.shape == expected.shape
-  else:
-    np.testing.assert_allclose(found, expected, rtol=0.01, atol=1e-3)
+  assert found.shape == expected.shape
+  # Alone it is no network's first layer, and computed in bfloat16.
+  atol = 0.02 if layers == 1 else 1e-3
+  np.testing.assert_allclose(found, expected, rtol=0.01, atol=atol)
 
 
 @pytest.mark.parametrize('runtime', OTHERS)

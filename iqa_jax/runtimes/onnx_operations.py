@@ -72,8 +72,6 @@ def translate(
   name = eqn.primitive.name
   if name in _SIMPLE:
     return [graph.elementwise(_SIMPLE[name], *values)]
-  if name in _REDUCTIONS:
-    return [_reduce(graph, eqn, *values)]
   if name not in _TRANSLATED:
     raise Unsupported(f'{name} has no translation to ONNX')
   found = _TRANSLATED[name](graph, eqn, *values)
@@ -347,4 +345,5 @@ _TRANSLATED: dict[str, Callable[..., Any]] = {
   'squeeze': _reshape,
   'stack': _stack,
   'transpose': _transpose,
+  **dict.fromkeys(_REDUCTIONS, _reduce),
 }

@@ -161,17 +161,16 @@ def _first_layer(model: Any) -> Any:
   passed: dict[str, int] = {}
   cut: dict[tuple[str, int], list[Any]] = {}
   for operation in model.get_ordered_ops():
-    count = operation.get_type_name() == 'Convolution'
-    sources = [value.get_source_output() for value in operation.inputs()]
-    before = [passed[x.get_node().get_name()] for x in sources]
-    count = min(2, count + max(before, default=0))
-    passed[operation.get_name()] = count
-    for value, source, one in zip(
-      operation.inputs(), sources, before, strict=True
-    ):
-      if one == 1 and count == 2:
-        key = source.get_node().get_name(), source.get_index()
-        cut.setdefault(key, []).append(value)
+    inputs = [(x, x.get_source_output()) for x in operation.inputs()]
+    names = [source.get_node().get_name() for _, source in inputs]
+    count = max((passed[name] for name in names), default=0)
+    count += operation.get_type_name() == 'Convolution'
+    passed[operation.get_name()] = min(2, count)
+    if count < 2:
+      continue
+    for name, (value, source) in zip(names, inputs, strict=True):
+      if passed[name] == 1:
+        cut.setdefault((name, source.get_index()), []).append(value)
   if not cut:
     return None
   given = [values[0].get_source_output() for values in cut.values()]

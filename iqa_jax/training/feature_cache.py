@@ -126,6 +126,17 @@ def read(
   )
 
 
+def pass_size(
+  config: ml_collections.ConfigDict, cache: FeatureCache | None
+) -> int:
+  """Returns how many of what `read` gives pass through what is not learned.
+
+  Of maps as many as `eval.batch_size` says, of photographs devices.pass_size.
+  """
+  size = config.eval.batch_size
+  return size if cache else devices.pass_size(size)
+
+
 def for_phase(
   model: Classifier,
   variables: Variables,
@@ -347,7 +358,7 @@ class _Maps:
 
     function = devices.parallel(apply, in_axes=(None, 0))
     variables = devices.place(self.variables)
-    size = devices.pass_size(self.config.eval.batch_size)
+    size = pass_size(self.config, base)
     for plan in self.plans:
       done = 0
       batches = read(self.source, plan, self.config, base, batch_size=size)

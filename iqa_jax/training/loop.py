@@ -237,8 +237,7 @@ class Trainer:
     predictor = inference.make_predictor(
       run.model, run.task, start=cache.prefix if cache else None
     )
-    asked = self._config.eval.batch_size
-    size = asked if cache else devices.pass_size(asked)
+    size = feature_cache.pass_size(self._config, cache)
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
       for batch in feature_cache.read(

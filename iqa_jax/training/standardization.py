@@ -75,13 +75,12 @@ def fit(
   some = np.unique(indices)
   if cache is None:  # a thousand photographs have cells enough
     some = some[:: -(-len(some) // _ENOUGH)]
-  size = config.eval.batch_size
   batches = feature_cache.read(
     source,
     plan_lib.plan_eval(some),
     config,
     cache,
-    batch_size=size if cache else devices.pass_size(size),
+    batch_size=feature_cache.pass_size(config, cache),
   )
   key = 'features' if cache else 'image'
   first, second, count = _summed(moments, variables, batches, key)
