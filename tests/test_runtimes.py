@@ -168,10 +168,13 @@ def test_blocks_of_a_map_are_reduced_over_their_own_axes(runtime):
   needs(runtime)
 
   def reduced(weight, images):
-    blocks = (weight * images).reshape(-1, 2, 3, 4, 2, 3)
+    x = weight * images
+    blocks = x.reshape(-1, 2, 3, 4, 2, 3)
+    others = x.reshape(-1, 4, 2, 3, 2, 3)  # of 8 by 6, which x is not
     return (
       [f(blocks, axis=(2, 4)) for f in (jnp.sum, jnp.max, jnp.min)],
       [jnp.sum(blocks, axis=axes) for axes in ((1, 2, 5), (3,))],
+      [f(others, axis=(2, 4)) for f in (jnp.sum, jnp.max)],
     )
 
   images = np.random.default_rng(1).integers(0, 255, (1, 5, 6, 8, 3), 'u1')
@@ -183,6 +186,35 @@ def test_blocks_of_a_map_are_reduced_over_their_own_axes(runtime):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected
   )
+
+
+def test_blocks_of_a_convolution_are_pooled_where_they_lie():
+  from iqa_jax.runtimes import onnx_graph
+
+  def features(images):
+    x = jax.lax.conv_general_dilated(
+      images.astype(jnp.float32),
+      jnp.ones((3, 3, 1, 5)),
+      (1, 1),
+      'SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    blocks = jax.nn.relu(x).reshape(-1, 2, 3, 4, 2, 5)
+    return [blocks.mean((2, 4)), blocks.max((2, 4))]
+
+  (batch,) = jax.export.symbolic_shape('batch')
+  made = onnx_graph.convert(
+    features,
+    jax.ShapeDtypeStruct((batch, 6, 8, 1), np.uint8),
+    input_name='images',
+    output_names=['mean', 'largest'],
+  )
+  inputs = {node.output[0]: node for node in made.graph.node}
+  for pool in ('AveragePool', 'MaxPool'):
+    (node,) = (node for node in made.graph.node if node.op_type == pool)
+    before = inputs[node.input[0]]
+    assert before.op_type == 'Relu'
+    assert inputs[before.input[0]].op_type == 'Conv'
 
 
 def test_an_export_is_the_same_and_says_what_computed(folder, tmp_path):

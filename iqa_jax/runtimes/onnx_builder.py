@@ -24,11 +24,13 @@ class Builder:
   Attributes:
     nodes: in order.
     constants: that the nodes take.
+    reshaped: by the name of what a Reshape gives, what it was of and its shape.
   """
 
   def __init__(self, input_name: str):
     self.nodes: list[onnx.NodeProto] = []
     self.constants: list[onnx.TensorProto] = []
+    self.reshaped: dict[str, tuple[Value, tuple[Any, ...]]] = {}
     self._named: dict[int, tuple[np.ndarray, str]] = {}
     self._input = input_name
     self._batch = ''

@@ -79,12 +79,14 @@ def translate(
 
 
 def _reduce(graph: Builder, eqn: Equation, x: Value) -> Value:
+  if (pooled := onnx_windows.pooled_blocks(graph, eqn, x)) is not None:
+    return pooled
   op = _REDUCTIONS[eqn.primitive.name]
   shape, axes = [*eqn.invars[0].aval.shape], sorted(eqn.params['axes'])
   if len(shape) <= 5 or 0 in axes:
     return graph.add(op, x, np.asarray(axes, np.int64), keepdims=0)
-  # Blocks of a map: OpenVINO has no fast program for more than five axes. One
-  # axis after another, each of them the middle one of three.
+  # OpenVINO has no fast program for more than five axes. One axis after
+  # another, each of them the middle one of three.
   for axis in reversed(axes):
     three = [-1, shape[axis], math.prod(shape[axis + 1 :])]
     x = graph.add('Reshape', x, np.asarray(three, np.int64))
@@ -168,7 +170,9 @@ def _convert_element_type(graph: Builder, eqn: Equation, x: Value) -> Value:
 
 def _reshape(graph: Builder, eqn: Equation, x: Value) -> Value:
   shape = [d if isinstance(d, int) else -1 for d in eqn.outvars[0].aval.shape]
-  return graph.add('Reshape', x, np.asarray(shape, np.int64))
+  name = graph.add('Reshape', x, np.asarray(shape, np.int64))
+  graph.reshaped[name] = x, tuple(eqn.invars[0].aval.shape)
+  return name
 
 
 def _broadcast_in_dim(

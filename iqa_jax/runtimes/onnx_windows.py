@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,45 @@ def reduce_window_max(graph: Builder, eqn: Equation, x: Value) -> Value:
     strides=strides,
     pads=[*before[1:3], *after[1:3]],
   )
+  return graph.transpose(y, [0, 2, 3, 1])
+
+
+def pooled_blocks(graph: Builder, eqn: Equation, x: Value) -> Value | None:
+  """Adds the sum or the largest of each block of a map, as a pool.
+
+  Runtimes pool what a convolution gives as it lies in memory; as a reduction of
+  reshaped values it is moved twice before.
+
+  Args:
+    graph: to which nodes are added.
+    eqn: a reduction.
+    x: what it is of.
+
+  Returns:
+    None if that isn't a map [b, h, w, c], reshaped to [b, rows, n, columns, m,
+    c], over n and m.
+  """
+  source, shape = graph.reshaped.get(graph.name(x), (x, ()))
+  pool = {'reduce_sum': 'AveragePool', 'reduce_max': 'MaxPool'}.get(
+    eqn.primitive.name
+  )
+  if pool is None or len(shape) != 4 or sorted(eqn.params['axes']) != [2, 4]:
+    return None
+  blocks = eqn.invars[0].aval.shape
+  if len(blocks) != 6 or blocks[::5] != shape[::3]:
+    return None
+  window = [blocks[2], blocks[4]]
+  if [blocks[1] * window[0], blocks[3] * window[1]] != [*shape[1:3]]:
+    return None
+  y: Value = graph.add(
+    pool,
+    graph.transpose(source, [0, 3, 1, 2]),
+    kernel_shape=window,
+    strides=window,
+  )
+  if pool == 'AveragePool':
+    count = np.asarray(math.prod(window), eqn.outvars[0].aval.dtype)
+    y = graph.add('Mul', y, count)
   return graph.transpose(y, [0, 2, 3, 1])
 
 
