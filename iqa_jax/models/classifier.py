@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+import functools
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from iqa_jax import errors
-from iqa_jax.models import evidence, heads, layers
+from iqa_jax.models import evidence, grid, heads, layers, platforms
 from iqa_jax.photograph.placement import Placement, Window
 
 HEAD = 'head'
@@ -146,18 +148,16 @@ class Classifier(nn.Module):
       x = x[..., :3]
     if start in (None, *self.backbone.points):
       x = x.astype(self.backbone.dtype)
-    tapped: list[tuple[jax.Array, Placement | None]] = []
+    seen: list[jax.Array] = []  # by the cells
     if self.neck and self.neck.detail and start is None:
-      detail = self.backbone(x, 'detail', train=False, mask=mask)
-      looks = Placement().then(*self.backbone.windows('detail'))
-      tapped.append((detail, looks))
+      seen.append(self._detail(x, self.neck.cells))
       x = _halved(x)
     for point in points:
       if self.neck and point == 'cells':
         count = len(self.neck.taps) + self.neck.detail
-        if field is None or len(tapped) < count:
+        if field is None or len(seen) < count:
           raise ValueError(f'cells look at several points, {start} is beyond')
-        x = self.neck.gather(tapped, field)
+        x = self.neck.gather(seen, field)
       elif self.neck and point == 'evidence':
         x = self.neck(x)
       else:
@@ -165,9 +165,10 @@ class Classifier(nn.Module):
       if self.field_pooling and point == self.points[-1]:
         if field is None:
           raise ValueError(f'{start} comes without the field of view')
-        x = evidence.inside(x, field, self.placement(point))
-      if self.neck and point in self.neck.taps:
-        tapped.append((x, self.placement(point)))
+        x = grid.inside(x, field, self.placement(point))
+      if self.neck and field is not None and point in self.neck.taps:
+        where = self.neck.cells, self.placement(point), field.shape[1:]
+        seen.append(grid.features(x, *where))
       if 0 in x.shape[1:3]:
         raise errors.InvalidValue(
           f'{size[0]}x{size[1]} is too small: empty at {point}'
@@ -178,6 +179,29 @@ class Classifier(nn.Module):
     if start != HEAD_INPUT:
       x = self.head.takes(x)
     return x if stop else self.head(x, train=HEAD in train)
+
+  def _detail(self, x: Float[jax.Array, 'b h w 3'], cells: int) -> jax.Array:
+    """Returns what cells see of the backbone's first layer of the image."""
+    size, windows = x.shape[1:3], self.backbone.windows('detail')
+    looks = Placement().then(*windows)
+    if self.is_initializing():
+      whole = self.backbone(x, 'detail', train=False, mask=None)
+      return grid.features(whole, cells, looks, size)
+    backbone, variables = self.backbone.unbind()
+
+    def layer(x: jax.Array, variables: Any) -> Any:
+      return backbone.apply(variables, x, 'detail', train=False, mask=None)
+
+    def plain(x: jax.Array, variables: Any) -> jax.Array:
+      return grid.features(layer(x, variables), cells, looks, size)
+
+    def by_strips(x: jax.Array, variables: Any) -> jax.Array:
+      own = functools.partial(layer, variables=variables)
+      return grid.features_by_strips(own, x, cells, windows[0])
+
+    if not grid.in_strips(windows, cells, size):
+      return plain(x, variables)
+    return platforms.by_platform(plain, x, variables, cpu=by_strips)
 
   def _between(
     self, start: str | None, stop: str | None, train: Collection[str]

@@ -24,11 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from iqa_jax import labels
-from iqa_jax.photograph.placement import Placement, evenly
+from iqa_jax.models import grid
 
 LOCAL = labels.LOCAL_CRITERIA
 POINTS = ('cells', 'evidence')
-_FLOOR = 1e-3  # of the field's share: a photograph without a field has no map
 
 
 class Neck(nn.Module):
@@ -59,31 +58,20 @@ class Neck(nn.Module):
       self.hidden, self.num_maps, self.dtype, self.spread
     )
 
-  def gather(
-    self, maps: list[tuple[jax.Array, Placement | None]], field: jax.Array
-  ) -> jax.Array:
+  def gather(self, seen: Sequence[jax.Array], field: jax.Array) -> jax.Array:
     """Returns the cells' features and, as the last channel, their field share.
 
-    Of every channel the average over a cell and, of maps that are finer than
-    the grid, the largest value in it, by which a hair is told from a shade;
-    both as logarithms, log(1 + x), since features are 0 or more and skewed.
+    As logarithms, log(1 + x), since features are 0 or more and skewed.
 
     Args:
-      maps: of the detail and the taps, [b, h, w, c], and where the cells of
-        each look.
+      seen: `grid.features` of the detail and the taps, [b, cells, cells, c].
       field: [b, s, s] in 0..1, the field of view.
 
     Returns:
       float32 [b, cells, cells, channels + 1].
     """
-    parts = []
-    for x, placement in maps:
-      x = nn.relu(x.astype(jnp.float32))
-      parts.append(shared_area(x, self.cells, placement, field.shape[1:]))
-      if x.shape[1] > self.cells:
-        parts.append(largest(x, self.cells, placement, field.shape[1:]))
-    share = shared_area(field.astype(jnp.float32)[..., None], self.cells)
-    return jnp.concatenate([*map(jnp.log1p, parts), share], axis=-1)
+    share = grid.shared_area(field.astype(jnp.float32)[..., None], self.cells)
+    return jnp.concatenate([*map(jnp.log1p, seen), share], axis=-1)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns the maps of evidence [b, cells, cells, num_maps] of cells."""
@@ -110,7 +98,7 @@ class _Evidence(nn.Module):
     self.sow('intermediates', 'cell_logits', logits)
     self.sow('intermediates', 'field_share', share[..., 0])
     # The average over all cells of what is returned is that over the field.
-    field = jnp.maximum(share.mean((1, 2), keepdims=True), _FLOOR)
+    field = jnp.maximum(share.mean((1, 2), keepdims=True), grid.FLOOR)
     maps = nn.softplus(logits) * (share / field)
     return shared_around(maps, share, self.spread) if self.spread else maps
 
@@ -139,133 +127,9 @@ def shared_around(
       parts.append(maps)
       continue
     near = np.exp(-0.5 * (away / deviation) ** 2).astype(np.float32)
-    reached = jnp.maximum(_weighed(share, near, near), _FLOOR)
-    parts.append(share * _weighed(maps / reached, near, near))
+    reached = jnp.maximum(grid.weighed(share, near, near), grid.FLOOR)
+    parts.append(share * grid.weighed(maps / reached, near, near))
   return sum(parts[1:], parts[0]) / len(parts)
-
-
-def shared_area(
-  x: jax.Array,
-  cells: int,
-  placement: Placement | None = None,
-  size: Sequence[int] = (1, 1),
-) -> jax.Array:
-  """Returns x [b, h, w, c] averaged over cells, [b, cells, cells, c].
-
-  A feature counts by the area that the square in which it looks has in common
-  with the cell, so grids needn't divide each other.
-
-  Args:
-    x: feature maps.
-    cells: of the grid, along each side of the picture.
-    placement: where the features look, in pixels; None: they share the
-      picture evenly.
-    size: height and width of the picture in pixels.
-  """
-  placed = _placed(x, placement, size)
-  if (blocks := _blocks(x, cells, placed, size)) is not None:
-    return blocks.mean((2, 4))
-  rows, columns = (
-    jnp.asarray(_overlap(s, n, cells, p), x.dtype)
-    for s, n, p in zip(size, x.shape[1:3], placed, strict=True)
-  )
-  return _weighed(x, rows, columns)
-
-
-def largest(
-  x: jax.Array,
-  cells: int,
-  placement: Placement | None = None,
-  size: Sequence[int] = (1, 1),
-) -> jax.Array:
-  """Returns the largest of x [b, h, w, c] in each cell, [b, cells, cells, c].
-
-  Of all features that look into it; arguments as of `shared_area`.
-  """
-  placed = _placed(x, placement, size)
-  if (blocks := _blocks(x, cells, placed, size)) is not None:
-    return blocks.max((2, 4))
-  for axis, (side, looks) in enumerate(zip(size, placed, strict=True), 1):
-    length = x.shape[axis]
-    overlap = _overlap(side, length, cells, looks)
-    # Those that look elsewhere are passed over for the one that looks most.
-    most = overlap.argmax(1)[:, None]
-    near = np.where(overlap > 1e-6, np.arange(length), most)
-    count = int((overlap > 1e-6).sum(1).max())
-    # In order of what they share, so that the first `count` are all that look.
-    order = np.argsort(-overlap, axis=1, kind='stable')[:, :count]
-    chosen = np.take_along_axis(near, order, axis=1)
-    x = jnp.take(x, chosen, axis=axis).max(axis + 1)
-  return x
-
-
-def _placed(
-  x: jax.Array, placement: Placement | None, size: Sequence[int]
-) -> list[Placement]:
-  """Returns where rows and columns of x [b, h, w, c] look."""
-  lengths = zip(size, x.shape[1:3], strict=True)
-  return [placement or evenly(side, count) for side, count in lengths]
-
-
-def _blocks(
-  x: jax.Array, cells: int, placed: list[Placement], size: Sequence[int]
-) -> jax.Array | None:
-  """Returns x as [b, cells, n, cells, m, c]; None if cells cut features."""
-  b, h, w, c = x.shape
-  for side, count, placement in zip(size, (h, w), placed, strict=True):
-    if count % cells or placement != evenly(side, count):
-      return None
-  return x.reshape(b, cells, h // cells, cells, w // cells, c)
-
-
-def inside(
-  x: jax.Array, field: jax.Array, placement: Placement | None
-) -> jax.Array:
-  """Returns a map x [b, h, w, c] whose average is that inside the field.
-
-  Features count by their share of the field, over the field's share of all.
-
-  Args:
-    x: a feature map.
-    field: [b, s, s] in 0..1, the field of view.
-    placement: as of `shared_area`.
-  """
-  # Which feature each pixel belongs to, by rows and by columns.
-  rows, columns = (
-    jnp.asarray(_overlap(s, n, s, placement or evenly(s, n)).T, jnp.float32)
-    for s, n in zip(field.shape[1:], x.shape[1:3], strict=True)
-  )
-  rows, columns = (r / r.sum(1, keepdims=True) for r in (rows, columns))
-  share = jnp.einsum(
-    'bhw,ih,jw->bij', field, rows, columns, precision=lax.Precision.HIGHEST
-  )
-  mean = jnp.maximum(share.mean((1, 2), keepdims=True), _FLOOR)
-  return x * (share / mean)[..., None].astype(x.dtype)
-
-
-def _weighed(
-  x: jax.Array, rows: jax.typing.ArrayLike, columns: jax.typing.ArrayLike
-) -> jax.Array:
-  """Returns x [b, h, w, c] summed by weights [i, h], [j, w]: [b, i, j, c]."""
-  return jnp.einsum(
-    'bhwc,ih,jw->bijc', x, rows, columns, precision=lax.Precision.HIGHEST
-  )
-
-
-def _overlap(
-  side: float, length: int, cells: int, placement: Placement
-) -> np.ndarray:
-  """Returns the share [cells, length] of each cell that each feature covers."""
-  edges = np.arange(cells + 1) * side / cells
-  first = placement.offset + placement.stride * (np.arange(length) - 0.5)
-  last = first + placement.stride
-  # The outermost look after what lies beyond them.
-  first[0], last[-1] = min(first[0], 0.0), max(last[-1], side)
-  common = np.minimum(edges[1:, None], last) - np.maximum(
-    edges[:-1, None], first
-  )
-  common = np.maximum(common, 0.0)
-  return common / common.sum(1, keepdims=True)
 
 
 def cell_loss(
