@@ -55,7 +55,7 @@ def features_by_strips(
   """Returns `features` of layer(x), a strip of a photograph at a time.
 
   The layer's map of a whole batch is never stored: a CPU pools each strip
-  while it lies in its cache, in a quarter of the time.
+  while it lies in its cache, in half of the time.
 
   Args:
     layer: a convolution by `window`, and what follows it pixel by pixel.
