@@ -8,7 +8,9 @@ every named kind that has a place, and of every unfamiliar kind, from which
 nothing learns. Pixel AUC is inside the field of view; the map is the evidence
 for Inadequate, enlarged to the network's input. A figure is one run's mean.
 Kinds that a run was not shown (config.data.left_out_faults) are not among its
-named ones; each has a row of its own, from the runs that left it out.
+named ones; each has a row of its own, from the runs that left it out. A cause
+is told of photographs that are called inadequate, and is right if it is the
+criterion of the named fault that was put in.
 """
 
 from __future__ import annotations
@@ -159,18 +161,27 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
   """Returns the figures of a run by name."""
   import jax
   import numpy as np
+  from scipy.special import expit
   from sklearn.metrics import roc_auc_score
 
+  from iqa_jax import labels
   from iqa_jax.explain import scaling
-  from iqa_jax.simulation import unfamiliar
+  from iqa_jax.judging import cause as causes
+  from iqa_jax.simulation import faults, unfamiliar
 
   task = loaded.task
 
   @jax.jit
   def judge(x):
-    maps = loaded.model.apply(
-      loaded.variables, x, start='cells', stop='evidence'
+    maps, kept = loaded.model.apply(
+      loaded.variables,
+      x,
+      start='cells',
+      stop='evidence',
+      mutable=['intermediates'],
     )
+    told = kept['intermediates']['neck']['evidence']
+    cells = jax.nn.softplus(told['cell_logits'][0]), told['field_share'][0]
 
     def margin(m):
       logits, kept = loaded.model.apply(
@@ -180,12 +191,12 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
       return task.margin(logits).sum(), (task.margin(logits), cause)
 
     slope, (odds, cause) = jax.grad(margin, has_aux=True)(maps)
-    return (slope * maps).sum(-1), odds, cause
+    return (slope * maps).sum(-1), odds, cause, *cells
 
   parts = [judge(cells[b : b + _BATCH]) for b in range(0, len(cells), _BATCH)]
-  maps, odds, cause = (
+  maps, odds, cause, cell, field = (
     np.concatenate([np.asarray(p[k], np.float64) for p in parts])
-    for k in range(3)
+    for k in range(5)
   )
   kinds = np.array([i.kind for i in items])
   photo = np.array([i.photo for i in items])
@@ -215,11 +226,21 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
   good, bad = odds[kinds == ''], odds[kinds == 'bad']
   dirty = np.isin(kinds, ARTIFACTS)
   wrong = [cause[kinds == '', 2], cause[dirty, 2]]
-  judged = loaded.judges.judge(1 / (1 + np.exp(-good)))
+  judged = loaded.judges.judge(1 / (1 + np.exp(-odds))).verdict
+  right: dict[str, list[float]] = {}
+  for i in np.flatnonzero(np.isin(kinds, list(named)) & (judged == 1)):
+    p = dict(zip(labels.LOCAL_CRITERIA, expit(cause[i]), strict=True))
+    points = {k: loaded.judges.criterion_threshold(k) for k in p}
+    said, _ = causes.find('inadequate', p, cell[i], field[i], thresholds=points)
+    criterion = faults.CRITERION[kinds[i]]
+    right.setdefault(criterion, []).append(float(said == criterion))
+  called = judged[np.isin(kinds, list(named))].mean()
   return {
     'Good against the rest, AUC': _auc(good, bad),
     'artifacts in the photograph, AUC': _auc(*wrong),
-    'specificity of Good photographs': float((judged.verdict == 0).mean()),
+    'specificity of Good photographs': float((judged[kinds == ''] == 0).mean()),
+    'named kinds, called inadequate': float(called),
+    **{f'cause is right, {k}': float(np.mean(v)) for k, v in right.items()},
     'evidence outside the field, share': float(outside),
     'energy in a local fault over its share': float(np.median(energy)),
     'named kinds, mean pixel AUC': _mean(named),
