@@ -184,7 +184,8 @@ class Classifier(nn.Module):
     """Returns what cells see of the backbone's first layer of the image."""
     size, windows = x.shape[1:3], self.backbone.windows('detail')
     looks = Placement().then(*windows)
-    if self.is_initializing():
+    in_strips = grid.in_strips(windows, cells, size)
+    if self.is_initializing() or not in_strips:
       whole = self.backbone(x, 'detail', train=False, mask=None)
       return grid.features(whole, cells, looks, size)
     backbone, variables = self.backbone.unbind()
@@ -199,8 +200,6 @@ class Classifier(nn.Module):
       own = functools.partial(layer, variables=variables)
       return grid.features_by_strips(own, x, cells, windows[0])
 
-    if not grid.in_strips(windows, cells, size):
-      return plain(x, variables)
     return platforms.by_platform(plain, x, variables, cpu=by_strips)
 
   def _between(

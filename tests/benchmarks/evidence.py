@@ -226,20 +226,20 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
   good, bad = odds[kinds == ''], odds[kinds == 'bad']
   dirty = np.isin(kinds, ARTIFACTS)
   wrong = [cause[kinds == '', 2], cause[dirty, 2]]
-  judged = loaded.judges.judge(1 / (1 + np.exp(-odds))).verdict
+  judged = loaded.judges.judge(expit(odds)).verdict
+  shown = np.isin(kinds, list(named))
   right: dict[str, list[float]] = {}
-  for i in np.flatnonzero(np.isin(kinds, list(named)) & (judged == 1)):
+  for i in np.flatnonzero(shown & (judged == 1)):
     p = dict(zip(labels.LOCAL_CRITERIA, expit(cause[i]), strict=True))
     points = {k: loaded.judges.criterion_threshold(k) for k in p}
     said, _ = causes.find('inadequate', p, cell[i], field[i], thresholds=points)
     criterion = faults.CRITERION[kinds[i]]
     right.setdefault(criterion, []).append(float(said == criterion))
-  called = judged[np.isin(kinds, list(named))].mean()
   return {
     'Good against the rest, AUC': _auc(good, bad),
     'artifacts in the photograph, AUC': _auc(*wrong),
     'specificity of Good photographs': float((judged[kinds == ''] == 0).mean()),
-    'named kinds, called inadequate': float(called),
+    'named kinds, called inadequate': float(judged[shown].mean()),
     **{f'cause is right, {k}': float(np.mean(v)) for k, v in right.items()},
     'evidence outside the field, share': float(outside),
     'energy in a local fault over its share': float(np.median(energy)),
