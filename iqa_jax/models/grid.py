@@ -21,7 +21,7 @@ FLOOR = 1e-3  # of the field's share: a photograph without a field has no map
 
 def features(
   x: jax.Array,
-  cells: int,
+  cells: int | tuple[int, int],
   placement: Placement | None,
   size: Sequence[int],
 ) -> jax.Array:
@@ -32,7 +32,7 @@ def features(
 
   Args:
     x: [b, h, w, c]; the rest as of `shared_area`.
-    cells: of the grid, along each side of the picture.
+    cells: of the grid, along each side of the picture, or its height and width.
     placement: where the features look.
     size: height and width of the picture in pixels.
 
@@ -41,7 +41,7 @@ def features(
   """
   x = nn.relu(x.astype(jnp.float32))
   average = shared_area(x, cells, placement, size)
-  if x.shape[1] <= cells:
+  if x.shape[1] <= average.shape[1]:
     return average
   return jnp.concatenate([average, largest(x, cells, placement, size)], -1)
 
@@ -72,11 +72,8 @@ def features_by_strips(
     photograph, strip = number // strips, number % strips
     start = (photograph, strip * high, 0, 0)
     part = lax.dynamic_slice(padded, start, (1, high + 2 * beyond, w, channels))
-    seen = layer(part)[0, beyond : beyond + high]
-    blocks = nn.relu(seen.astype(jnp.float32)).reshape(
-      rows, h // cells, cells, w // cells, -1
-    )
-    return jnp.concatenate([blocks.mean((1, 3)), blocks.max((1, 3))], -1)
+    seen = layer(part)[:, beyond : beyond + high]
+    return features(seen, (rows, cells), None, seen.shape[1:3])
 
   found = lax.map(one, jnp.arange(b * strips))
   return found.reshape(b, cells, cells, -1)
@@ -93,7 +90,7 @@ def in_strips(
 
 def shared_area(
   x: jax.Array,
-  cells: int,
+  cells: int | tuple[int, int],
   placement: Placement | None = None,
   size: Sequence[int] = (1, 1),
 ) -> jax.Array:
@@ -104,24 +101,24 @@ def shared_area(
 
   Args:
     x: feature maps.
-    cells: of the grid, along each side of the picture.
+    cells: of the grid, along each side of the picture, or its height and width.
     placement: where the features look, in pixels; None: they share the
       picture evenly.
     size: height and width of the picture in pixels.
   """
-  placed = _placed(x, placement, size)
-  if (blocks := _blocks(x, cells, placed, size)) is not None:
+  shape, placed = _shape(cells), _placed(x, placement, size)
+  if (blocks := _blocks(x, shape, placed, size)) is not None:
     return blocks.mean((2, 4))
   rows, columns = (
-    jnp.asarray(_overlap(s, n, cells, p), x.dtype)
-    for s, n, p in zip(size, x.shape[1:3], placed, strict=True)
+    jnp.asarray(_overlap(s, n, count, p), x.dtype)
+    for s, n, count, p in zip(size, x.shape[1:3], shape, placed, strict=True)
   )
   return weighed(x, rows, columns)
 
 
 def largest(
   x: jax.Array,
-  cells: int,
+  cells: int | tuple[int, int],
   placement: Placement | None = None,
   size: Sequence[int] = (1, 1),
 ) -> jax.Array:
@@ -129,21 +126,26 @@ def largest(
 
   Of all features that look into it; arguments as of `shared_area`.
   """
-  placed = _placed(x, placement, size)
-  if (blocks := _blocks(x, cells, placed, size)) is not None:
+  shape, placed = _shape(cells), _placed(x, placement, size)
+  if (blocks := _blocks(x, shape, placed, size)) is not None:
     return blocks.max((2, 4))
-  for axis, (side, looks) in enumerate(zip(size, placed, strict=True), 1):
+  grid = zip(size, shape, placed, strict=True)
+  for axis, (side, count, looks) in enumerate(grid, 1):
     length = x.shape[axis]
-    overlap = _overlap(side, length, cells, looks)
+    overlap = _overlap(side, length, count, looks)
     # Those that look elsewhere are passed over for the one that looks most.
-    most = overlap.argmax(1)[:, None]
-    near = np.where(overlap > 1e-6, np.arange(length), most)
-    count = int((overlap > 1e-6).sum(1).max())
-    # In order of what they share, so that the first `count` are all that look.
-    order = np.argsort(-overlap, axis=1, kind='stable')[:, :count]
+    nearest = overlap.argmax(1)[:, None]
+    near = np.where(overlap > 1e-6, np.arange(length), nearest)
+    most = int((overlap > 1e-6).sum(1).max())
+    # In order of what they share, so that the first `most` are all that look.
+    order = np.argsort(-overlap, axis=1, kind='stable')[:, :most]
     chosen = np.take_along_axis(near, order, axis=1)
     x = jnp.take(x, chosen, axis=axis).max(axis + 1)
   return x
+
+
+def _shape(cells: int | tuple[int, int]) -> tuple[int, int]:
+  return (cells, cells) if isinstance(cells, int) else cells
 
 
 def _placed(
@@ -155,14 +157,19 @@ def _placed(
 
 
 def _blocks(
-  x: jax.Array, cells: int, placed: list[Placement], size: Sequence[int]
+  x: jax.Array,
+  shape: tuple[int, int],
+  placed: list[Placement],
+  size: Sequence[int],
 ) -> jax.Array | None:
-  """Returns x as [b, cells, n, cells, m, c]; None if cells cut features."""
-  b, h, w, c = x.shape
-  for side, count, placement in zip(size, (h, w), placed, strict=True):
-    if count % cells or placement != evenly(side, count):
+  """Returns x as [b, rows, n, columns, m, c]; None if cells cut features."""
+  b, *lengths, c = x.shape
+  grid = zip(size, lengths, shape, placed, strict=True)
+  for side, length, count, placement in grid:
+    if length % count or placement != evenly(side, length):
       return None
-  return x.reshape(b, cells, h // cells, cells, w // cells, c)
+  (rows, columns), (h, w) = shape, lengths
+  return x.reshape(b, rows, h // rows, columns, w // columns, c)
 
 
 def inside(
