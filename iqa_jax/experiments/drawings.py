@@ -14,8 +14,10 @@ cores, it uses one device; on a few cores it takes hours.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterator
 import concurrent.futures
+import itertools
 import json
 import multiprocessing
 import pathlib
@@ -53,6 +55,7 @@ _SMALL = flags.DEFINE_bool('small', False, 'a tiny network, to try it out')
 
 _JOB = 48  # drawings of one process's errand
 _ERRANDS = 16  # of a round, after which the network learns
+_AHEAD = 32  # errands at most that are done before the network wants them
 _FIRST = 10_000_000  # seeds of drawings; far from fundus_sim's
 _UNSEEN = 20_000_000
 _VALIDATION = 480
@@ -85,22 +88,31 @@ def _config() -> ml_collections.ConfigDict:
 def _rounds(size: int, cells: int) -> Iterator[Shown]:
   """Yields validation's photographs, then those of each round of training."""
   seeds = range(_FIRST, _FIRST + _DRAWINGS.value)
-  jobs = [
+  jobs = (
     (seeds[i : i + _JOB], _SHOWN.value, size, cells, False)
     for i in range(0, len(seeds), _JOB)
-  ]
+  )
   ends = range(_UNSEEN, _UNSEEN + min(_VALIDATION, _DRAWINGS.value), _JOB)
   unseen = [(range(i, i + _JOB), 1, size, cells, True) for i in ends]
   context = multiprocessing.get_context('spawn')
   workers = machine.cpu_count()
   with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-    running = [pool.submit(_errand, job) for job in [*unseen, *jobs]]
+    running = collections.deque(
+      pool.submit(_errand, job)
+      for job in [*unseen, *itertools.islice(jobs, _AHEAD)]
+    )
+
+    def done() -> Shown:
+      # Popped, so that what was shown is not held here as well.
+      shown = running.popleft().result()
+      for job in itertools.islice(jobs, 1):
+        running.append(pool.submit(_errand, job))
+      return shown
+
     try:
-      yield _joined([running.pop(0).result() for _ in unseen])
+      yield _joined([running.popleft().result() for _ in unseen])
       while running:
-        count = min(_ERRANDS, len(running))
-        # Popped, so that what was shown is not held here as well.
-        yield _joined([running.pop(0).result() for _ in range(count)])
+        yield _joined([done() for _ in range(min(_ERRANDS, len(running)))])
     finally:
       pool.shutdown(cancel_futures=True)
 

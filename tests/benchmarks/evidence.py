@@ -98,7 +98,9 @@ def _items(good, bad, size, count, seed) -> Iterator[_Item]:
   import numpy as np
 
   from iqa_jax.photograph import prepare
-  from iqa_jax.simulation import faults, unfamiliar
+  from iqa_jax.simulation import faults, reserved, unfamiliar
+
+  kinds = (*NAMED, *unfamiliar.KINDS, *reserved.KINDS)
 
   def item(photo, kind, pixels, field, mask):
     planes = (pixels, field[..., None], np.uint8(255 * (mask > 0.5))[..., None])
@@ -112,13 +114,14 @@ def _items(good, bad, size, count, seed) -> Iterator[_Item]:
     yield item(number, kind, pixels, field, none)
     if number >= min(count, len(good)):
       continue
-    for k, kind in enumerate((*NAMED, *unfamiliar.KINDS)):
+    for k, kind in enumerate(kinds):
       rng = np.random.default_rng([seed, number, k])
       if kind in NAMED:
         severity = rng.uniform(faults.THRESHOLD, 1.0)
         planted = faults.apply(pixels, field > 0, kind, severity, rng)
       else:
-        planted = unfamiliar.apply(pixels, field > 0, kind, rng)
+        group = reserved if kind in reserved.KINDS else unfamiliar
+        planted = group.apply(pixels, field > 0, kind, rng)
       yield item(number, kind, planted[0], field, planted[1])
 
 
@@ -167,7 +170,7 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
   from iqa_jax import labels
   from iqa_jax.explain import scaling
   from iqa_jax.judging import cause as causes
-  from iqa_jax.simulation import faults, unfamiliar
+  from iqa_jax.simulation import faults, reserved, unfamiliar
 
   task = loaded.task
 
@@ -221,7 +224,8 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
       energy.append(drawn[mask].sum() / drawn[inside].sum() / covered)
   left_out = loaded.config.data.left_out_faults
   named = {k: v for k, v in pixel.items() if k in NAMED and k not in left_out}
-  new = {k: v for k, v in pixel.items() if k not in NAMED}
+  held = {k: v for k, v in pixel.items() if k in reserved.KINDS}
+  new = {k: v for k, v in pixel.items() if k in unfamiliar.KINDS}
   apart = {k: v for k, v in new.items() if k not in unfamiliar.RELATED}
   good, bad = odds[kinds == ''], odds[kinds == 'bad']
   dirty = np.isin(kinds, ARTIFACTS)
@@ -253,6 +257,9 @@ def _measure(loaded, items, cells, clean) -> dict[str, float]:
       map(np.mean, apart.values())
     ),
     'unfamiliar kinds, probability rises': _mean({k: rises[k] for k in new}),
+    'reserved kinds, mean pixel AUC': _mean(held),
+    'reserved kinds, least pixel AUC': min(map(np.mean, held.values())),
+    'reserved kinds, probability rises': _mean({k: rises[k] for k in held}),
     **{
       f'pixel AUC of {k}{", left out" * (k in left_out)}': float(np.mean(v))
       for k, v in pixel.items()
@@ -285,6 +292,9 @@ _TARGETS = {
   'unfamiliar kinds, mean pixel AUC': '0.92',
   'unfamiliar kinds, least pixel AUC': '0.85',
   'unfamiliar kinds, probability rises': '0.95',
+  'reserved kinds, mean pixel AUC': '0.92',
+  'reserved kinds, least pixel AUC': '0.85',
+  'reserved kinds, probability rises': '0.95',
 }
 
 

@@ -1,9 +1,14 @@
 """Tests of what the network that learns from drawings is shown."""
 
+import concurrent.futures
+
+from absl import flags
+from absl.testing import flagsaver
 import jax
 import numpy as np
 import pytest
 
+from iqa_jax.experiments import drawings
 from iqa_jax.experiments import shown as shown_lib
 
 
@@ -89,3 +94,50 @@ def test_a_batch_is_toned_inside_the_field_and_mildly(shown):
             break
       else:
         raise AssertionError('a toned picture is no longer the one it was')
+
+
+def test_drawing_is_never_far_ahead_of_learning(monkeypatch):
+  submitted, wanted = [], []
+
+  class Pool:
+    def __init__(self, *_):
+      pass
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *_):
+      return None
+
+    def shutdown(self, cancel_futures):
+      assert cancel_futures
+
+    def submit(self, _, job):
+      seeds, times, size, cells, unseen = job
+      assert (times, size, cells) == (1 if unseen else 6, 64, 8)
+      submitted.append(seeds)
+      return Errand(seeds, unseen)
+
+  class Errand:
+    def __init__(self, seeds, unseen):
+      self.seeds, self.unseen = seeds, unseen
+
+    def result(self):
+      wanted.append(self.seeds)
+      return {'seed': np.array(self.seeds), 'unseen': np.array([self.unseen])}
+
+  monkeypatch.setattr(concurrent.futures, 'ProcessPoolExecutor', Pool)
+  flags.FLAGS.mark_as_parsed()
+  seen, waiting = [], []
+  with flagsaver.flagsaver(drawings=48 * 70 + 5, shown=6):
+    for shown in drawings._rounds(64, 8):
+      seen.append(shown)
+      waiting.append(len(submitted) - len(wanted))
+  assert max(waiting) == drawings._AHEAD and waiting[-1] == 0
+  assert seen[0]['unseen'].all() and not any(
+    s['unseen'].any() for s in seen[1:]
+  )
+  assert [len(s['unseen']) for s in seen[1:]] == [16, 16, 16, 16, 7]
+  trained = np.concatenate([s['seed'] for s in seen[1:]])
+  first = drawings._FIRST
+  np.testing.assert_array_equal(trained, first + np.arange(48 * 70 + 5))
