@@ -96,6 +96,25 @@ def finished(
   return pixels
 
 
+def seen(
+  fault: Callable[[np.ndarray, Frame, Generator], Faulty],
+  image: np.ndarray,
+  inside: np.ndarray,
+  rng: Generator,
+) -> Faulty:
+  """Returns a photograph with a fault, uint8, and where it is seen, bool.
+
+  Args:
+    fault: from float32 [h, w, 3] and its field to the same with the fault, and
+      how strongly each place has it.
+    image: uint8 [h, w, 3].
+    inside: bool [h, w], the field of view; nothing changes outside it.
+    rng: draws place, colour and shape.
+  """
+  changed, weight = fault(image.astype(np.float32), Frame(inside), rng)
+  return finished(changed, image, inside), (weight > 0.25) & inside
+
+
 def within(rng: Generator, radius: float) -> tuple[float, float]:
   """Returns a random point (x, y) of the circle of a radius."""
   angle, r = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.random())

@@ -23,23 +23,10 @@ def apply(
 ) -> Faulty:
   """Puts a clearly visible fault of a reserved kind into a photograph.
 
-  Args:
-    image: uint8 [h, w, 3].
-    inside: bool [h, w], the field of view; nothing changes outside it.
-    kind: one of `KINDS`.
-    rng: draws place, colour and shape.
-
-  Returns:
-    The faulty photograph, uint8 [h, w, 3], and the fault's mask, bool [h, w]:
-    where it covers or changes the picture.
-
-  Raises:
-    ValueError: no such kind.
+  As `unfamiliar.apply`, but of these `KINDS`.
   """
   errors.one_of('fault', kind, KINDS)
-  changed, weight = _FAULTS[kind](image.astype(np.float32), Frame(inside), rng)
-  pixels = canvas.finished(changed, image, inside)
-  return pixels, (weight > 0.25) & inside
+  return canvas.seen(_FAULTS[kind], image, inside, rng)
 
 
 def _marker(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
@@ -155,15 +142,9 @@ def _cracked_glass(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
       points.append(points[-1] + ahead)
     lines.append([frame.pixel(*p) for p in points])
   wide = max(1, round(0.012 * frame.radius))
-
-  def paint(draw: ImageDraw.ImageDraw) -> None:
-    for line in lines:
-      draw.line(line, 255, wide, joint='curve')
-
-  weight = canvas.drawn(frame.shape, paint, 0.4)
+  weight, region = _lines(frame, lines, wide, 0.4)
   beside = np.roll(weight, (wide, wide), (0, 1))
   out = canvas.over(image, [245, 245, 240], 0.8 * beside)
-  region = canvas.drawn(frame.shape, paint, 0.02 * frame.radius)
   return canvas.over(out, [25, 22, 20], 0.85 * weight), 2.5 * region
 
 
@@ -220,15 +201,24 @@ def _lint(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
     places = middle + rng.normal(0, 0.09, 2) + np.cumsum(steps, 0)
     paths.append([frame.pixel(*p) for p in places])
   wide = max(1, round(0.011 * frame.radius))
+  weight, region = _lines(frame, paths, wide, 0.7)
+  tint = rng.choice([[235, 235, 240], [150, 180, 235], [40, 45, 60]])
+  return canvas.over(image, tint, 0.85 * weight), 2.5 * region
+
+
+def _lines(
+  frame: Frame, paths: list[list[tuple[float, float]]], wide: int, blur: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns how strongly lines cover each place, and a margin about them."""
 
   def paint(draw: ImageDraw.ImageDraw) -> None:
     for path in paths:
       draw.line(path, 255, wide, joint='curve')
 
-  weight = canvas.drawn(frame.shape, paint, 0.7)
-  region = canvas.drawn(frame.shape, paint, 0.02 * frame.radius)
-  tint = rng.choice([[235, 235, 240], [150, 180, 235], [40, 45, 60]])
-  return canvas.over(image, tint, 0.85 * weight), 2.5 * region
+  margin = 0.02 * frame.radius
+  return canvas.drawn(frame.shape, paint, blur), canvas.drawn(
+    frame.shape, paint, margin
+  )
 
 
 _FAULTS = {

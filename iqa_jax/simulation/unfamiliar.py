@@ -38,10 +38,7 @@ def apply(
     ValueError: no such kind.
   """
   errors.one_of('fault', kind, KINDS)
-  frame = Frame(inside)
-  changed, weight = _FAULTS[kind](image.astype(np.float32), frame, rng)
-  pixels = canvas.finished(changed, image, inside)
-  return pixels, (weight > 0.25) & inside
+  return canvas.seen(_FAULTS[kind], image, inside, rng)
 
 
 def _hair(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
