@@ -14,12 +14,8 @@ cores, it uses one device; on a few cores it takes hours.
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Callable, Iterator
-import concurrent.futures
-import itertools
+from collections.abc import Callable
 import json
-import multiprocessing
 import pathlib
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,7 +24,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from iqa_jax import command, labels, machine
+from iqa_jax import command, labels
 from iqa_jax.aliases import PyTree, Variables
 from iqa_jax.experiments import shown as shown_lib
 from iqa_jax.experiments.shown import Shown
@@ -53,24 +49,6 @@ _WIDTH = flags.DEFINE_float(
 )
 _SMALL = flags.DEFINE_bool('small', False, 'a tiny network, to try it out')
 
-_JOB = 48  # drawings of one process's errand
-_ERRANDS = 16  # of a round, after which the network learns
-_AHEAD = 32  # errands at most that are done before the network wants them
-_FIRST = 10_000_000  # seeds of drawings; far from fundus_sim's
-_UNSEEN = 20_000_000
-_VALIDATION = 480
-
-
-def _errand(job: tuple[range, int, int, int, bool]) -> Shown:
-  seeds, times, size, cells, unseen = job
-  return _joined(
-    [shown_lib.show(seed, times, size, cells, unseen) for seed in seeds]
-  )
-
-
-def _joined(parts: list[Shown]) -> Shown:
-  return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-
 
 def _config() -> ml_collections.ConfigDict:
   from iqa_jax import config as config_lib
@@ -83,38 +61,6 @@ def _config() -> ml_collections.ConfigDict:
     config.model.update({'width': 0.06, 'cells': 8, 'cell_units': 8})
     config.data.image_size = 64
   return config
-
-
-def _rounds(size: int, cells: int) -> Iterator[Shown]:
-  """Yields validation's photographs, then those of each round of training."""
-  seeds = range(_FIRST, _FIRST + _DRAWINGS.value)
-  jobs = (
-    (seeds[i : i + _JOB], _SHOWN.value, size, cells, False)
-    for i in range(0, len(seeds), _JOB)
-  )
-  ends = range(_UNSEEN, _UNSEEN + min(_VALIDATION, _DRAWINGS.value), _JOB)
-  unseen = [(range(i, i + _JOB), 1, size, cells, True) for i in ends]
-  context = multiprocessing.get_context('spawn')
-  workers = machine.cpu_count()
-  with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-    running = collections.deque(
-      pool.submit(_errand, job)
-      for job in [*unseen, *itertools.islice(jobs, _AHEAD)]
-    )
-
-    def done() -> Shown:
-      # Popped, so that what was shown is not held here as well.
-      shown = running.popleft().result()
-      for job in itertools.islice(jobs, 1):
-        running.append(pool.submit(_errand, job))
-      return shown
-
-    try:
-      yield _joined([running.popleft().result() for _ in unseen])
-      while running:
-        yield _joined([done() for _ in range(min(_ERRANDS, len(running)))])
-    finally:
-      pool.shutdown(cancel_futures=True)
 
 
 # From variables and pictures to logits and intermediates.
@@ -164,13 +110,15 @@ def main() -> None:
   from iqa_jax.training import step as step_lib
 
   config = _config()
-  rounds = _rounds(config.data.image_size, config.model.cells)
+  rounds = shown_lib.rounds(
+    _DRAWINGS.value, _SHOWN.value, config.data.image_size, config.model.cells
+  )
   validation, first = next(rounds), next(rounds)
   model, update, state = _begin(config, first['image'][:256])
   held = _Held(min(_HELD.value, _DRAWINGS.value * _SHOWN.value))
   draw, judge = jax.jit(shown_lib.batch), _judge(model)
   order = np.random.default_rng([_SEED.value, 8])
-  count = -(-_DRAWINGS.value // (_JOB * _ERRANDS))
+  count = -(-_DRAWINGS.value // shown_lib.ROUND)
   log: list[dict[str, float]] = []
   done = 0
   bar = tqdm.tqdm(total=_UPDATES.value, unit='update', disable=None)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Iterator
+import concurrent.futures
+import itertools
+import multiprocessing
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iqa_jax import labels
+from iqa_jax import labels, machine
 
 if TYPE_CHECKING:
   import jax
 
+_ERRAND = 48  # drawings that a process is sent for
+ROUND = 16 * _ERRAND  # drawings between which the network learns
+AHEAD = 32  # errands at most that are done before the network wants them
+FIRST = 10_000_000  # seeds of drawings; far from fundus_sim's
+_UNSEEN = 20_000_000
+_VALIDATION = 480
 _SIZE = 320  # drawn, before the network's own size
 _SEVERAL = (
   ('focus',),
@@ -22,6 +33,57 @@ _SEVERAL = (
 )
 
 Shown = dict[str, np.ndarray]
+
+
+def rounds(drawings: int, times: int, size: int, cells: int) -> Iterator[Shown]:
+  """Draws in processes: yields validation's photographs, then every round's.
+
+  Validation's, of cameras outside the ranges of training, are shown once.
+
+  Args:
+    drawings: to learn from, in rounds of `ROUND`.
+    times: that each is shown; the rest as of `show`.
+    size: side of what is shown, in pixels.
+    cells: side of the grid of the faults' masks.
+  """
+  seeds = range(FIRST, FIRST + drawings)
+  jobs = (
+    (seeds[i : i + _ERRAND], times, size, cells, False)
+    for i in range(0, drawings, _ERRAND)
+  )
+  ends = range(_UNSEEN, _UNSEEN + min(_VALIDATION, drawings), _ERRAND)
+  unseen = [(range(i, i + _ERRAND), 1, size, cells, True) for i in ends]
+  context = multiprocessing.get_context('spawn')
+  workers = machine.cpu_count()
+  with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+    running = collections.deque(
+      pool.submit(_errand, job)
+      for job in [*unseen, *itertools.islice(jobs, AHEAD)]
+    )
+
+    def done() -> Shown:
+      # Popped, so that what was shown is not held here as well.
+      shown = running.popleft().result()
+      for job in itertools.islice(jobs, 1):
+        running.append(pool.submit(_errand, job))
+      return shown
+
+    try:
+      yield _joined([running.popleft().result() for _ in unseen])
+      while running:
+        count = min(ROUND // _ERRAND, len(running))
+        yield _joined([done() for _ in range(count)])
+    finally:
+      pool.shutdown(cancel_futures=True)
+
+
+def _errand(job: tuple[range, int, int, int, bool]) -> Shown:
+  seeds, times, size, cells, unseen = job
+  return _joined([show(seed, times, size, cells, unseen) for seed in seeds])
+
+
+def _joined(parts: list[Shown]) -> Shown:
+  return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
 def show(seed: int, times: int, size: int, cells: int, unseen: bool) -> Shown:

@@ -2,13 +2,10 @@
 
 import concurrent.futures
 
-from absl import flags
-from absl.testing import flagsaver
 import jax
 import numpy as np
 import pytest
 
-from iqa_jax.experiments import drawings
 from iqa_jax.experiments import shown as shown_lib
 
 
@@ -127,17 +124,15 @@ def test_drawing_is_never_far_ahead_of_learning(monkeypatch):
       return {'seed': np.array(self.seeds), 'unseen': np.array([self.unseen])}
 
   monkeypatch.setattr(concurrent.futures, 'ProcessPoolExecutor', Pool)
-  flags.FLAGS.mark_as_parsed()
   seen, waiting = [], []
-  with flagsaver.flagsaver(drawings=48 * 70 + 5, shown=6):
-    for shown in drawings._rounds(64, 8):
-      seen.append(shown)
-      waiting.append(len(submitted) - len(wanted))
-  assert max(waiting) == drawings._AHEAD and waiting[-1] == 0
+  for shown in shown_lib.rounds(48 * 70 + 5, 6, 64, 8):
+    seen.append(shown)
+    waiting.append(len(submitted) - len(wanted))
+  assert max(waiting) == shown_lib.AHEAD and waiting[-1] == 0
   assert seen[0]['unseen'].all() and not any(
     s['unseen'].any() for s in seen[1:]
   )
   assert [len(s['unseen']) for s in seen[1:]] == [16, 16, 16, 16, 7]
   trained = np.concatenate([s['seed'] for s in seen[1:]])
-  first = drawings._FIRST
+  first = shown_lib.FIRST
   np.testing.assert_array_equal(trained, first + np.arange(48 * 70 + 5))
