@@ -69,6 +69,24 @@ def blurred(image: np.ndarray, sigma: float) -> np.ndarray:
   return np.asarray(Image.fromarray(image).filter(blur), np.float32)
 
 
+def dragged(
+  image: np.ndarray, angle: float, length: float, steps: int
+) -> np.ndarray:
+  """Returns the mean, float32, of a picture shifted along a line.
+
+  Args:
+    image: [h, w, 3].
+    angle: of the line, in radians.
+    length: of the line, in pixels.
+    steps: how many shifts, evenly over it.
+  """
+  total = np.zeros(image.shape, np.float32)
+  for shift in np.linspace(-0.5, 0.5, steps) * length:
+    step = (round(shift * np.sin(angle)), round(shift * np.cos(angle)))
+    total += np.roll(image, step, (0, 1))
+  return total / steps
+
+
 def drawn(
   shape: tuple[int, int],
   paint: Callable[[ImageDraw.ImageDraw], None],

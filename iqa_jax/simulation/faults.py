@@ -105,12 +105,7 @@ def _motion(
   image: np.ndarray, frame: Frame, s: float, rng: Generator
 ) -> Faulty:
   angle, length = rng.uniform(0, np.pi), frame.radius * 0.2 * s**1.2
-  shifts = np.linspace(-0.5, 0.5, 13) * length
-  total = np.zeros(image.shape, np.float32)
-  for shift in shifts:
-    dy, dx = round(shift * np.sin(angle)), round(shift * np.cos(angle))
-    total += np.roll(image, (dy, dx), (0, 1))
-  return total / len(shifts), frame.ones()
+  return canvas.dragged(image, angle, length, 13), frame.ones()
 
 
 def _under(image: np.ndarray, frame: Frame, s: float, rng: Generator) -> Faulty:

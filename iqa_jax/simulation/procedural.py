@@ -140,13 +140,8 @@ def _blur(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:
   if rng.random() < 0.7:
     return canvas.blurred(image, sigma)
   # Along a line, or doubled: the eye moved.
-  angle, length = rng.uniform(0, np.pi), 4 * sigma
-  count = int(rng.choice([2, 9]))
-  total = np.zeros(image.shape, np.float32)
-  for shift in np.linspace(-0.5, 0.5, count) * length:
-    step = (round(shift * np.sin(angle)), round(shift * np.cos(angle)))
-    total += np.roll(image, step, (0, 1))
-  return total / count
+  angle = rng.uniform(0, np.pi)
+  return canvas.dragged(image, angle, 4 * sigma, int(rng.choice([2, 9])))
 
 
 def _light(image: np.ndarray, frame: Frame, rng: Generator) -> np.ndarray:

@@ -81,11 +81,6 @@ def _reading_grid(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
 def _smear(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   """A thumb wiped over the lens: grease that drags the picture one way."""
   angle, length = rng.uniform(0, np.pi), frame.radius * rng.uniform(0.2, 0.35)
-  total = np.zeros_like(image)
-  for shift in (steps := np.linspace(-0.5, 0.5, 15) * length):
-    step = (round(shift * np.sin(angle)), round(shift * np.cos(angle)))
-    total += np.roll(image, step, (0, 1))
-  dragged = total / len(steps)
   x, y = canvas.within(rng, 0.5)
   along = (frame.x - x) * np.cos(angle) + (frame.y - y) * np.sin(angle)
   across = (frame.y - y) * np.cos(angle) - (frame.x - x) * np.sin(angle)
@@ -93,7 +88,9 @@ def _smear(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
   away = np.hypot(along / long, across / wide)
   weight = canvas.rise(1 - away, 0.35)
   ridge = np.sin(rng.uniform(25, 45) * across + rng.uniform(0, 6))
-  light = dragged * 0.8 + 34 + 9 * ridge[..., None]
+  light = (
+    canvas.dragged(image, angle, length, 15) * 0.8 + 34 + 9 * ridge[..., None]
+  )
   return image + (light - image) * weight[..., None], weight
 
 

@@ -4,9 +4,10 @@
 
 Runs of configs/eyeq_evidence.py (one a seed, all on one frozen trunk) judge the
 test split, and its Good photographs again with one fault planted in each: of
-every named kind that has a place, and of every unfamiliar kind, from which
-nothing learns. Pixel AUC is inside the field of view; the map is the evidence
-for Inadequate, enlarged to the network's input. A figure is one run's mean.
+every named kind that has a place, of every unfamiliar kind, from which nothing
+learns, and of every reserved kind, by which nothing was chosen either. Pixel
+AUC is inside the field of view; the map is the evidence for Inadequate,
+enlarged to the network's input. A figure is one run's mean.
 Kinds that a run was not shown (config.data.left_out_faults) are not among its
 named ones; each has a row of its own, from the runs that left it out. A cause
 is told of photographs that are called inadequate, and is right if it is the
