@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 from typing import TypeAlias
 
@@ -98,6 +98,38 @@ def drawn(
   if blur > 0:
     canvas = canvas.filter(ImageFilter.GaussianBlur(float(blur)))
   return np.asarray(canvas, np.float32) / 255
+
+
+def lines(
+  frame: Frame,
+  paths: Sequence[list[tuple[float, float]]],
+  wide: int,
+  blur: float,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns how strongly lines cover each place, and a margin about them.
+
+  Args:
+    frame: the field of view.
+    paths: of points (x, y) in pixels, one a line.
+    wide: pixels across a line.
+    blur: pixels; the margin is a fiftieth of the field's radius.
+  """
+
+  def paint(draw: ImageDraw.ImageDraw) -> None:
+    for path in paths:
+      draw.line(path, 255, wide, joint='curve')
+
+  return edged(frame.shape, paint, blur, 0.02 * frame.radius)
+
+
+def edged(
+  shape: tuple[int, int],
+  paint: Callable[[ImageDraw.ImageDraw], None],
+  blur: float,
+  margin: float,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns what is `drawn`, and the same blurred by a margin about it."""
+  return drawn(shape, paint, blur), drawn(shape, paint, margin)
 
 
 def over(image: np.ndarray, tint: ArrayLike, weight: np.ndarray) -> np.ndarray:

@@ -48,9 +48,9 @@ def _marker(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
     draw.line([frame.pixel(*tip), frame.pixel(*tail)], 255, wide)
     draw.polygon([frame.pixel(*p) for p in (tip, *barbs)], 255)
 
-  weight = canvas.drawn(frame.shape, paint, 0.5)
+  margin = 0.01 * frame.radius
+  weight, region = canvas.edged(frame.shape, paint, 0.5, margin)
   tint = rng.choice([[255, 235, 0], [0, 230, 255], [60, 255, 60], [20, 20, 20]])
-  region = canvas.drawn(frame.shape, paint, 0.01 * frame.radius)
   return canvas.over(image, tint, weight), 2 * region
 
 
@@ -72,8 +72,8 @@ def _reading_grid(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
       ends = (frame.pixel(x + r * c, y + r * s) for r in radii[[0, 2]])
       draw.line(list(ends), 255, wide)
 
-  weight = canvas.drawn(frame.shape, paint, 0.4)
-  region = canvas.drawn(frame.shape, paint, 0.01 * frame.radius)
+  margin = 0.01 * frame.radius
+  weight, region = canvas.edged(frame.shape, paint, 0.4, margin)
   tint = rng.choice([[255, 255, 255], [0, 0, 0], [90, 190, 255]])
   return canvas.over(image, tint, 0.9 * weight), 3 * region
 
@@ -139,7 +139,7 @@ def _cracked_glass(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
       points.append(points[-1] + ahead)
     lines.append([frame.pixel(*p) for p in points])
   wide = max(1, round(0.012 * frame.radius))
-  weight, region = _lines(frame, lines, wide, 0.4)
+  weight, region = canvas.lines(frame, lines, wide, 0.4)
   beside = np.roll(weight, (wide, wide), (0, 1))
   out = canvas.over(image, [245, 245, 240], 0.8 * beside)
   return canvas.over(out, [25, 22, 20], 0.85 * weight), 2.5 * region
@@ -198,24 +198,9 @@ def _lint(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
     places = middle + rng.normal(0, 0.09, 2) + np.cumsum(steps, 0)
     paths.append([frame.pixel(*p) for p in places])
   wide = max(1, round(0.011 * frame.radius))
-  weight, region = _lines(frame, paths, wide, 0.7)
+  weight, region = canvas.lines(frame, paths, wide, 0.7)
   tint = rng.choice([[235, 235, 240], [150, 180, 235], [40, 45, 60]])
   return canvas.over(image, tint, 0.85 * weight), 2.5 * region
-
-
-def _lines(
-  frame: Frame, paths: list[list[tuple[float, float]]], wide: int, blur: float
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns how strongly lines cover each place, and a margin about them."""
-
-  def paint(draw: ImageDraw.ImageDraw) -> None:
-    for path in paths:
-      draw.line(path, 255, wide, joint='curve')
-
-  margin = 0.02 * frame.radius
-  return canvas.drawn(frame.shape, paint, blur), canvas.drawn(
-    frame.shape, paint, margin
-  )
 
 
 _FAULTS = {

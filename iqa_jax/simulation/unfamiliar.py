@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.random import Generator
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageFont
 
 from iqa_jax import errors
 from iqa_jax.simulation import canvas
@@ -219,13 +219,8 @@ def _scratches(image: np.ndarray, frame: Frame, rng: Generator) -> Faulty:
     lines.append(
       [frame.pixel(*(middle - along)), frame.pixel(*(middle + along))]
     )
-
-  def paint(draw: ImageDraw.ImageDraw) -> None:
-    for line in lines:
-      draw.line(line, 255, max(1, round(0.008 * frame.radius)))
-
-  weight = canvas.drawn(frame.shape, paint, 0.6)
-  region = canvas.drawn(frame.shape, paint, 0.02 * frame.radius)
+  wide = max(1, round(0.008 * frame.radius))
+  weight, region = canvas.lines(frame, lines, wide, 0.6)
   return canvas.over(image, [235, 225, 205], 0.75 * weight), 3 * region
 
 
