@@ -126,7 +126,9 @@ def rank(maps: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     for suffix, threshold in (('', BAD), ('_usable', USABLE)):
       wrong = dense[i] >= threshold
       seen = wrong | (dense[i] == GOOD)
-      area, precision = _curves(wrong[seen], values[seen])
+      # Where no pixel is merely usable, as in planted faults, both are the same.
+      if threshold == BAD or (dense[i] == USABLE).any():
+        area, precision = _curves(wrong[seen], values[seen])
       found[f'auc{suffix}'][i] = area
       found[f'average_precision{suffix}'][i] = precision
       if not suffix and np.isfinite(area):
