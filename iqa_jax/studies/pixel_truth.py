@@ -126,7 +126,7 @@ def rank(maps: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     for suffix, threshold in (('', BAD), ('_usable', USABLE)):
       wrong = dense[i] >= threshold
       seen = wrong | (dense[i] == GOOD)
-      # Where no pixel is merely usable, as in planted faults, both are the same.
+      # Both are the same where no pixel is merely usable, as in planted faults.
       if threshold == BAD or (dense[i] == USABLE).any():
         area, precision = _curves(wrong[seen], values[seen])
       found[f'auc{suffix}'][i] = area
