@@ -3,8 +3,9 @@
 By the kinds of unfamiliar.py a recipe was chosen, again and again; what it
 finds of those flatters it. These were written after the sixth recipe of
 configs/eyeq_evidence.py was fixed, looked at in pictures alone, and then
-measured once (README). No training code may import this module (tested). Once
-a recipe is chosen by one of them it belongs into unfamiliar.py.
+measured (README); nothing was changed after it. No training code may import
+this module (tested). Once a recipe is chosen by one of them it belongs into
+unfamiliar.py.
 """
 
 from __future__ import annotations
